@@ -1,0 +1,539 @@
+"""The connection table.
+
+Strategy. Entries are fixed places in a shared file and carry the whole truth about a connection; the index (buckets), the
+timer wheel, the free list and the counts per server are private memory, rebuilt from the entries by one scan, so that no
+crash can leave them wrong. One entry serves both directions: its key is the client's end, which every packet of the flow
+carries, as source or as destination (net/netfilter/ipvs/ip_vs_conn.c does the same).
+
+Reading takes no lock. A bucket is one cache line of eight tagged indices with an overflow chain; a spin lock in it is
+held only to insert and to remove. An entry becomes visible by the release store of its state word, written last, and
+ceases to be by setting that word to FREE first. A removed entry waits at the end of a queue and is taken again only when
+every worker has begun a new batch since, so nobody ever holds a place that became another connection.
+
+Timers are lazy: a packet only writes the new expiry into the entry; the wheel looks when the old one is due and moves on
+what is still alive. Only when a state shortens the timeout is the place in the wheel changed. `expire` does a bounded
+amount of work, so that no batch waits for a mass of endings. Lock order: bucket, then any one of wheel, free list.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+from posix.fcntl cimport posix_fallocate
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport ftruncate
+
+import os
+from pathlib import Path
+
+from nfqlb._core.atomic cimport (
+    ACQUIRE,
+    RELAXED,
+    RELEASE,
+    SEQUENTIAL,
+    add32,
+    add64,
+    load32,
+    load64,
+    lock,
+    prefetch,
+    replace32,
+    store32,
+    store64,
+    subtract32,
+    unlock,
+)
+from nfqlb._core.hash cimport hash_endpoint
+from nfqlb._core.types cimport (
+    FREE,
+    INACTIVE,
+    LIFE,
+    LIVE,
+    READERS,
+    STATE_MASK,
+    STATE_SHIFT,
+    TCP,
+    TICK,
+    UDP,
+    WHEEL,
+    address_t,
+    bucket_t,
+    connection_t,
+    header_t,
+    load_t,
+    packet_t,
+    slot_t,
+    table_t,
+)
+from nfqlb._core.wire cimport same
+
+cdef uint64_t MAGIC = 0x31747362_6c71666eULL          # "nfqlbst1" as it lies in memory
+cdef uint64_t IDLE = 0xffffffff_ffffffffULL
+cdef uint64_t LAYOUT = <uint64_t>1 << 48 | <uint64_t>sizeof(slot_t) << 32 | sizeof(connection_t) << 16 | sizeof(header_t)
+cdef enum:
+    PAGE = 4096
+    POPPED = 32                                      # entries taken out of the wheel at a time
+
+assert sizeof(connection_t) == 128 and sizeof(bucket_t) == 64
+
+
+# --- packets ---------------------------------------------------------------------------------------------------------
+
+cdef uint64_t flow_hash(const table_t* table, const packet_t* packet, bint reply) noexcept nogil:
+    """Hash of the client's end: the source of a request, the destination of a reply."""
+    if reply:
+        return hash_endpoint(table.key, &packet.destination, packet.dport, packet.protocol)
+    return hash_endpoint(table.key, &packet.source, packet.sport, packet.protocol)
+
+
+cdef inline bucket_t* bucket_of(const table_t* table, uint64_t hash) noexcept nogil:
+    return &table.buckets[hash & table.bucket_mask]
+
+
+cdef void warm_bucket(const table_t* table, uint64_t hash) noexcept nogil:
+    """Have the bucket under way to the cache."""
+    prefetch(bucket_of(table, hash))
+
+
+cdef void warm_entry(const table_t* table, uint64_t hash) noexcept nogil:
+    """Have the entry that the bucket's tag points to under way to the cache."""
+    cdef bucket_t* bucket = bucket_of(table, hash)
+    cdef uint16_t tag = hash >> 48
+    cdef int i
+    for i in range(8):
+        if bucket.tag[i] == tag and bucket.index[i] != 0:
+            prefetch(&table.entries[bucket.index[i]])
+            prefetch(<uint8_t*>&table.entries[bucket.index[i]] + 64)
+            return
+
+
+cdef inline bint matches(connection_t* entry, const packet_t* packet, bint reply) noexcept nogil:
+    if load32(&entry.word, ACQUIRE) & LIFE != LIVE or entry.protocol != packet.protocol:
+        return False
+    if reply:
+        return entry.cport == packet.dport and entry.sport == packet.sport \
+            and same(&entry.client, &packet.destination) and same(&entry.server, &packet.source)
+    return entry.cport == packet.sport and entry.vport == packet.dport \
+        and same(&entry.client, &packet.source) and same(&entry.virtual, &packet.destination)
+
+
+cdef connection_t* find(table_t* table, const packet_t* packet, uint64_t hash, bint reply) noexcept nogil:
+    """The connection that the packet belongs to when seen in the given direction, or NULL."""
+    cdef bucket_t* bucket = bucket_of(table, hash)
+    cdef uint16_t tag = hash >> 48
+    cdef uint32_t index
+    cdef int i
+    for i in range(8):
+        if bucket.tag[i] == tag:
+            index = load32(&bucket.index[i], ACQUIRE)
+            if index != 0 and matches(&table.entries[index], packet, reply):
+                return &table.entries[index]
+    index = load32(&bucket.chain, ACQUIRE)
+    while index != 0:
+        if matches(&table.entries[index], packet, reply):
+            return &table.entries[index]
+        index = load32(&table.entries[index].chain, ACQUIRE)
+    return NULL
+
+
+# --- first packets ---------------------------------------------------------------------------------------------------
+
+cdef void hold(table_t* table, uint64_t hash) noexcept nogil:
+    """Keep others from inserting into or removing from the bucket."""
+    lock(&bucket_of(table, hash).lock)
+
+
+cdef void let_go(table_t* table, uint64_t hash) noexcept nogil:
+    unlock(&bucket_of(table, hash).lock)
+
+
+cdef connection_t* take(table_t* table) noexcept nogil:
+    """A place for a new connection, its word FREE; NULL when the table is full."""
+    cdef connection_t* entry = NULL
+    lock(&table.free_lock)
+    if table.free_head != 0 and passed(table, table.entries[table.free_head].freed):
+        entry = &table.entries[table.free_head]
+        table.free_head = entry.timer_next
+        if table.free_head == 0:
+            table.free_tail = 0
+    elif table.untouched <= table.capacity:
+        entry = &table.entries[table.untouched]
+        table.untouched += 1
+    if entry != NULL:
+        table.used += 1
+    unlock(&table.free_lock)
+    return entry
+
+
+cdef void show(table_t* table, connection_t* entry, uint32_t word) noexcept nogil:
+    """Make a filled-in entry a connection: visible to all, counted, timed. The caller holds its bucket."""
+    cdef bucket_t* bucket = bucket_of(table, entry.hash)
+    cdef uint32_t index = <uint32_t>(entry - table.entries)
+    cdef int i
+    entry.chain = 0
+    entry.due = 0
+    count(table, entry, word, 1)
+    store32(&entry.word, word, RELEASE)
+    for i in range(8):
+        if bucket.index[i] == 0:
+            bucket.tag[i] = entry.hash >> 48
+            store32(&bucket.index[i], index, RELEASE)
+            break
+    else:
+        entry.chain = bucket.chain
+        store32(&bucket.chain, index, RELEASE)
+    lock(&table.wheel_lock)
+    link(table, entry)
+    unlock(&table.wheel_lock)
+
+
+cdef inline void count(table_t* table, connection_t* entry, uint32_t word, uint32_t by) noexcept nogil:
+    """Add to the server's InActConn or ActiveConn; `by` may be -1."""
+    cdef load_t* load = &table.loads[entry.slot]
+    add32(&load.inactive if word & INACTIVE else &load.active, by, RELAXED)
+
+
+# --- endings ---------------------------------------------------------------------------------------------------------
+
+cdef bint remove(table_t* table, connection_t* entry) noexcept nogil:
+    """End a connection now. False when somebody else did at the same moment."""
+    cdef uint32_t word = load32(&entry.word, ACQUIRE)
+    cdef bucket_t* bucket = bucket_of(table, entry.hash)
+    cdef uint32_t index = <uint32_t>(entry - table.entries)
+    cdef uint32_t* at
+    cdef int i
+    while True:
+        if word & LIFE != LIVE:
+            return False
+        if replace32(&entry.word, &word, FREE, False, RELEASE, ACQUIRE):
+            break
+    lock(&table.wheel_lock)
+    if entry.due != 0:
+        unlink(table, entry)
+    unlock(&table.wheel_lock)
+    lock(&bucket.lock)
+    for i in range(8):
+        if bucket.index[i] == index:
+            store32(&bucket.index[i], 0, RELEASE)
+            break
+    else:
+        at = &bucket.chain
+        while at[0] != index:
+            at = &table.entries[at[0]].chain
+        store32(at, entry.chain, RELEASE)
+    unlock(&bucket.lock)
+    count(table, entry, word, <uint32_t>-1)
+    lock(&table.free_lock)
+    free_entry(table, entry, load64(&table.epoch, SEQUENTIAL))
+    table.used -= 1
+    unlock(&table.free_lock)
+    return True
+
+
+cdef inline void free_entry(table_t* table, connection_t* entry, uint64_t epoch) noexcept nogil:
+    """Queue a removed entry for later use; under the free lock."""
+    cdef uint32_t index = <uint32_t>(entry - table.entries)
+    entry.freed = epoch
+    entry.timer_next = 0
+    if table.free_tail == 0:
+        table.free_head = index
+    else:
+        table.entries[table.free_tail].timer_next = index
+    table.free_tail = index
+
+
+cdef void link(table_t* table, connection_t* entry) noexcept nogil:
+    """Put an entry into the wheel where it expires, or as far ahead as the wheel reaches; under the wheel lock."""
+    cdef uint32_t due = load32(&entry.expires, RELAXED)
+    cdef uint32_t index = <uint32_t>(entry - table.entries)
+    cdef uint32_t* head
+    if due < table.wheel_tick:
+        due = table.wheel_tick
+    if due - table.wheel_tick > WHEEL - 1:
+        due = table.wheel_tick + WHEEL - 1
+    head = &table.wheel[due & (WHEEL - 1)]
+    entry.timer_next = head[0]
+    entry.timer_previous = 0
+    if head[0] != 0:
+        table.entries[head[0]].timer_previous = index
+    head[0] = index
+    store32(&entry.due, due, RELAXED)
+
+
+cdef void unlink(table_t* table, connection_t* entry) noexcept nogil:
+    if entry.timer_previous != 0:
+        table.entries[entry.timer_previous].timer_next = entry.timer_next
+    else:
+        table.wheel[entry.due & (WHEEL - 1)] = entry.timer_next
+    if entry.timer_next != 0:
+        table.entries[entry.timer_next].timer_previous = entry.timer_previous
+    store32(&entry.due, 0, RELAXED)
+
+
+cdef void hasten(table_t* table, connection_t* entry) noexcept nogil:
+    """The entry now expires before the wheel would look: move it forward."""
+    lock(&table.wheel_lock)
+    if entry.due != 0 and entry.expires < entry.due:
+        unlink(table, entry)
+        link(table, entry)
+    unlock(&table.wheel_lock)
+
+
+cdef int expire(table_t* table, uint32_t now, int budget) noexcept nogil:
+    """Remove connections whose time is over at tick `now`, doing at most about `budget` steps; returns how many went.
+
+    The caller is inside a batch (`enter`): an entry that is out of the wheel while it is judged cannot be taken again.
+    """
+    cdef connection_t* popped[POPPED]
+    cdef connection_t* entry
+    cdef uint32_t index
+    cdef int gone = 0
+    cdef int n = 1
+    cdef int i
+    while n != 0 and budget > 0:
+        n = 0
+        lock(&table.wheel_lock)
+        if now > table.wheel_tick + WHEEL:
+            table.wheel_tick = now - WHEEL                   # every place is due: one lap is enough
+        while table.wheel_tick <= now and budget > 0 and n < POPPED:
+            budget -= 1
+            index = table.wheel[table.wheel_tick & (WHEEL - 1)]
+            if index == 0:
+                table.wheel_tick += 1
+                continue
+            entry = &table.entries[index]
+            unlink(table, entry)
+            if entry.timer_next != 0:
+                prefetch(&table.entries[entry.timer_next].word)
+            if load32(&entry.expires, RELAXED) > now:
+                link(table, entry)
+            else:
+                prefetch(bucket_of(table, entry.hash))
+                popped[n] = entry
+                n += 1
+        unlock(&table.wheel_lock)
+        for i in range(n):
+            entry = popped[i]
+            if load32(&entry.expires, RELAXED) <= now:
+                gone += remove(table, entry)
+                continue
+            lock(&table.wheel_lock)                          # a packet came in between
+            if load32(&entry.word, ACQUIRE) & LIFE == LIVE:
+                link(table, entry)
+            unlock(&table.wheel_lock)
+    if gone:
+        add32(&table.expired, gone, RELAXED)
+    return gone
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+cdef int new_reader(table_t* table) except -1:
+    """A number for a worker; it holds nothing until it enters."""
+    if table.reader_count == READERS:
+        raise ValueError(f"a table serves at most {READERS} workers")
+    store64(&table.readers[table.reader_count].seen, IDLE, SEQUENTIAL)
+    table.reader_count += 1
+    return table.reader_count - 1
+
+
+cdef void enter(table_t* table, int reader) noexcept nogil:
+    """A worker begins a batch: what it finds from now on stays where it is until it leaves."""
+    store64(&table.readers[reader].seen, add64(&table.epoch, 1, SEQUENTIAL) + 1, SEQUENTIAL)
+
+
+cdef void leave(table_t* table, int reader) noexcept nogil:
+    store64(&table.readers[reader].seen, IDLE, SEQUENTIAL)
+
+
+cdef bint passed(table_t* table, uint64_t epoch) noexcept nogil:
+    """Whether every worker has begun its batch after `epoch`, or is in none."""
+    cdef uint32_t i
+    for i in range(table.reader_count):
+        if load64(&table.readers[i].seen, SEQUENTIAL) <= epoch:
+            return False
+    return True
+
+
+# --- as Python sees it -----------------------------------------------------------------------------------------------
+
+cdef address_t address_from(bytes packed) except *:
+    cdef address_t address
+    if len(packed) != 16:
+        raise ValueError(f"an address is 16 bytes, not {len(packed)}")
+    memcpy(&address, <const char*>packed, 16)
+    return address
+
+
+cdef bint sound(const table_t* table, const connection_t* entry, uint32_t now) noexcept:
+    """Whether an entry of an unknown past can be a connection: live, whole, and of a known server."""
+    cdef const slot_t* slot
+    if entry.word & LIFE != LIVE or (entry.word & STATE_MASK) >> STATE_SHIFT > 10 or entry.expires <= now:
+        return False
+    if (entry.protocol != TCP and entry.protocol != UDP) or not 0 < entry.slot < table.slot_count:
+        return False
+    slot = &table.slots[entry.slot]
+    return slot.used and slot.protocol == entry.protocol and slot.vport == entry.vport \
+        and same(&slot.virtual, &entry.virtual) and same(&slot.server, &entry.server)
+
+
+cdef class Table:
+    """All connections of one director.
+
+    `fd` is a file of shared memory that this table owns alone, or -1 for private memory. A file that was written in
+    this boot, with this layout and capacity, is adopted: its live connections and slots are found again. Any other
+    content is cleared. Raises OSError where the memory cannot be had (the file is allocated whole, never sparse),
+    ValueError for a capacity out of range. `now` is CLOCK_BOOTTIME in nanoseconds.
+    """
+
+    def __cinit__(self, int fd, int capacity, now):
+        cdef size_t slots_size
+        cdef int error
+        if not 64 <= capacity <= 1 << 27:
+            raise ValueError(f"capacity {capacity}: use 64 to {1 << 27}")
+        self.table = <table_t*>calloc(1, sizeof(table_t))
+        if self.table == NULL:
+            raise MemoryError
+        self.capacity = capacity
+        self.fd = fd
+        self.numbers = {}
+        self.table.capacity = capacity
+        self.table.slot_count = min(1 << 17, max(1024, capacity // 4))
+        slots_size = (self.table.slot_count * sizeof(slot_t) + PAGE - 1) // PAGE * PAGE
+        self.size = PAGE + slots_size + (<size_t>capacity + 1) * sizeof(connection_t)
+        if fd >= 0:
+            if os.fstat(fd).st_size != self.size and ftruncate(fd, 0) != 0:
+                raise OSError(errno, os.strerror(errno))
+            error = posix_fallocate(fd, 0, self.size)
+            if error:
+                raise OSError(error, f"{os.strerror(error)}: {self.size >> 20} MiB for {capacity} connections")
+            self.memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        else:
+            self.memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if self.memory == MAP_FAILED:
+            self.memory = NULL
+            raise OSError(errno, os.strerror(errno))
+        self.table.header = <header_t*>self.memory
+        self.table.slots = <slot_t*>(<uint8_t*>self.memory + PAGE)
+        self.table.entries = <connection_t*>(<uint8_t*>self.memory + PAGE + slots_size)
+        self.table.bucket_mask = (1 << max(4, (capacity // 4 - 1).bit_length())) - 1
+        self.table.buckets = <bucket_t*>calloc(self.table.bucket_mask + 1, sizeof(bucket_t))
+        self.table.wheel = <uint32_t*>calloc(WHEEL, sizeof(uint32_t))
+        self.table.loads = <load_t*>calloc(self.table.slot_count, sizeof(load_t))
+        if self.table.buckets == NULL or self.table.wheel == NULL or self.table.loads == NULL:
+            raise MemoryError
+        key = os.urandom(16)
+        memcpy(self.table.key, <const char*>key, 16)
+        self.table.untouched = 1
+        self.table.epoch = 1
+        self.table.wheel_tick = now // TICK
+        self._open(now // TICK)
+
+    def _open(self, uint32_t now):
+        """Take over what the file holds, or clear it."""
+        cdef header_t* header = self.table.header
+        cdef bytes boot = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+        if header.magic == MAGIC and header.layout == LAYOUT and header.capacity == self.table.capacity \
+                and header.slots == self.table.slot_count and memcmp(header.boot, <const char*>boot, 16) == 0:
+            self._adopt(now)
+        elif self.fd >= 0:
+            memset(self.memory, 0, self.size)
+        header.magic = MAGIC
+        header.layout = LAYOUT
+        header.capacity = self.table.capacity
+        header.slots = self.table.slot_count
+        header.generation += 1
+        header.clean = 0
+        memcpy(header.boot, <const char*>boot, 16)
+
+    def _adopt(self, uint32_t now):
+        """Rebuild index, timers, counts and free list from the entries; what makes no sense is freed."""
+        cdef table_t* table = self.table
+        cdef connection_t* entry
+        cdef slot_t* slot
+        cdef uint32_t i
+        for i in range(1, table.slot_count):
+            slot = &table.slots[i]
+            if slot.used:
+                self.numbers[(
+                    slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, (<char*>&slot.server)[:16], slot.sport,
+                )] = i
+                self.next_slot = i
+        table.untouched = table.capacity + 1
+        for i in range(1, table.capacity + 1):
+            entry = &table.entries[i]
+            if sound(table, entry, now):
+                entry.hash = hash_endpoint(table.key, &entry.client, entry.cport, entry.protocol)
+                show(table, entry, entry.word)
+                table.used += 1
+            else:
+                entry.word = FREE
+                free_entry(table, entry, 0)
+        self.adopted = table.used
+
+    def __dealloc__(self):
+        if self.table != NULL:
+            if self.memory != NULL:
+                munmap(self.memory, self.size)
+            free(self.table.buckets)
+            free(self.table.wheel)
+            free(self.table.loads)
+            free(self.table)
+
+    @property
+    def used(self) -> int:
+        """Connections now, those whose time is over but that were not yet looked at included."""
+        return self.table.used
+
+    @property
+    def expired(self) -> int:
+        """Connections that ended by their timer since the table was opened, modulo 2**32."""
+        return self.table.expired
+
+    def slot(self, int protocol, vip: bytes, int vport, address: bytes, int port) -> int:
+        """The stable number of a real server of a virtual service: found, or given now. Raises ValueError when all are given."""
+        cdef slot_t* slot
+        key = (protocol, vip, vport, address, port)
+        if key not in self.numbers:
+            if self.next_slot + 1 >= self.table.slot_count:
+                raise ValueError(f"no room for more than {self.table.slot_count - 1} real servers: raise --connections")
+            slot = &self.table.slots[self.next_slot + 1]
+            slot.virtual = address_from(vip)
+            slot.server = address_from(address)
+            slot.vport = vport
+            slot.sport = port
+            slot.protocol = protocol
+            slot.used = 1
+            self.next_slot += 1
+            self.numbers[key] = self.next_slot
+        return self.numbers[key]
+
+    def load(self, uint32_t slot) -> tuple[int, int]:
+        """(ActiveConn, InActConn) of a slot."""
+        if slot >= self.table.slot_count:
+            raise IndexError(slot)
+        return self.table.loads[slot].active, self.table.loads[slot].inactive
+
+    def connections(self, now: int, int limit = 0) -> list[tuple[int, bytes, int, bytes, int, bytes, int, int, int]]:
+        """(protocol, client, cport, vip, vport, server, port, state, seconds left) of each connection, `limit` at most (0: all)."""
+        cdef connection_t entry
+        cdef uint32_t tick = now // TICK
+        cdef uint32_t i
+        found = []
+        for i in range(1, self.table.untouched):
+            if load32(&self.table.entries[i].word, ACQUIRE) & LIFE != LIVE:
+                continue
+            memcpy(&entry, &self.table.entries[i], sizeof(connection_t))
+            if entry.expires <= tick or load32(&self.table.entries[i].word, ACQUIRE) & LIFE != LIVE:
+                continue
+            found.append((
+                entry.protocol, (<char*>&entry.client)[:16], entry.cport, (<char*>&entry.virtual)[:16], entry.vport,
+                (<char*>&entry.server)[:16], entry.sport, (entry.word & STATE_MASK) >> STATE_SHIFT,
+                (entry.expires - tick + 9) // 10,
+            ))
+            if len(found) == limit:
+                break
+        return found
+
+    def close(self, bint clean) -> None:
+        """Say in the file that this end was meant (`clean`) or that the connections are for a successor."""
+        self.table.header.clean = clean

@@ -1,0 +1,31 @@
+"""The straight line that every packet goes, and the workers that go it."""
+from libc.stdint cimport uint32_t, uint64_t
+
+from nfqlb._core.connection cimport Table
+from nfqlb._core.telemetry cimport telemetry_t
+from nfqlb._core.types cimport packet_t, snapshot_t, table_t
+
+
+cdef struct worker_t:
+    table_t* table
+    snapshot_t** published           # where publish() leaves the current configuration
+    snapshot_t* snapshot             # the one of this batch
+    telemetry_t* telemetry
+    int reader
+    uint32_t now                     # tick of this batch
+
+
+cdef class Datapath:
+    cdef Table table
+    cdef snapshot_t* published
+    cdef object current              # the Snapshot behind `published`
+    cdef list retired                # (epoch, Snapshot) that a batch may still read
+    cdef list workers
+
+
+cdef class Worker:
+    cdef Datapath datapath
+    cdef worker_t worker
+
+
+cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil

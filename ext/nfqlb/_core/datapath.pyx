@@ -1,0 +1,291 @@
+"""The data path: parse, connection look-up (miss: classify, schedule, insert), track, forward. One reason per exit.
+
+Strategy. A packet is a struct on the batch; nothing here allocates, takes the GIL or asks Python. Time comes in as an
+argument. A batch goes through in three passes so that memory is under way before it is needed: parse all and ask for
+their buckets, ask for the entries behind them, then decide one by one. The configuration is read once a batch, by one
+pointer: a change costs traffic nothing and is seen by whole batches only. Both directions of a flow land in one entry;
+which one a packet is comes from the hook it was taken at, and where that guess fails, from the other look-up.
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from typing import NamedTuple
+
+from nfqlb._core.atomic cimport SEQUENTIAL, add64, load_pointer, store_pointer
+from nfqlb._core.connection cimport (
+    Table,
+    enter,
+    expire,
+    find,
+    flow_hash,
+    hold,
+    leave,
+    let_go,
+    new_reader,
+    passed,
+    remove,
+    show,
+    take,
+    warm_bucket,
+    warm_entry,
+)
+from nfqlb._core.forward cimport nat_reply, nat_request
+from nfqlb._core.packet cimport load, parse
+from nfqlb._core.schedulers cimport pick
+from nfqlb._core.snapshot cimport Snapshot, classify
+from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new, telemetry_t
+from nfqlb._core.tracking cimport CLOSE, FROM_CLIENT, FROM_SERVER, TIME_WAIT, initial_word, track
+from nfqlb._core.types cimport (
+    FORWARD,
+    INPUT,
+    NO_CONNECTION,
+    NO_SERVER,
+    NO_SERVICE,
+    PARSED,
+    REASONS,
+    REWRITE,
+    SERVER_GONE,
+    STATE_MASK,
+    STATE_SHIFT,
+    TABLE_FULL,
+    TCP,
+    TICK,
+    UNRELATED,
+    connection_t,
+    counter_t,
+    packet_t,
+    server_t,
+    service_t,
+    snapshot_t,
+    table_t,
+)
+from nfqlb._core.wire cimport RST, SYN
+from nfqlb._core.telemetry import REASON_NAMES, VERDICT_NAMES
+
+
+cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil:
+    """Give each packet its reason and verdict, rewritten where it stands; then end what timed out, `budget` steps long."""
+    cdef packet_t* packet
+    cdef int i
+    enter(worker.table, worker.reader)
+    worker.now = now // TICK
+    worker.snapshot = <snapshot_t*>load_pointer(<void**>worker.published, SEQUENTIAL)
+    for i in range(count):
+        packet = &packets[i]
+        packet.reason = parse(packet)
+        if packet.reason == PARSED:
+            packet.hash = flow_hash(worker.table, packet, from_server(packet))
+            warm_bucket(worker.table, packet.hash)
+    for i in range(count):
+        if packets[i].reason == PARSED:
+            warm_entry(worker.table, packets[i].hash)
+    for i in range(count):
+        packet = &packets[i]
+        if packet.reason == PARSED:
+            packet.reason = decide(worker, packet)
+        packet.verdict = VERDICTS[packet.reason]
+        worker.telemetry.reasons[packet.reason] += 1
+    worker.telemetry.packets += count
+    worker.telemetry.batches += count != 0
+    expire(worker.table, worker.now, budget)
+    leave(worker.table, worker.reader)
+
+
+cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
+    """Everything behind parse, for one packet."""
+    cdef bint reply = from_server(packet)
+    cdef connection_t* connection = find(worker.table, packet, packet.hash, reply)
+    cdef uint8_t reason
+    if connection == NULL:
+        connection = find(worker.table, packet, flow_hash(worker.table, packet, not reply), not reply)
+        if connection != NULL:
+            reply = not reply
+    if connection != NULL and not reply and outlived(worker, connection, packet):
+        remove(worker.table, connection)
+        connection = NULL
+    if connection == NULL:
+        reply = False
+        reason = admit(worker, packet, &connection)
+        if reason != PARSED:
+            return reason
+    if reply:
+        track(worker.table, worker.snapshot, connection, packet, FROM_SERVER, worker.now)
+        count_out(worker.telemetry, connection, packet)
+        return nat_reply(packet, connection)
+    if not has_server(worker, connection):
+        return SERVER_GONE
+    track(worker.table, worker.snapshot, connection, packet, FROM_CLIENT, worker.now)
+    count_in(worker.telemetry, connection, packet)
+    return nat_request(packet, connection)
+
+
+cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** connection) noexcept nogil:
+    """A packet without a connection: find its service, let the scheduler choose, insert. PARSED when there is one now."""
+    cdef table_t* table = worker.table
+    cdef service_t* service = classify(worker.snapshot, packet)
+    cdef connection_t* entry
+    cdef server_t* server
+    cdef uint64_t hash
+    cdef int chosen
+    if service == NULL:
+        return UNRELATED if from_server(packet) else NO_SERVICE
+    if packet.protocol == TCP and packet.segment & (SYN | RST) != SYN:
+        return NO_CONNECTION
+    hash = flow_hash(table, packet, False)
+    hold(table, hash)
+    connection[0] = find(table, packet, hash, False)          # another worker may have been first
+    if connection[0] != NULL:
+        let_go(table, hash)
+        return PARSED
+    chosen = pick(service, table.loads)
+    entry = take(table) if chosen >= 0 else NULL
+    if entry == NULL:
+        let_go(table, hash)
+        return NO_SERVER if chosen < 0 else TABLE_FULL
+    server = &service.servers[chosen]
+    entry.client = packet.source
+    entry.virtual = packet.destination
+    entry.server = server.address
+    entry.cport = packet.sport
+    entry.vport = packet.dport
+    entry.sport = server.port
+    entry.protocol = packet.protocol
+    entry.flags = 0
+    entry.slot = server.slot
+    entry.inpackets = 0
+    entry.hash = hash
+    entry.expires = worker.now + 30                           # tracked at once; the kernel's 3 s until then
+    show(table, entry, initial_word(packet.protocol))
+    let_go(table, hash)
+    worker.telemetry.slots[server.slot].connections += 1
+    connection[0] = entry
+    return PARSED
+
+
+cdef inline bint from_server(const packet_t* packet) noexcept nogil:
+    """Replies are taken where they are forwarded, or delivered to the director's own clients."""
+    return packet.hook == FORWARD or packet.hook == INPUT
+
+
+cdef inline bint has_server(worker_t* worker, const connection_t* connection) noexcept nogil:
+    return connection.slot < worker.snapshot.slot_count and worker.snapshot.available[connection.slot]
+
+
+cdef inline bint outlived(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
+    """Whether a request starts anew on the ports of an old connection: then it is scheduled as a new one, at once.
+
+    A SYN in TIME_WAIT or CLOSE (conn_reuse_mode 1, net/netfilter/ipvs/ip_vs_core.c, is_new_conn_expected); and, unlike
+    the kernel, whatever may start a connection when the real server was removed, instead of dropping it until it expires.
+    """
+    cdef unsigned int state = (connection.word & STATE_MASK) >> STATE_SHIFT
+    if packet.protocol != TCP:
+        return not has_server(worker, connection)
+    if packet.segment & (SYN | RST) != SYN:
+        return False
+    return state == TIME_WAIT or state == CLOSE or not has_server(worker, connection)
+
+
+class Result(NamedTuple):
+    """What became of a packet: verdict "accept", "drop" or "rewrite", the reason's name, and the new bytes of a rewrite."""
+
+    verdict: str
+    reason: str
+    packet: bytes | None
+
+
+class Drained(NamedTuple):
+    """Totals since the start: packets by reason, and for each slot
+    (connections, packets in, packets out, bytes in, bytes out, ActiveConn, InActConn)."""
+
+    reasons: dict[str, int]
+    slots: dict[int, tuple[int, int, int, int, int, int, int]]
+    batches: int
+    packets: int
+
+
+cdef class Datapath:
+    """One director's data path over a connection table. `publish` and `drain` are all that the control plane does to it."""
+
+    def __cinit__(self, Table table not None):
+        self.table = table
+        self.retired = []
+        self.workers = []
+        self.publish(Snapshot(()))
+
+    def publish(self, Snapshot snapshot not None) -> None:
+        """Put a configuration before the workers; their next batch goes by it. Never waits for them."""
+        self.retired = [(epoch, old) for epoch, old in self.retired if not passed(self.table.table, epoch)]
+        store_pointer(<void**>&self.published, <void*>snapshot.snapshot, SEQUENTIAL)
+        if self.current is not None:
+            self.retired.append((add64(&self.table.table.epoch, 1, SEQUENTIAL), self.current))
+        self.current = snapshot
+
+    def worker(self) -> Worker:
+        """A new worker; each belongs to one thread at a time."""
+        worker = Worker(self)
+        self.workers.append(worker)
+        return worker
+
+    def drain(self) -> Drained:
+        """Read all counters. They only grow; reading takes nothing away."""
+        cdef Worker worker
+        cdef counter_t* counter
+        cdef uint32_t slot
+        cdef int i
+        reasons = [0] * REASONS
+        slots = {}
+        batches = packets = 0
+        for worker in self.workers:
+            for i in range(<int>REASONS):
+                reasons[i] += worker.worker.telemetry.reasons[i]
+            batches += worker.worker.telemetry.batches
+            packets += worker.worker.telemetry.packets
+        for slot in self.table.numbers.values():
+            total = [0] * 5
+            for worker in self.workers:
+                counter = &worker.worker.telemetry.slots[slot]
+                total[0] += counter.connections
+                total[1] += counter.inpackets
+                total[2] += counter.outpackets
+                total[3] += counter.inbytes
+                total[4] += counter.outbytes
+            slots[slot] = (*total, self.table.table.loads[slot].active, self.table.table.loads[slot].inactive)
+        return Drained(dict(zip(REASON_NAMES, reasons)), slots, batches, packets)
+
+
+cdef class Worker:
+    """One thread's way through the data path. Get one from Datapath.worker()."""
+
+    def __cinit__(self, Datapath datapath not None):
+        self.datapath = datapath
+        self.worker.table = datapath.table.table
+        self.worker.published = &datapath.published
+        self.worker.telemetry = telemetry_new(datapath.table.table.slot_count)
+        self.worker.reader = new_reader(datapath.table.table)
+
+    def __dealloc__(self):
+        telemetry_free(self.worker.telemetry)
+
+    def process(self, packet: bytes, now: int, *, int hook = 0, unsigned int mark = 0, int flags = 0) -> Result:
+        """One packet as a batch of its own, at `now` (CLOCK_BOOTTIME, nanoseconds); pure but for the table and counters.
+
+        `hook` is netfilter's (0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT), `flags` those of NFQA_SKB_INFO. Everything that
+        timed out by `now` is gone before the packet is looked at.
+        """
+        cdef bytearray buffer = bytearray(packet)
+        cdef packet_t p
+        cdef uint64_t when = now
+        self.expire(now)
+        load(&p, buffer, len(buffer), hook, flags, mark)
+        with nogil:
+            run_batch(&self.worker, &p, 1, when, 0)
+        return Result(VERDICT_NAMES[p.verdict], REASON_NAMES[p.reason], bytes(buffer) if p.verdict == REWRITE else None)
+
+    def expire(self, now: int, int budget = 0x7fffffff) -> int:
+        """End what timed out by `now`, `budget` steps long; returns how many connections ended."""
+        cdef uint32_t tick = now // TICK
+        cdef int gone
+        with nogil:
+            enter(self.worker.table, self.worker.reader)
+            gone = expire(self.worker.table, tick, budget)
+            leave(self.worker.table, self.worker.reader)
+        return gone

@@ -1,0 +1,8 @@
+"""Bytes to a checked packet, and a checked packet to a line for people."""
+from libc.stdint cimport uint8_t
+
+from nfqlb._core.types cimport packet_t
+
+
+cdef uint8_t parse(packet_t* packet) noexcept nogil
+cdef void load(packet_t* packet, uint8_t* data, Py_ssize_t captured, int hook, int flags, unsigned int mark)

@@ -1,0 +1,218 @@
+"""Bytes to a checked packet.
+
+Strategy: `parse` is the only place that compares a length. It looks at what every packet must have, finds where the
+transport header stands and how long the packet says it is, and holds that once against the bytes that are there. What
+it lets through has whole IP and transport headers inside `length` and `length` bytes at `data`; accessors (wire.pxd)
+trust that. It never looks at a checksum: the kernel verified or will verify it, and an update keeps a wrong one wrong.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from typing import NamedTuple
+
+from nfqlb._core.checksum cimport add_bytes, fold, update
+from nfqlb._core.types cimport (
+    FRAGMENT,
+    ICMP,
+    ICMP6,
+    ICMP_MESSAGE,
+    MALFORMED,
+    OTHER_PROTOCOL,
+    PARSED,
+    REASONS,
+    TCP,
+    TRUNCATED,
+    UDP,
+    address_t,
+    packet_t,
+)
+from nfqlb._core.wire cimport (
+    DESTINATION_PORT,
+    IP4_DESTINATION,
+    IP4_FRAGMENT,
+    IP4_HEADER,
+    IP4_PROTOCOL,
+    IP4_SOURCE,
+    IP4_TOTAL_LENGTH,
+    IP6_DESTINATION,
+    IP6_HEADER,
+    IP6_NEXT_HEADER,
+    IP6_PAYLOAD_LENGTH,
+    IP6_SOURCE,
+    SOURCE_PORT,
+    TCP_FLAGS,
+    TCP_HEADER,
+    TCP_OFFSET,
+    UDP_HEADER,
+    UDP_LENGTH,
+    get16,
+    get_address4,
+    get_address6,
+    get_raw16,
+)
+from nfqlb._core.telemetry import REASON_NAMES
+
+
+cdef enum:
+    # IPv6 extension headers that may stand before the transport (RFC 8200, 4.1)
+    HOP_BY_HOP = 0
+    ROUTING = 43
+    FRAGMENT_HEADER = 44
+    AUTHENTICATION = 51
+    DESTINATION_OPTIONS = 60
+    EXTENSIONS_MAX = 8
+
+
+cdef uint8_t parse(packet_t* packet) noexcept nogil:
+    """Fill in everything that the bytes tell; PARSED, or the reason why the packet goes no further."""
+    cdef uint8_t* data = packet.data
+    cdef uint32_t header
+    cdef uint8_t reason
+    if packet.captured < IP4_HEADER:
+        return MALFORMED
+    packet.version = data[0] >> 4
+    if packet.version == 4:
+        header = (data[0] & 15) * 4
+        packet.length = get16(data + IP4_TOTAL_LENGTH)
+        if header < IP4_HEADER or packet.length < header:
+            return MALFORMED
+        packet.protocol = data[IP4_PROTOCOL]
+        packet.source = get_address4(data + IP4_SOURCE)
+        packet.destination = get_address4(data + IP4_DESTINATION)
+        if packet.captured < packet.length:
+            return TRUNCATED
+        if get16(data + IP4_FRAGMENT) & 0x3fff:
+            return FRAGMENT
+    elif packet.version == 6:
+        if packet.captured < IP6_HEADER:
+            return MALFORMED
+        packet.length = IP6_HEADER + get16(data + IP6_PAYLOAD_LENGTH)
+        packet.source = get_address6(data + IP6_SOURCE)
+        packet.destination = get_address6(data + IP6_DESTINATION)
+        if packet.captured < packet.length:
+            return TRUNCATED
+        reason = skip_extensions(packet, &header)
+        if reason != PARSED:
+            return reason
+    else:
+        return MALFORMED
+    packet.transport = header
+    return parse_transport(packet)
+
+
+cdef uint8_t skip_extensions(packet_t* packet, uint32_t* header) noexcept nogil:
+    """Find the transport header behind IPv6 extension headers; each is at least 8 bytes (RFC 8200, 4)."""
+    cdef uint8_t* data = packet.data
+    cdef uint8_t kind = data[IP6_NEXT_HEADER]
+    cdef uint32_t at = IP6_HEADER
+    for _ in range(EXTENSIONS_MAX + 1):
+        if kind != HOP_BY_HOP and kind != ROUTING and kind != DESTINATION_OPTIONS \
+                and kind != FRAGMENT_HEADER and kind != AUTHENTICATION:
+            packet.protocol = kind
+            header[0] = at
+            return PARSED
+        if at + 8 > packet.length:
+            return MALFORMED
+        if kind == FRAGMENT_HEADER and get16(data + at + 2) & 0xfff9:
+            return FRAGMENT                                 # an atomic one (RFC 6946) goes on
+        if kind == ROUTING and data[at + 3] != 0:
+            return OTHER_PROTOCOL                           # the destination in sight is not the last
+        if kind == FRAGMENT_HEADER:
+            kind = data[at]
+            at += 8
+        elif kind == AUTHENTICATION:
+            return OTHER_PROTOCOL                           # covers addresses and ports (RFC 4302): must not change
+        else:
+            kind = data[at]
+            at += (data[at + 1] + 1) * 8
+    return MALFORMED
+
+
+cdef uint8_t parse_transport(packet_t* packet) noexcept nogil:
+    cdef uint8_t* at = packet.data + packet.transport
+    cdef uint32_t room = packet.length - packet.transport if packet.length > packet.transport else 0
+    cdef uint32_t size
+    if packet.protocol == TCP:
+        if room < TCP_HEADER:
+            return MALFORMED
+        size = (at[TCP_OFFSET] >> 4) * 4
+        if size < TCP_HEADER or size > room:
+            return MALFORMED
+        packet.segment = at[TCP_FLAGS]
+    elif packet.protocol == UDP:
+        if room < UDP_HEADER:
+            return MALFORMED
+        size = get16(at + UDP_LENGTH)
+        if size < UDP_HEADER or size > room:
+            return MALFORMED
+        packet.segment = 0
+    elif (packet.protocol == ICMP and packet.version == 4) or (packet.protocol == ICMP6 and packet.version == 6):
+        return ICMP_MESSAGE
+    else:
+        return OTHER_PROTOCOL
+    packet.sport = get16(at + SOURCE_PORT)
+    packet.dport = get16(at + DESTINATION_PORT)
+    return PARSED
+
+
+cdef void load(packet_t* packet, uint8_t* data, Py_ssize_t captured, int hook, int flags, unsigned int mark):
+    """A packet before parse."""
+    packet.data = data
+    packet.captured = <uint32_t>captured
+    packet.length = 0
+    packet.transport = 0
+    packet.mark = mark
+    packet.id = 0
+    packet.hook = <uint8_t>hook
+    packet.flags = <uint8_t>flags
+    packet.version = 0
+    packet.protocol = 0
+    packet.segment = 0
+    packet.sport = 0
+    packet.dport = 0
+
+
+class View(NamedTuple):
+    """What parse found. Addresses are 16 bytes (IPv4 as ::ffff:a.b.c.d), ports host order, offsets and lengths bytes.
+
+    `reason` is None for a packet that goes on; otherwise it says why not, and the fields behind that point are 0.
+    """
+
+    reason: str | None
+    version: int
+    protocol: int
+    length: int
+    transport: int
+    source: bytes
+    destination: bytes
+    sport: int
+    dport: int
+    segment: int
+
+
+def view(packet: bytes) -> View:
+    """Parse a packet as the data path does."""
+    cdef packet_t p
+    cdef address_t nowhere
+    nowhere.high = nowhere.low = 0
+    load(&p, packet, len(packet), 0, 0, 0)
+    p.source = p.destination = nowhere
+    cdef uint8_t reason = parse(&p)
+    return View(
+        None if reason == PARSED else REASON_NAMES[reason], p.version, p.protocol, p.length, p.transport,
+        (<char*>&p.source)[:16], (<char*>&p.destination)[:16], p.sport, p.dport, p.segment,
+    )
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071 checksum of the bytes, as the number that stands on the wire."""
+    cdef uint16_t total = ~fold(add_bytes(0, data, <uint32_t>len(data)))
+    return get16(<uint8_t*>&total)
+
+
+def checksum_update(int check, old: bytes, new: bytes) -> int:
+    """RFC 1624: the checksum after `old` became `new`, both of one even length at an even offset."""
+    cdef uint16_t raw = get_raw16(check.to_bytes(2, "big"))
+    cdef uint64_t total = add_bytes(0, new, <uint32_t>len(new))
+    total += <uint16_t>~fold(add_bytes(0, old, <uint32_t>len(old)))
+    raw = update(raw, total)
+    return get16(<uint8_t*>&raw)

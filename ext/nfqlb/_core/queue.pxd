@@ -1,0 +1,1 @@
+"""The engine that drives NFQUEUE. The only file that knows netlink."""

@@ -1,0 +1,454 @@
+"""The fast engine: batches out of NFQUEUE, through the data path, and their verdicts back.
+
+Strategy. The queues are opened and bound elsewhere (netfilterqueue); this file drives their sockets, for that package
+receives and answers one packet per system call and copies 4,016 bytes at most. `recvmmsg` brings up to BATCH packets into
+buffers that are never copied; the data path rewrites them in place; all verdicts of the batch go back in one `sendmsg`,
+each payload gathered from the buffer it came in. A run of equal verdicts without payload is one batch verdict. The
+thread blocks in poll when there is nothing, and an eventfd ends that.
+
+Formats: include/uapi/linux/netfilter/nfnetlink_queue.h and linux/netlink.h. Message numbers are big endian, netlink's
+own header is in host order.
+"""
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.time cimport clock_gettime, timespec
+from posix.unistd cimport close, write
+
+import os
+import socket
+
+from nfqlb._core.atomic cimport RELAXED, load32, store32
+from nfqlb._core.datapath cimport Worker, run_batch
+from nfqlb._core.types cimport ACCEPT, BATCH, REWRITE, packet_t
+from nfqlb._core.types cimport DROP as DROP_PACKET
+from nfqlb._core.wire cimport htonl, htons, ntohl
+
+
+cdef extern from "<linux/netlink.h>" nogil:
+    struct nlmsghdr:
+        uint32_t nlmsg_len
+        uint16_t nlmsg_type
+        uint16_t nlmsg_flags
+        uint32_t nlmsg_seq
+        uint32_t nlmsg_pid
+    struct nlattr:
+        uint16_t nla_len
+        uint16_t nla_type
+    enum:
+        NLMSG_ERROR
+        NLM_F_REQUEST
+        NLM_F_ACK
+        NLA_TYPE_MASK
+
+cdef extern from "<linux/netfilter/nfnetlink.h>" nogil:
+    struct nfgenmsg:
+        uint8_t nfgen_family
+        uint8_t version
+        uint16_t res_id
+    enum:
+        NFNL_SUBSYS_QUEUE
+        NFNETLINK_V0
+
+cdef extern from "<linux/netfilter/nfnetlink_queue.h>" nogil:
+    struct nfqnl_msg_packet_hdr:
+        uint32_t packet_id
+        uint16_t hw_protocol
+        uint8_t hook
+    enum:
+        NFQNL_MSG_PACKET
+        NFQNL_MSG_VERDICT
+        NFQNL_MSG_CONFIG
+        NFQNL_MSG_VERDICT_BATCH
+        NFQA_PACKET_HDR
+        NFQA_VERDICT_HDR
+        NFQA_MARK
+        NFQA_PAYLOAD
+        NFQA_SKB_INFO
+        NFQA_CFG_PARAMS
+        NFQA_CFG_QUEUE_MAXLEN
+        NFQA_CFG_MASK
+        NFQA_CFG_FLAGS
+        NFQA_CFG_F_FAIL_OPEN
+        NFQA_CFG_F_GSO
+        NFQNL_COPY_PACKET
+
+cdef extern from "<linux/netfilter.h>" nogil:
+    enum:
+        NF_DROP
+        NF_ACCEPT
+        NF_REPEAT
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        void* msg_name
+        unsigned int msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+        void* msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    enum:
+        MSG_DONTWAIT
+    int recvmmsg(int, mmsghdr*, unsigned int, int, timespec*)
+    ssize_t sendmsg(int, const msghdr*, int)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    enum:
+        POLLIN
+    int poll(pollfd*, unsigned long, int)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int, int)
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+
+cdef extern from "<time.h>" nogil:
+    enum:
+        CLOCK_BOOTTIME
+
+
+cdef enum:
+    QUEUES = 4                           # of one engine
+    STRIDE = 65536 + 4096 + 192          # room for a packet and its attributes; not a power of two: caches alias
+    HEADER = 36                          # bytes of a verdict in front of its payload
+    FLUSH = 1 << 20                      # bytes of verdicts in one sendmsg, at most about
+    IDLE_POLL = 100                      # milliseconds between looks at the timers while nothing arrives
+    EXPIRE_BUDGET = 512                  # timer steps for each batch
+    EXPIRE_IDLE = 16384                  # and when there is nothing else to do
+
+
+cdef struct queue_t:
+    int fd
+    uint16_t number                      # network order
+    bint fresh                           # no packet seen yet
+    uint8_t* memory
+    packet_t packets[BATCH]
+    mmsghdr messages[BATCH]
+    iovec into[BATCH]
+    uint8_t headers[BATCH][HEADER + 4]
+    iovec out[2 * BATCH]
+    uint32_t flush                       # bytes that the send buffer can take at once
+    uint64_t overruns                    # ENOBUFS: the socket's buffer was full
+    uint64_t refused                     # verdicts that the kernel did not take
+    uint64_t ignored                     # messages that made no sense
+
+
+cdef class FastEngine:
+    """Drives bound queues for one worker.
+
+    `queues` are (socket, queue number). Give them SO_RCVBUF and SO_SNDBUF first. `run` blocks without the GIL until `stop`;
+    it raises OSError when a socket fails for good. Packets that a predecessor on the same socket took and never answered
+    are sent through the hook again.
+    """
+
+    cdef Worker worker
+    cdef queue_t queues[QUEUES]
+    cdef int count
+    cdef int wake
+    cdef uint32_t stopping
+
+    def __cinit__(self, Worker worker not None, queues: Sequence[tuple[int, int]]):
+        cdef queue_t* queue
+        self.worker = worker
+        self.wake = -1
+        if not 1 <= len(queues) <= QUEUES:
+            raise ValueError(f"an engine drives 1 to {QUEUES} queues")
+        for fd, number in queues:
+            queue = &self.queues[self.count]
+            memset(queue, 0, sizeof(queue_t))
+            queue.memory = <uint8_t*>mmap(NULL, BATCH * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+            if queue.memory == MAP_FAILED:
+                queue.memory = NULL
+                raise MemoryError
+            self.count += 1
+            queue.fd = fd
+            queue.number = htons(number)
+            queue.fresh = True
+            with socket.socket(fileno=os.dup(fd)) as s:
+                queue.flush = min(FLUSH, s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2)
+        self.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.wake < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.count):
+            munmap(self.queues[i].memory, BATCH * STRIDE)
+        if self.wake >= 0:
+            close(self.wake)
+
+    def run(self) -> None:
+        """Take and answer packets until `stop` is called."""
+        cdef int error
+        with nogil:
+            error = loop(self)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def stop(self) -> None:
+        """End `run` after the batch at hand; from any thread or signal handler."""
+        cdef uint64_t one = 1
+        store32(&self.stopping, 1, RELAXED)
+        write(self.wake, &one, 8)
+
+    def statistics(self) -> list[dict[str, int]]:
+        """For each queue: overruns of the socket buffer, verdicts refused, messages ignored."""
+        return [
+            {"overruns": self.queues[i].overruns, "refused": self.queues[i].refused, "ignored": self.queues[i].ignored}
+            for i in range(self.count)
+        ]
+
+
+cdef int loop(FastEngine engine) noexcept nogil:
+    """Until stopped: 0, or the error number that ended it."""
+    cdef pollfd waiting[QUEUES + 1]
+    cdef int i, got, busy
+    for i in range(engine.count):
+        waiting[i].fd = engine.queues[i].fd
+        waiting[i].events = POLLIN
+    waiting[engine.count].fd = engine.wake
+    waiting[engine.count].events = POLLIN
+    while not load32(&engine.stopping, RELAXED):
+        busy = 0
+        for i in range(engine.count):
+            got = serve(engine, &engine.queues[i])
+            if got < 0:
+                return -got
+            busy += got
+        if busy == 0:
+            run_batch(&engine.worker.worker, NULL, 0, boottime(), EXPIRE_IDLE)
+            if poll(waiting, engine.count + 1, IDLE_POLL) < 0 and errno != EINTR:
+                return errno
+    return 0
+
+
+cdef inline uint64_t boottime() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_BOOTTIME, &now)
+    return <uint64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef int serve(FastEngine engine, queue_t* queue) noexcept nogil:
+    """One batch: how many messages it had, or minus an error number."""
+    cdef int got, i, count
+    for i in range(BATCH):
+        queue.into[i].iov_base = queue.memory + i * STRIDE
+        queue.into[i].iov_len = STRIDE
+        queue.messages[i].msg_hdr.msg_iov = &queue.into[i]
+        queue.messages[i].msg_hdr.msg_iovlen = 1
+    got = recvmmsg(queue.fd, queue.messages, BATCH, MSG_DONTWAIT, NULL)
+    if got < 0:
+        if errno == EAGAIN or errno == EINTR:
+            return 0
+        if errno == ENOBUFS:
+            queue.overruns += 1
+            return 1
+        return -errno
+    count = 0
+    for i in range(got):
+        if decode(queue, queue.memory + i * STRIDE, queue.messages[i].msg_len, &queue.packets[count]):
+            count += 1
+    if count:
+        if queue.fresh:
+            repeat_unanswered(queue)
+        run_batch(&engine.worker.worker, queue.packets, count, boottime(), EXPIRE_BUDGET)
+        answer(queue, count)
+    return got
+
+
+cdef bint decode(queue_t* queue, uint8_t* message, uint32_t length, packet_t* packet) noexcept nogil:
+    """Find the packet in a message of the kernel's; False when there is none."""
+    cdef nlmsghdr header
+    cdef nlattr attribute
+    cdef nfqnl_msg_packet_hdr about
+    cdef uint32_t value
+    cdef uint32_t at = sizeof(nlmsghdr) + sizeof(nfgenmsg)
+    memcpy(&header, message, sizeof(nlmsghdr))
+    if header.nlmsg_type == NLMSG_ERROR:
+        queue.refused += 1
+        return False
+    if header.nlmsg_type != (NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET) or header.nlmsg_len > length:
+        queue.ignored += 1
+        return False
+    packet.data = NULL
+    packet.captured = 0
+    packet.mark = 0
+    packet.flags = 0
+    packet.id = 0
+    while at + sizeof(nlattr) <= header.nlmsg_len:
+        memcpy(&attribute, message + at, sizeof(nlattr))
+        if attribute.nla_len < sizeof(nlattr) or at + attribute.nla_len > header.nlmsg_len:
+            break
+        if attribute.nla_type & NLA_TYPE_MASK == NFQA_PACKET_HDR:
+            memcpy(&about, message + at + 4, 7)
+            packet.id = about.packet_id
+            packet.hook = about.hook
+        elif attribute.nla_type & NLA_TYPE_MASK == NFQA_PAYLOAD:
+            packet.data = message + at + 4
+            packet.captured = attribute.nla_len - 4
+        elif attribute.nla_type & NLA_TYPE_MASK == NFQA_SKB_INFO:
+            memcpy(&value, message + at + 4, 4)
+            packet.flags = ntohl(value) & 0xff
+        elif attribute.nla_type & NLA_TYPE_MASK == NFQA_MARK:
+            memcpy(&value, message + at + 4, 4)
+            packet.mark = ntohl(value)
+        at += (attribute.nla_len + 3) & ~<uint32_t>3
+    if packet.id == 0:
+        queue.ignored += 1
+        return False
+    if packet.data == NULL:                                  # an empty packet parses as malformed
+        packet.data = message
+    return True
+
+
+cdef void answer(queue_t* queue, int count) noexcept nogil:
+    """Send the verdicts of a batch, in its order."""
+    cdef packet_t* packet
+    cdef int pieces = 0
+    cdef uint32_t size = 0
+    cdef int i
+    for i in range(count):
+        packet = &queue.packets[i]
+        if packet.verdict == REWRITE:
+            queue.out[pieces].iov_base = put_verdict(queue, i, NFQNL_MSG_VERDICT, NF_ACCEPT, packet)
+            queue.out[pieces].iov_len = HEADER
+            queue.out[pieces + 1].iov_base = packet.data
+            queue.out[pieces + 1].iov_len = (packet.captured + 3) & ~<uint32_t>3
+            size += HEADER + queue.out[pieces + 1].iov_len
+            pieces += 2
+        elif i + 1 == count or queue.packets[i + 1].verdict != packet.verdict:
+            # the last of a run: what came before it in this batch and has no verdict yet gets the same
+            queue.out[pieces].iov_base = put_verdict(
+                queue, i, NFQNL_MSG_VERDICT_BATCH, NF_DROP if packet.verdict == DROP_PACKET else NF_ACCEPT, packet)
+            queue.out[pieces].iov_len = HEADER - 4
+            size += HEADER - 4
+            pieces += 1
+        if size >= queue.flush and (packet.verdict == REWRITE or i + 1 == count or queue.packets[i + 1].verdict != packet.verdict):
+            send(queue, pieces)
+            pieces = 0
+            size = 0
+    if pieces:
+        send(queue, pieces)
+
+
+cdef void* put_verdict(queue_t* queue, int at, int kind, uint32_t verdict, const packet_t* packet) noexcept nogil:
+    """Write the verdict message for packet `at` up to where a payload would begin."""
+    cdef uint8_t* to = queue.headers[at]
+    cdef nlmsghdr header
+    cdef nfgenmsg general
+    cdef nlattr attribute
+    cdef bint payload = packet.verdict == REWRITE and kind == NFQNL_MSG_VERDICT
+    header.nlmsg_len = (HEADER + ((packet.captured + 3) & ~<uint32_t>3)) if payload else HEADER - 4
+    header.nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | kind
+    header.nlmsg_flags = NLM_F_REQUEST
+    header.nlmsg_seq = 0
+    header.nlmsg_pid = 0
+    general.nfgen_family = 0
+    general.version = NFNETLINK_V0
+    general.res_id = queue.number
+    attribute.nla_len = 12
+    attribute.nla_type = NFQA_VERDICT_HDR
+    verdict = htonl(verdict)
+    memcpy(to, &header, 16)
+    memcpy(to + 16, &general, 4)
+    memcpy(to + 20, &attribute, 4)
+    memcpy(to + 24, &verdict, 4)
+    memcpy(to + 28, &packet.id, 4)
+    if payload:
+        attribute.nla_len = 4 + packet.captured
+        attribute.nla_type = NFQA_PAYLOAD
+        memcpy(to + 32, &attribute, 4)
+    return to
+
+
+cdef void repeat_unanswered(queue_t* queue) noexcept nogil:
+    """Packets in front of the first were handed to a predecessor that died: have the hook queue them again."""
+    cdef packet_t before = queue.packets[0]
+    queue.fresh = False
+    before.id = htonl(ntohl(before.id) - 1)
+    before.verdict = ACCEPT
+    if before.id != 0:
+        queue.out[0].iov_base = put_verdict(queue, 0, NFQNL_MSG_VERDICT_BATCH, NF_REPEAT, &before)
+        queue.out[0].iov_len = HEADER - 4
+        send(queue, 1)
+
+
+cdef void send(queue_t* queue, int pieces) noexcept nogil:
+    """Hand `pieces` of queue.out to the kernel; what it cannot take at once is tried message by message."""
+    cdef msghdr message
+    cdef int first = 0
+    cdef int last
+    memset(&message, 0, sizeof(msghdr))
+    message.msg_iov = queue.out
+    message.msg_iovlen = pieces
+    if try_send(queue.fd, &message):
+        return
+    while first < pieces:
+        last = first + 1
+        if last < pieces and queue.out[first].iov_len == HEADER:
+            last += 1
+        message.msg_iov = &queue.out[first]
+        message.msg_iovlen = last - first
+        if not try_send(queue.fd, &message):
+            queue.refused += 1
+        first = last
+
+
+cdef inline bint try_send(int fd, const msghdr* message) noexcept nogil:
+    while sendmsg(fd, message, 0) < 0:
+        if errno != EINTR:
+            return False
+    return True
+
+
+def configure(int fd, int queue, *, bint gso, uint32_t copy_range = 65535, uint32_t maxlen = 16384) -> None:
+    """Set up a bound queue: bytes copied of each packet, packets that may wait, super-packets whole (`gso`), fail-open off.
+
+    Waits for the kernel's acknowledgement, so no rule may lead to the queue yet. Raises OSError with its error number.
+    """
+    flags = NFQA_CFG_F_GSO if gso else 0
+    body = (
+        bytes([0, NFNETLINK_V0]) + queue.to_bytes(2, "big")
+        + config_attribute(NFQA_CFG_PARAMS, copy_range.to_bytes(4, "big") + bytes([NFQNL_COPY_PACKET]))
+        + config_attribute(NFQA_CFG_QUEUE_MAXLEN, maxlen.to_bytes(4, "big"))
+        + config_attribute(NFQA_CFG_MASK, (NFQA_CFG_F_GSO | NFQA_CFG_F_FAIL_OPEN).to_bytes(4, "big"))
+        + config_attribute(NFQA_CFG_FLAGS, flags.to_bytes(4, "big"))
+    )
+    cdef nlmsghdr header
+    cdef int32_t error
+    header.nlmsg_len = <uint32_t>(sizeof(nlmsghdr) + len(body))
+    header.nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_CONFIG
+    header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK
+    header.nlmsg_seq = 0
+    header.nlmsg_pid = 0
+    with socket.socket(fileno=os.dup(fd)) as s:
+        s.settimeout(2)
+        s.send((<char*>&header)[:sizeof(nlmsghdr)] + body)
+        answer_: bytes = s.recv(65536)
+        s.setblocking(True)
+    memcpy(&header, <const char*>answer_, sizeof(nlmsghdr))
+    memcpy(&error, <const char*>answer_ + sizeof(nlmsghdr), 4)
+    if header.nlmsg_type != NLMSG_ERROR:
+        raise OSError(71, "the queue is in use: a packet came instead of an acknowledgement")
+    if error:
+        raise OSError(-error, f"queue {queue}: {os.strerror(-error)}")
+
+
+cdef bytes config_attribute(int kind, bytes value):
+    cdef nlattr attribute
+    attribute.nla_len = 4 + len(value)
+    attribute.nla_type = kind
+    return (<char*>&attribute)[:4] + value + bytes(-len(value) % 4)

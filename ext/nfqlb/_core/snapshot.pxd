@@ -1,0 +1,14 @@
+"""A whole configuration as the data path reads it: immutable, but for the schedulers' own state."""
+from nfqlb._core.types cimport packet_t, service_t, snapshot_t
+
+
+cdef class Service:
+    cdef service_t* service
+
+
+cdef class Snapshot:
+    cdef snapshot_t* snapshot
+    cdef readonly tuple services         # keeps the compiled services alive
+
+
+cdef service_t* classify(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil

@@ -1,0 +1,71 @@
+"""Counters and the table of reasons.
+
+Strategy: every packet leaves the data path with one reason, and the reason alone says what becomes of it. The reasons
+are the counters, the words of listings and the names of tests; a new way out is one row here. Workers count without
+locks in memory of their own; a reader may see a count that is one batch old, never a torn or a lost one.
+"""
+from libc.stdlib cimport calloc, free
+from libc.stdint cimport uint32_t
+
+from nfqlb._core.types cimport (
+    ACCEPT,
+    DROP,
+    FORWARDED,
+    FRAGMENT,
+    ICMP_MESSAGE,
+    MALFORMED,
+    NO_CONNECTION,
+    NO_SERVER,
+    NO_SERVICE,
+    OTHER_PROTOCOL,
+    REASONS,
+    RETURNED,
+    REWRITE,
+    SERVER_GONE,
+    TABLE_FULL,
+    TRUNCATED,
+    UNRELATED,
+    counter_t,
+)
+
+#        reason          name               verdict  meaning
+_TABLE = (
+    (FORWARDED,          "forwarded",        REWRITE, "client's packet, sent to the real server of its connection"),
+    (RETURNED,           "returned",         REWRITE, "real server's reply, sent to the client from the VIP"),
+    (MALFORMED,          "malformed",        DROP,    "headers that contradict themselves or the packet's length"),
+    (TRUNCATED,          "truncated",        DROP,    "longer than the queue can copy: it cannot be rewritten"),
+    (FRAGMENT,           "fragment",         DROP,    "IP fragment that the kernel did not reassemble"),
+    (ICMP_MESSAGE,       "icmp",             ACCEPT,  "ICMP to the VIP: the local stack answers echo"),
+    (OTHER_PROTOCOL,     "other_protocol",   ACCEPT,  "neither TCP nor UDP"),
+    (NO_SERVICE,         "no_service",       ACCEPT,  "to no virtual service"),
+    (NO_CONNECTION,      "no_connection",    ACCEPT,  "mid-stream TCP without a connection: the local stack resets it"),
+    (NO_SERVER,          "no_server",        DROP,    "the scheduler found no real server with a weight"),
+    (TABLE_FULL,         "table_full",       DROP,    "no room for a new connection: raise --connections"),
+    (SERVER_GONE,        "server_gone",      DROP,    "the connection's real server was removed"),
+    (UNRELATED,          "unrelated",        ACCEPT,  "from a real server, but not of a connection"),
+)
+
+REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)
+MEANINGS: dict[str, str] = {name: meaning for _, name, _, meaning in _TABLE}
+VERDICT_NAMES: tuple[str, ...] = ("accept", "drop", "rewrite")
+
+for _reason, _, _verdict, _ in _TABLE:
+    VERDICTS[_reason] = _verdict
+assert [row[0] for row in _TABLE] == list(range(REASONS))
+
+
+cdef telemetry_t* telemetry_new(uint32_t slot_count) except NULL:
+    cdef telemetry_t* telemetry = <telemetry_t*>calloc(1, sizeof(telemetry_t))
+    if telemetry == NULL:
+        raise MemoryError
+    telemetry.slots = <counter_t*>calloc(slot_count, sizeof(counter_t))
+    if telemetry.slots == NULL:
+        free(telemetry)
+        raise MemoryError
+    return telemetry
+
+
+cdef void telemetry_free(telemetry_t* telemetry) noexcept:
+    if telemetry != NULL:
+        free(telemetry.slots)
+        free(telemetry)

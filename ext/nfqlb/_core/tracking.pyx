@@ -1,0 +1,133 @@
+"""TCP and UDP states, and how long a connection may be silent in each.
+
+Strategy: every transition is a cell of one table (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_states); nothing else
+changes a state. There is no look at sequence numbers, as in the kernel. A packet sets the state and restarts the timer
+with the state's timeout. ActiveConn and InActConn of the real server follow the state. Two workers may meet in one
+connection: the state word is exchanged with compare-and-swap, and who wins counts.
+"""
+from libc.stdint cimport uint8_t, uint32_t
+
+from nfqlb._core.atomic cimport ACQUIRE, RELAXED, RELEASE, add32, load32, replace32, store32, subtract32
+from nfqlb._core.connection cimport hasten
+from nfqlb._core.types cimport (
+    INACTIVE,
+    LIVE,
+    STATE_MASK,
+    STATE_SHIFT,
+    TCP,
+    connection_t,
+    load_t,
+    packet_t,
+    snapshot_t,
+    table_t,
+)
+from nfqlb._core.wire cimport ACK, FIN, RST, SYN
+
+STATE_NAMES: tuple[str, ...] = (
+    "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN",
+    "SYNACK",
+)
+
+# Rows: what came; columns: the state it came in; cells: the state after it.
+#                      NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA
+TRANSITIONS: dict[str, dict[str, str]] = {
+    "from client": {
+        "syn":        "SR  ES  ES  SR  SR  SR  SR  SR  SR  SR  SR",
+        "fin":        "CL  CW  SS  TW  TW  TW  CL  CW  LA  LI  TW",
+        "ack":        "ES  ES  SS  ES  FW  TW  CL  CW  CL  LI  ES",
+        "rst":        "CL  CL  CL  SR  CL  CL  CL  CL  LA  LI  CL",
+    },
+    "from server": {
+        "syn":        "SS  ES  SS  SR  SS  SS  SS  SS  SS  LI  SR",
+        "fin":        "TW  FW  SS  TW  FW  TW  CL  TW  LA  LI  TW",
+        "ack":        "ES  ES  SS  ES  FW  TW  CL  CW  LA  ES  ES",
+        "rst":        "CL  CL  SS  CL  CL  TW  CL  CL  CL  CL  CL",
+    },
+    "client only": {
+        "syn":        "SR  ES  ES  SR  SR  SR  SR  SR  SR  SR  SR",
+        "fin":        "CL  FW  SS  TW  FW  TW  CL  CW  LA  LI  TW",
+        "ack":        "ES  ES  SS  ES  FW  TW  CL  CW  CL  LI  ES",
+        "rst":        "CL  CL  CL  SR  CL  CL  CL  CL  LA  LI  CL",
+    },
+}
+_SHORT = ("NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA")
+
+#                                NO ES   SS   SR  FW   TW   CL  CW  LA  LI   SA
+TIMEOUTS: tuple[int, ...] =     (2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120)
+_ACTIVE = ("ES", "SS", "SR", "SA")
+
+cdef uint8_t[3][4][STATES] next_state
+cdef bint[STATES] active
+for _direction, _rows in enumerate(TRANSITIONS.values()):
+    for _row, _cells in enumerate(_rows.values()):
+        for _column, _cell in enumerate(_cells.split()):
+            next_state[_direction][_row][_column] = _SHORT.index(_cell)
+for _column in range(STATES):
+    active[_column] = _SHORT[_column] in _ACTIVE
+
+
+cdef void default_timeouts(snapshot_t* snapshot, uint32_t tcp, uint32_t tcp_fin, uint32_t udp) noexcept:
+    """Fill in the timeouts, in ticks, from the three that can be set (seconds, as `ipvsadm --set`)."""
+    cdef int state
+    for state in range(STATES):
+        snapshot.timeouts[state] = TIMEOUTS[state] * 10
+    snapshot.timeouts[ESTABLISHED] = tcp * 10
+    snapshot.timeouts[FIN_WAIT] = tcp_fin * 10
+    snapshot.udp_timeout = udp * 10
+
+
+cdef uint32_t initial_word(uint8_t protocol) noexcept nogil:
+    """A connection is born in state NONE and inactive (ip_vs_conn_new); its first packet is tracked at once."""
+    return LIVE | NONE << STATE_SHIFT | INACTIVE
+
+
+cdef inline uint8_t after(const packet_t* packet, direction_t direction, uint8_t state) noexcept nogil:
+    """The state that a segment leads to. RST counts before SYN, FIN and ACK; with none of them the state is CLOSE."""
+    cdef uint8_t segment = packet.segment
+    cdef int row
+    if segment & RST:
+        row = 3
+    elif segment & SYN:
+        row = 0
+    elif segment & FIN:
+        row = 1
+    elif segment & ACK:
+        row = 2
+    else:
+        return CLOSE
+    return next_state[<int>direction][row][state]
+
+
+cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connection, const packet_t* packet,
+                direction_t direction, uint32_t now) noexcept nogil:
+    """Bring state, timer and the server's ActiveConn/InActConn up to what this packet makes of them."""
+    cdef uint32_t word = load32(&connection.word, ACQUIRE)
+    cdef uint32_t wanted
+    cdef uint32_t expires
+    cdef uint8_t state
+    cdef load_t* load
+    if packet.protocol != TCP:
+        expires = now + snapshot.udp_timeout
+    else:
+        while True:
+            state = after(packet, direction, (word & STATE_MASK) >> STATE_SHIFT)
+            wanted = LIVE | <uint32_t>state << STATE_SHIFT | (0 if active[state] else INACTIVE)
+            if wanted == word:
+                break
+            if word & 0xff != LIVE:                      # expired while this packet was under way
+                return
+            if replace32(&connection.word, &word, wanted, False, RELEASE, ACQUIRE):
+                if (word ^ wanted) & INACTIVE:
+                    load = &table.loads[connection.slot]
+                    if wanted & INACTIVE:
+                        subtract32(&load.active, 1, RELAXED)
+                        add32(&load.inactive, 1, RELAXED)
+                    else:
+                        add32(&load.active, 1, RELAXED)
+                        subtract32(&load.inactive, 1, RELAXED)
+                break
+        expires = now + snapshot.timeouts[state]
+    if connection.expires != expires:
+        store32(&connection.expires, expires, RELAXED)
+        if expires < load32(&connection.due, RELAXED):
+            hasten(table, connection)

@@ -1,0 +1,230 @@
+"""Every struct that two modules share, once. Read this page first.
+
+Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2), so that nothing behind `parse` asks
+for the family. Ports are host order. Time is in ticks of 100 ms of CLOCK_BOOTTIME. Indices stand where pointers would:
+0 means none.
+"""
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef enum:
+    TICK = 100_000_000           # nanoseconds
+    BATCH = 64                   # packets that one system call brings
+
+    # netfilter hooks (include/uapi/linux/netfilter.h)
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+
+    # what NFQUEUE says of a packet (NFQA_SKB_INFO, include/uapi/linux/netfilter/nfnetlink_queue.h)
+    CHECKSUM_NOT_READY = 1       # the sender left the transport checksum to the card
+    SUPER_PACKET = 2             # GSO: one header, many segments; the kernel finishes the checksums of each
+    CHECKSUM_NOT_VERIFIED = 4
+
+    TCP = 6
+    UDP = 17
+    ICMP = 1
+    ICMP6 = 58
+
+
+cdef enum verdict_t:
+    ACCEPT = 0
+    DROP = 1
+    REWRITE = 2                  # accept with the changed bytes
+
+
+# Every way out of the data path. The names, meanings and verdicts are the table in telemetry.pyx.
+cdef enum reason_t:
+    FORWARDED = 0
+    RETURNED
+    MALFORMED
+    TRUNCATED
+    FRAGMENT
+    ICMP_MESSAGE
+    OTHER_PROTOCOL
+    NO_SERVICE
+    NO_CONNECTION
+    NO_SERVER
+    TABLE_FULL
+    SERVER_GONE
+    UNRELATED
+    REASONS
+    PARSED = 255                 # not an exit: the packet goes on
+
+
+cdef struct address_t:
+    uint64_t high                # bytes 0-7 as they lie in memory
+    uint64_t low                 # bytes 8-15
+
+
+cdef struct packet_t:
+    uint8_t* data                # first byte of the IP header; rewritten in place
+    uint32_t captured            # bytes at data
+    uint32_t length              # IP total length, <= captured once parsed
+    uint32_t transport           # offset of the transport header
+    uint32_t mark                # netfilter mark, only read
+    uint32_t id                  # the queue's number for it, network order
+    uint8_t hook
+    uint8_t flags                # CHECKSUM_NOT_READY | SUPER_PACKET | CHECKSUM_NOT_VERIFIED
+    uint8_t version              # 4 or 6
+    uint8_t protocol
+    uint8_t segment              # TCP flags byte
+    uint8_t reason
+    uint8_t verdict
+    uint16_t sport
+    uint16_t dport
+    address_t source
+    address_t destination
+    uint64_t hash                # of the flow, seen in the direction that the hook suggests
+
+
+# One connection: 128 bytes, two cache lines. The first has all that an established packet needs.
+cdef struct connection_t:
+    address_t client
+    address_t virtual
+    address_t server
+    uint16_t cport
+    uint16_t vport
+    uint16_t sport
+    uint8_t protocol
+    uint8_t flags                # NO_OUTPUT
+    uint32_t slot                # the real server's stable number
+    uint32_t word                # life | state << 8 | INACTIVE: written last when it becomes visible
+    uint32_t expires             # tick
+    uint32_t due                 # tick at which the timer looks at it, 0: not in the wheel
+    uint32_t timer_next
+    uint32_t timer_previous
+    uint32_t chain               # next in the bucket's overflow
+    uint32_t inpackets           # from the client, wraps
+    uint64_t hash
+    uint64_t freed               # epoch in which it was removed
+    uint64_t reserved[2]
+
+
+cdef enum:
+    FREE = 0
+    LIVE = 1
+    LIFE = 0xff                  # mask of the word's lowest byte
+    STATE_SHIFT = 8
+    STATE_MASK = 0xff00
+    INACTIVE = 0x10000           # counted in InActConn, not in ActiveConn
+
+    NO_OUTPUT = 1                # replies do not pass the director (DR, TUN): the INPUT_ONLY table counts
+
+
+# A real server of a virtual service, as the table file remembers it. The number of its place is its slot.
+cdef struct slot_t:
+    address_t virtual
+    address_t server
+    uint16_t vport
+    uint16_t sport
+    uint8_t protocol
+    uint8_t used
+    uint16_t reserved
+    uint32_t mark
+    uint32_t reserved2
+
+
+cdef struct load_t:              # connections of a slot, for schedulers and listings; shared by all workers
+    uint32_t active
+    uint32_t inactive
+
+
+cdef struct counter_t:           # what one worker counted for a slot
+    uint64_t connections
+    uint64_t inpackets
+    uint64_t outpackets
+    uint64_t inbytes             # IP length
+    uint64_t outbytes
+    uint64_t reserved[3]
+
+
+cdef struct bucket_t:            # one cache line of the index: a tag of the hash sorts out nearly every wrong entry
+    uint32_t lock
+    uint32_t chain               # entries that found no place, linked by connection_t.chain
+    uint16_t tag[8]
+    uint32_t index[8]
+    uint64_t reserved
+
+
+cdef struct header_t:            # first page of the table file, docs/table.md
+    uint64_t magic
+    uint64_t layout
+    uint64_t capacity
+    uint64_t slots
+    uint64_t key[2]
+    uint8_t boot[16]
+    uint64_t generation          # counts how often it was opened
+    uint32_t clean
+    uint32_t reserved
+
+
+cdef struct reader_t:            # a worker as the reclaimer sees it, alone in its cache line
+    uint64_t seen                # epoch at the start of its batch; IDLE outside
+    uint64_t reserved[7]
+
+
+cdef enum:
+    WHEEL = 16384                # places of the timer wheel, one tick each: 27 minutes
+    READERS = 64                 # workers at most
+
+
+cdef struct table_t:
+    header_t* header
+    slot_t* slots
+    connection_t* entries        # [1 .. capacity]; the three above lie in the shared file, all else is rebuilt
+    load_t* loads                # by slot
+    bucket_t* buckets
+    uint64_t bucket_mask
+    uint64_t key[2]
+    uint32_t capacity
+    uint32_t slot_count
+    uint32_t free_lock
+    uint32_t free_head           # removed entries in the order of their removal, linked by timer_next
+    uint32_t free_tail
+    uint32_t untouched           # entries from here on were never used
+    uint32_t reader_count
+    uint32_t used                # live now
+    uint32_t expired             # removed by their timer, wraps
+    uint32_t wheel_lock
+    uint32_t wheel_tick          # next place to look at
+    uint32_t* wheel
+    uint64_t epoch
+    reader_t readers[READERS]
+
+
+cdef struct server_t:
+    address_t address
+    uint32_t slot
+    int32_t weight
+    uint16_t port
+
+
+cdef struct scheduler_state_t:   # the only part of a service that packets change
+    uint32_t lock
+    int32_t cursor               # last server chosen, -1: the head of the list
+    int32_t current              # wrr: weight that a server must have now
+    uint32_t reserved[13]
+
+
+cdef struct service_t:
+    address_t address
+    uint16_t port
+    uint8_t protocol
+    uint8_t scheduler
+    int32_t gcd                  # wrr: of all positive weights
+    int32_t ceiling              # wrr: greatest weight - (gcd - 1)
+    uint32_t count
+    server_t* servers            # newest first
+    scheduler_state_t* state
+
+
+cdef struct snapshot_t:
+    service_t** index            # open addressing, index_mask + 1 places
+    uint64_t index_mask
+    uint64_t key[2]
+    uint8_t* available           # by slot: the server belongs to its service
+    uint32_t slot_count
+    uint32_t timeouts[16]        # ticks by TCP state
+    uint32_t udp_timeout         # ticks

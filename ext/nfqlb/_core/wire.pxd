@@ -1,0 +1,167 @@
+"""The bytes of IPv4, IPv6, TCP, UDP: get, set, and set with the checksum brought along.
+
+Nothing here checks a length: `parse` did (packet.pyx), and after it no accessor can leave the packet. Offsets are those of
+RFC 791, RFC 8200, RFC 9293 and RFC 768. Integers come and go in host order, checksums stay as they lie in memory.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from nfqlb._core.checksum cimport add_address, add_bytes, fold, remove_address, update
+from nfqlb._core.types cimport (
+    CHECKSUM_NOT_READY,
+    SUPER_PACKET,
+    TCP,
+    UDP,
+    address_t,
+    packet_t,
+)
+
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint16_t htons(uint16_t)
+    uint16_t ntohs(uint16_t)
+    uint32_t htonl(uint32_t)
+    uint32_t ntohl(uint32_t)
+
+
+cdef enum:
+    IP4_TOTAL_LENGTH = 2
+    IP4_FRAGMENT = 6
+    IP4_PROTOCOL = 9
+    IP4_CHECKSUM = 10
+    IP4_SOURCE = 12
+    IP4_DESTINATION = 16
+    IP4_HEADER = 20
+
+    IP6_PAYLOAD_LENGTH = 4
+    IP6_NEXT_HEADER = 6
+    IP6_SOURCE = 8
+    IP6_DESTINATION = 24
+    IP6_HEADER = 40
+
+    SOURCE_PORT = 0
+    DESTINATION_PORT = 2
+    TCP_OFFSET = 12
+    TCP_FLAGS = 13
+    TCP_CHECKSUM = 16
+    TCP_HEADER = 20
+    UDP_LENGTH = 4
+    UDP_CHECKSUM = 6
+    UDP_HEADER = 8
+
+    FIN = 1
+    SYN = 2
+    RST = 4
+    ACK = 16
+
+
+cdef inline uint16_t get16(const uint8_t* at) noexcept nogil:
+    cdef uint16_t value
+    memcpy(&value, at, 2)
+    return ntohs(value)
+
+
+cdef inline void set16(uint8_t* at, uint16_t value) noexcept nogil:
+    value = htons(value)
+    memcpy(at, &value, 2)
+
+
+cdef inline uint16_t get_raw16(const uint8_t* at) noexcept nogil:
+    cdef uint16_t value
+    memcpy(&value, at, 2)
+    return value
+
+
+cdef inline void set_raw16(uint8_t* at, uint16_t value) noexcept nogil:
+    memcpy(at, &value, 2)
+
+
+cdef inline address_t get_address4(const uint8_t* at) noexcept nogil:
+    cdef address_t address
+    cdef uint8_t* low = <uint8_t*>&address.low
+    address.high = 0
+    low[0] = 0
+    low[1] = 0
+    low[2] = 0xff
+    low[3] = 0xff
+    memcpy(low + 4, at, 4)
+    return address
+
+
+cdef inline address_t get_address6(const uint8_t* at) noexcept nogil:
+    cdef address_t address
+    memcpy(&address, at, 16)
+    return address
+
+
+cdef inline bint same(const address_t* a, const address_t* b) noexcept nogil:
+    return ((a.high ^ b.high) | (a.low ^ b.low)) == 0
+
+
+cdef inline uint32_t checksum_offset(const packet_t* packet) noexcept nogil:
+    return packet.transport + (TCP_CHECKSUM if packet.protocol == TCP else UDP_CHECKSUM)
+
+
+cdef inline uint16_t full_checksum(const packet_t* packet) noexcept nogil:
+    """The transport checksum of the packet as it stands, over pseudo header and payload (RFC 9293 3.1, RFC 8200 8.1)."""
+    cdef const uint8_t* at = packet.data + packet.transport
+    cdef uint32_t length = packet.length - packet.transport if packet.protocol == TCP else get16(at + UDP_LENGTH)
+    cdef uint64_t total = add_address(add_address(htonl(length), &packet.source), &packet.destination)
+    total += htons(packet.protocol)
+    total += <uint16_t>~get_raw16(packet.data + checksum_offset(packet))      # takes the field itself out again
+    return <uint16_t>~fold(add_bytes(total, at, length))
+
+
+cdef inline void finish_transport(packet_t* packet, uint64_t difference) noexcept nogil:
+    """Bring the transport checksum along after addresses and ports changed by `difference`.
+
+    Four cases: a super-packet is left to the kernel, which redoes each segment (net/ipv4/tcp_offload.c); a checksum that
+    the sender left unfinished is computed whole; UDP over IPv4 without one keeps none (RFC 768); any other is updated.
+    """
+    cdef uint8_t* at = packet.data + checksum_offset(packet)
+    cdef uint16_t check = get_raw16(at)
+    if packet.flags & SUPER_PACKET:
+        return
+    if packet.flags & CHECKSUM_NOT_READY:
+        check = full_checksum(packet)
+    elif packet.protocol == UDP and check == 0:
+        return
+    else:
+        check = update(check, difference)
+    if packet.protocol == UDP and check == 0:
+        check = 0xffff
+    set_raw16(at, check)
+
+
+cdef inline void set_destination(packet_t* packet, const address_t* address, uint16_t port) noexcept nogil:
+    """Write destination address and port, and every checksum that covers them."""
+    cdef uint8_t* data = packet.data
+    cdef uint64_t difference = add_address(remove_address(0, &packet.destination), address)
+    if packet.version == 4:
+        memcpy(data + IP4_DESTINATION, <const uint8_t*>address + 12, 4)
+        set_raw16(data + IP4_CHECKSUM, update(get_raw16(data + IP4_CHECKSUM), difference))
+    else:
+        memcpy(data + IP6_DESTINATION, address, 16)
+    packet.destination = address[0]
+    set16(data + packet.transport + DESTINATION_PORT, port)
+    difference += <uint16_t>~htons(packet.dport)
+    difference += htons(port)
+    packet.dport = port
+    finish_transport(packet, difference)
+
+
+cdef inline void set_source(packet_t* packet, const address_t* address, uint16_t port) noexcept nogil:
+    """Write source address and port, and every checksum that covers them."""
+    cdef uint8_t* data = packet.data
+    cdef uint64_t difference = add_address(remove_address(0, &packet.source), address)
+    if packet.version == 4:
+        memcpy(data + IP4_SOURCE, <const uint8_t*>address + 12, 4)
+        set_raw16(data + IP4_CHECKSUM, update(get_raw16(data + IP4_CHECKSUM), difference))
+    else:
+        memcpy(data + IP6_SOURCE, address, 16)
+    packet.source = address[0]
+    set16(data + packet.transport + SOURCE_PORT, port)
+    difference += <uint16_t>~htons(packet.sport)
+    difference += htons(port)
+    packet.sport = port
+    finish_transport(packet, difference)

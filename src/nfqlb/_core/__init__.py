@@ -1,0 +1,1 @@
+"""The data path: compiled modules and their stubs. Nothing here imports the rest of nfqlb."""

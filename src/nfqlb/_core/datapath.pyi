@@ -1,0 +1,26 @@
+from typing import NamedTuple
+
+from nfqlb._core.connection import Table
+from nfqlb._core.snapshot import Snapshot
+
+class Result(NamedTuple):
+    verdict: str
+    reason: str
+    packet: bytes | None
+
+class Drained(NamedTuple):
+    reasons: dict[str, int]
+    slots: dict[int, tuple[int, int, int, int, int, int, int]]
+    batches: int
+    packets: int
+
+class Datapath:
+    def __init__(self, table: Table) -> None: ...
+    def publish(self, snapshot: Snapshot) -> None: ...
+    def worker(self) -> Worker: ...
+    def drain(self) -> Drained: ...
+
+class Worker:
+    def __init__(self, datapath: Datapath) -> None: ...
+    def process(self, packet: bytes, now: int, *, hook: int = 0, mark: int = 0, flags: int = 0) -> Result: ...
+    def expire(self, now: int, budget: int = 0x7FFFFFFF) -> int: ...

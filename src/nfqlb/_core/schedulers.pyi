@@ -1,0 +1,1 @@
+SCHEDULERS: tuple[str, ...]

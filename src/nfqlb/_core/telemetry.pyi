@@ -1,0 +1,3 @@
+REASON_NAMES: tuple[str, ...]
+MEANINGS: dict[str, str]
+VERDICT_NAMES: tuple[str, ...]

@@ -1,0 +1,61 @@
+"""Every error that nfqlb raises on purpose.
+
+    NfqlbError
+    |-- ConfigError       what the user asked for is not valid: names the field, the value and the fix
+    |-- MissingError      a program, capability or kernel feature is not there: names it and how to get it
+    |-- TakenError        a name, queue or socket belongs to another process: names its pid where known
+    |-- NotFoundError     a service or real server that does not exist
+    |-- ExistsError       a service or real server that exists already
+    |-- KernelError       the kernel refused a change: says which
+    `-- UnreachableError  no director answers on the API socket
+
+The text of each is one sentence that a user can act on; `exit_code` is what the command line ends with.
+"""
+
+
+class NfqlbError(Exception):
+    """Base of the tree; never raised itself."""
+
+    exit_code = 1
+
+
+class ConfigError(NfqlbError):
+    """A value that cannot be taken. `field` names where it stands, `fix` what to write instead."""
+
+    exit_code = 2
+
+    def __init__(self, field: str, value: object, problem: str, fix: str = "") -> None:
+        self.field, self.value, self.problem, self.fix = field, value, problem, fix
+        super().__init__(f"{field} {str(value)!r}: {problem}" + (f"; {fix}" if fix else ""))
+
+
+class MissingError(NfqlbError):
+    """Something that nfqlb needs from the machine is not there."""
+
+    exit_code = 3
+
+
+class TakenError(NfqlbError):
+    """Somebody else holds what was asked for."""
+
+    exit_code = 4
+
+
+class NotFoundError(NfqlbError):
+    """No such service or real server."""
+
+
+class ExistsError(NfqlbError):
+    """The service or real server exists already."""
+
+
+class KernelError(NfqlbError):
+    """The kernel refused a change."""
+
+    exit_code = 5
+
+
+class UnreachableError(NfqlbError):
+    """No director listens on the API socket."""
+
+    exit_code = 6

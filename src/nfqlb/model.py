@@ -1,0 +1,199 @@
+"""What an operator asks for, as frozen values.
+
+Strategy: text comes in at the edges (command line, file, API) and becomes these values there, once; everything
+behind them trusts what it gets. A value that cannot be right cannot be built: the constructors raise ConfigError
+with the field, the value and the fix. Addresses are text in canonical form (RFC 5952 for IPv6), ports are host
+order, times are whole seconds. No I/O, no clock.
+
+Real servers stand in the order in which they were added. Schedulers walk them the other way round, newest first,
+as the kernel does (net/netfilter/ipvs/ip_vs_ctl.c, __ip_vs_update_dest); compile turns the order, nobody else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+import msgspec
+
+from nfqlb.errors import ConfigError
+
+PROTOCOLS = {"tcp": 6, "udp": 17}
+MODES = ("nat",)
+SCHEDULERS = ("rr", "wrr", "lc", "wlc")
+WEIGHT_MAX = 2**31 - 1
+NAME_MAX = 15
+
+
+class Key(NamedTuple):
+    """The identity of a virtual service: what a packet must carry to belong to it."""
+
+    protocol: str
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{endpoint(self.address, self.port)}/{self.protocol}"
+
+
+class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A real server of one virtual service; `weight` 0 means quiesced: no new connections, old ones go on."""
+
+    address: str
+    port: int
+    weight: int = 1
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "address", canonical("real", self.address))
+        _check_port("real port", self.port)
+        if not 0 <= self.weight <= WEIGHT_MAX:
+            raise ConfigError("weight", self.weight, "out of range", f"use 0 to {WEIGHT_MAX}, 0 takes no new connections")
+
+    def __str__(self) -> str:
+        return endpoint(self.address, self.port)
+
+
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A virtual service and its real servers, in the order in which they were added."""
+
+    address: str
+    port: int
+    protocol: str = "tcp"
+    mode: str = "nat"
+    scheduler: str = "wlc"
+    reals: tuple[Real, ...] = ()
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "address", canonical("vip", self.address))
+        _check_port("vip port", self.port)
+        _check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+        _check_choice("mode", self.mode, MODES)
+        _check_choice("scheduler", self.scheduler, SCHEDULERS)
+        seen: set[tuple[str, int]] = set()
+        for real in self.reals:
+            if family(real.address) != family(self.address):
+                raise ConfigError("real", real, f"is not of the VIP's family ({self.address})", "mode nat cannot mix IPv4 and IPv6")
+            if (real.address, real.port) == (self.address, self.port):
+                raise ConfigError("real", real, "is the virtual service itself", "name the address of a real server")
+            if (real.address, real.port) in seen:
+                raise ConfigError("real", real, "is there twice", "name each real server once and give it a weight")
+            seen.add((real.address, real.port))
+
+    @property
+    def key(self) -> Key:
+        return Key(self.protocol, self.address, self.port)
+
+
+class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds, as in `ipvsadm --set`: established TCP, TCP after a FIN, UDP."""
+
+    tcp: int = 900
+    tcp_fin: int = 120
+    udp: int = 300
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__:
+            if not 1 <= getattr(self, field) <= 2**31 // 1000:
+                raise ConfigError(f"timeout {field}", getattr(self, field), "out of range", f"use 1 to {2**31 // 1000} seconds")
+
+
+class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything one director should do; the whole of what `state.toml` keeps."""
+
+    services: tuple[Service, ...] = ()
+    timeouts: Timeouts = Timeouts()
+
+    def __post_init__(self) -> None:
+        seen: set[Key] = set()
+        for service in self.services:
+            if service.key in seen:
+                raise ConfigError("vip", service.key, "is there twice", "put all its real servers into one service")
+            seen.add(service.key)
+
+
+def canonical(field: str, text: str) -> str:
+    """The address as the rest of nfqlb writes it; refuses what no server can have."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(field, text, "is not an IP address", "write it as 10.0.0.1 or [2001:db8::1]") from None
+    if address.is_unspecified or address.is_multicast or getattr(address, "scope_id", None):
+        raise ConfigError(field, text, "cannot be the address of a server", "use a unicast address without a zone")
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        raise ConfigError(field, text, "is an IPv4 address in IPv6 notation", f"write {address.ipv4_mapped}")
+    return str(address)
+
+
+def family(address: str) -> int:
+    """4 or 6, for an address in canonical form."""
+    return 6 if ":" in address else 4
+
+
+def endpoint(address: str, port: int) -> str:
+    """`10.0.0.1:80` or `[2001:db8::1]:80`."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def parse_vip(text: str) -> Key:
+    """Read ADDR:PORT[/tcp|/udp]; IPv6 as [addr]:port."""
+    rest, slash, protocol = text.partition("/")
+    address, port = _split("vip", rest)
+    if port is None:
+        raise ConfigError("vip", text, "has no port", "write ADDRESS:PORT, as in 203.0.113.10:80")
+    if slash:
+        _check_choice("protocol", protocol, tuple(PROTOCOLS))
+    return Key(protocol or "tcp", canonical("vip", address), port)
+
+
+def parse_real(text: str, default_port: int | None = None) -> Real:
+    """Read ADDR[:PORT][,weight=N]; the port is the service's where none is given."""
+    where, *options = text.split(",")
+    address, port = _split("real", where)
+    weight = 1
+    for option in options:
+        name, _, value = option.partition("=")
+        if name != "weight":
+            raise ConfigError("real", text, f"has the unknown option {name!r}", "only weight=N can follow the address")
+        weight = _number("weight", value)
+    if port is None:
+        port = default_port
+    if port is None:
+        raise ConfigError("real", text, "has no port", "write ADDRESS:PORT")
+    return Real(address, port, weight)
+
+
+def parse_name(text: str) -> str:
+    """The name of a director: it becomes part of set, table and file names, so it is short and plain."""
+    if not (0 < len(text) <= NAME_MAX and text[0].isalpha() and all(c.isascii() and (c.isalnum() or c == "-") for c in text)):
+        raise ConfigError("name", text, "cannot be used", f"use a letter, then letters, digits and '-', at most {NAME_MAX} in all")
+    return text
+
+
+def _split(field: str, text: str) -> tuple[str, int | None]:
+    if text.startswith("["):
+        address, bracket, tail = text[1:].partition("]")
+        if not bracket or (tail and not tail.startswith(":")):
+            raise ConfigError(field, text, "is not [ADDRESS]:PORT", "close the bracket before the port")
+        port = tail[1:]
+    elif text.count(":") > 1:
+        address, port = text, ""
+    else:
+        address, _, port = text.partition(":")
+    return address, _number(f"{field} port", port) if port else None
+
+
+def _number(field: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(field, text, "is not a whole number") from None
+
+
+def _check_port(field: str, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise ConfigError(field, port, "out of range", "use 1 to 65535")
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")
