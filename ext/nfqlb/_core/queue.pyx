@@ -451,4 +451,4 @@ cdef bytes config_attribute(int kind, bytes value):
     cdef nlattr attribute
     attribute.nla_len = 4 + len(value)
     attribute.nla_type = kind
-    return (<char*>&attribute)[:4] + value + bytes(-len(value) % 4)
+    return (<char*>&attribute)[:4] + value.ljust((len(value) + 3) & ~3, b"\0")
