@@ -47,7 +47,9 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         msgspec.structs.force_setattr(self, "address", canonical("real", self.address))
         _check_port("real port", self.port)
         if not 0 <= self.weight <= WEIGHT_MAX:
-            raise ConfigError("weight", self.weight, "out of range", f"use 0 to {WEIGHT_MAX}, 0 takes no new connections")
+            raise ConfigError(
+                "weight", self.weight, "out of range", f"use 0 to {WEIGHT_MAX}, 0 takes no new connections"
+            )
 
     def __str__(self) -> str:
         return endpoint(self.address, self.port)
@@ -72,7 +74,9 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seen: set[tuple[str, int]] = set()
         for real in self.reals:
             if family(real.address) != family(self.address):
-                raise ConfigError("real", real, f"is not of the VIP's family ({self.address})", "mode nat cannot mix IPv4 and IPv6")
+                raise ConfigError(
+                    "real", real, f"is not of the VIP's family ({self.address})", "mode nat cannot mix IPv4 and IPv6"
+                )
             if (real.address, real.port) == (self.address, self.port):
                 raise ConfigError("real", real, "is the virtual service itself", "name the address of a real server")
             if (real.address, real.port) in seen:
@@ -94,7 +98,9 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
             if not 1 <= getattr(self, field) <= 2**31 // 1000:
-                raise ConfigError(f"timeout {field}", getattr(self, field), "out of range", f"use 1 to {2**31 // 1000} seconds")
+                raise ConfigError(
+                    f"timeout {field}", getattr(self, field), "out of range", f"use 1 to {2**31 // 1000} seconds"
+                )
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,8 +170,12 @@ def parse_real(text: str, default_port: int | None = None) -> Real:
 
 def parse_name(text: str) -> str:
     """The name of a director: it becomes part of set, table and file names, so it is short and plain."""
-    if not (0 < len(text) <= NAME_MAX and text[0].isalpha() and all(c.isascii() and (c.isalnum() or c == "-") for c in text)):
-        raise ConfigError("name", text, "cannot be used", f"use a letter, then letters, digits and '-', at most {NAME_MAX} in all")
+    if not (
+        0 < len(text) <= NAME_MAX and text[0].isalpha() and all(c.isascii() and (c.isalnum() or c == "-") for c in text)
+    ):
+        raise ConfigError(
+            "name", text, "cannot be used", f"use a letter, then letters, digits and '-', at most {NAME_MAX} in all"
+        )
     return text
 
 

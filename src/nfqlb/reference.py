@@ -1,8 +1,8 @@
 """The reference engine: netfilterqueue's own loop, one Python callback for each packet, over the same data path.
 
-For debugging, teaching, and as a second opinion in tests: it must come to the same verdicts as the fast engine. It is an
-order of magnitude slower, copies at most 4,016 bytes of a packet (longer ones leave with reason `truncated`) and never asks
-for super-packets, so the kernel hands it finished checksums only.
+For debugging, teaching, and as a second opinion in tests: it must come to the same verdicts as the fast engine. It is
+an order of magnitude slower, copies at most 4,016 bytes of a packet (longer ones leave with reason `truncated`) and
+never asks for super-packets, so the kernel hands it finished checksums only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ IDLE_POLL = 0.1  # seconds between looks at the timers while nothing arrives
 
 
 class ReferenceEngine:
-    """Same life as queue.FastEngine, with queues that are bound here: (netlink socket or -1 for a new one, queue number)."""
+    """Same life as queue.FastEngine, with queues that are bound here: (netlink socket or -1 for a new one, queue
+    number).
+    """
 
     def __init__(self, worker: Worker, queues: Sequence[tuple[int, int]], maxlen: int = 16384) -> None:
         self._worker = worker

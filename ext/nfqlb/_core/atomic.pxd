@@ -34,7 +34,9 @@ cdef extern from "<sched.h>" nogil:
 
 
 cdef inline void lock(uint32_t* word) noexcept nogil:
-    """Take a spin lock (0 free, 1 held). Held for a few dozen instructions only; yields when its holder was preempted."""
+    """Take a spin lock (0 free, 1 held). Held for a few dozen instructions only; yields when its holder was
+    preempted.
+    """
     cdef int spins = 0
     while swap32(word, 1, ACQUIRE) != 0:
         while load32(word, RELAXED) != 0:

@@ -1,6 +1,7 @@
 """Internet checksum: RFC 1071 (the sum) and RFC 1624 equation 3 (the update).
 
-Sums are taken over 16-bit words as they lie in memory: the one's complement sum does not care for byte order (RFC 1071, 2B).
+Sums are taken over 16-bit words as they lie in memory: the one's complement sum does not care for byte order (RFC
+1071, 2B).
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy

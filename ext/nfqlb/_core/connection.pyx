@@ -1,18 +1,19 @@
 """The connection table.
 
-Strategy. Entries are fixed places in a shared file and carry the whole truth about a connection; the index (buckets), the
-timer wheel, the free list and the counts per server are private memory, rebuilt from the entries by one scan, so that no
-crash can leave them wrong. One entry serves both directions: its key is the client's end, which every packet of the flow
-carries, as source or as destination (net/netfilter/ipvs/ip_vs_conn.c does the same).
+Strategy. Entries are fixed places in a shared file and carry the whole truth about a connection; the index (buckets),
+the timer wheel, the free list and the counts per server are private memory, rebuilt from the entries by one scan, so
+that no crash can leave them wrong. One entry serves both directions: its key is the client's end, which every packet
+of the flow carries, as source or as destination (net/netfilter/ipvs/ip_vs_conn.c does the same).
 
 Reading takes no lock. A bucket is one cache line of eight tagged indices with an overflow chain; a spin lock in it is
 held only to insert and to remove. An entry becomes visible by the release store of its state word, written last, and
-ceases to be by setting that word to FREE first. A removed entry waits at the end of a queue and is taken again only when
-every worker has begun a new batch since, so nobody ever holds a place that became another connection.
+ceases to be by setting that word to FREE first. A removed entry waits at the end of a queue and is taken again only
+when every worker has begun a new batch since, so nobody ever holds a place that became another connection.
 
-Timers are lazy: a packet only writes the new expiry into the entry; the wheel looks when the old one is due and moves on
-what is still alive. Only when a state shortens the timeout is the place in the wheel changed. `expire` does a bounded
-amount of work, so that no batch waits for a mass of endings. Lock order: bucket, then any one of wheel, free list.
+Timers are lazy: a packet only writes the new expiry into the entry; the wheel looks when the old one is due and moves
+on what is still alive. Only when a state shortens the timeout is the place in the wheel changed. `expire` does a
+bounded amount of work, so that no batch waits for a mass of endings. Lock order: bucket, then any one of wheel, free
+list.
 """
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -39,7 +40,6 @@ from nfqlb._core.atomic cimport (
     replace32,
     store32,
     store64,
-    subtract32,
     unlock,
 )
 from nfqlb._core.hash cimport hash_endpoint
@@ -68,7 +68,8 @@ from nfqlb._core.wire cimport same
 
 cdef uint64_t MAGIC = 0x31747362_6c71666eULL          # "nfqlbst1" as it lies in memory
 cdef uint64_t IDLE = 0xffffffff_ffffffffULL
-cdef uint64_t LAYOUT = <uint64_t>1 << 48 | <uint64_t>sizeof(slot_t) << 32 | sizeof(connection_t) << 16 | sizeof(header_t)
+cdef uint64_t VERSION = 1                            # of the file; with it, the sizes of all that lies in it
+cdef uint64_t LAYOUT = VERSION << 48 | <uint64_t>sizeof(slot_t) << 32 | sizeof(connection_t) << 16 | sizeof(header_t)
 cdef enum:
     PAGE = 4096
     POPPED = 32                                      # entries taken out of the wheel at a time
@@ -490,7 +491,9 @@ cdef class Table:
         return self.table.expired
 
     def slot(self, int protocol, vip: bytes, int vport, address: bytes, int port) -> int:
-        """The stable number of a real server of a virtual service: found, or given now. Raises ValueError when all are given."""
+        """The stable number of a real server of a virtual service: found, or given now. Raises ValueError when all
+        are given.
+        """
         cdef slot_t* slot
         key = (protocol, vip, vport, address, port)
         if key not in self.numbers:
@@ -514,7 +517,9 @@ cdef class Table:
         return self.table.loads[slot].active, self.table.loads[slot].inactive
 
     def connections(self, now: int, int limit = 0) -> list[tuple[int, bytes, int, bytes, int, bytes, int, int, int]]:
-        """(protocol, client, cport, vip, vport, server, port, state, seconds left) of each connection, `limit` at most (0: all)."""
+        """(protocol, client, cport, vip, vport, server, port, state, seconds left) of each connection, `limit` at
+        most (0: all).
+        """
         cdef connection_t entry
         cdef uint32_t tick = now // TICK
         cdef uint32_t i

@@ -32,7 +32,7 @@ from nfqlb._core.forward cimport nat_reply, nat_request
 from nfqlb._core.packet cimport load, parse
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport Snapshot, classify
-from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new, telemetry_t
+from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
 from nfqlb._core.tracking cimport CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, initial_word, track
 from nfqlb._core.types cimport (
     FORWARD,
@@ -63,7 +63,9 @@ from nfqlb._core.telemetry import REASON_NAMES, VERDICT_NAMES
 
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil:
-    """Give each packet its reason and verdict, rewritten where it stands; then end what timed out, `budget` steps long."""
+    """Give each packet its reason and verdict, rewritten where it stands; then end what timed out, `budget` steps
+    long.
+    """
     cdef packet_t* packet
     cdef int i
     enter(worker.table, worker.reader)
@@ -119,7 +121,9 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
 
 
 cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** connection) noexcept nogil:
-    """A packet without a connection: find its service, let the scheduler choose, insert. PARSED when there is one now."""
+    """A packet without a connection: find its service, let the scheduler choose, insert. PARSED when there is one
+    now.
+    """
     cdef table_t* table = worker.table
     cdef service_t* service = classify(worker.snapshot, packet)
     cdef connection_t* entry
@@ -154,7 +158,8 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     entry.inpackets = 0
     entry.hash = hash
     # where its first packet will put it (ip_vs_conn_new says 3 s, until that packet is tracked)
-    entry.expires = worker.now + (worker.snapshot.timeouts[SYN_RECV] if packet.protocol == TCP else worker.snapshot.udp_timeout)
+    entry.expires = worker.now + (
+        worker.snapshot.timeouts[SYN_RECV] if packet.protocol == TCP else worker.snapshot.udp_timeout)
     show(table, entry, initial_word(packet.protocol))
     let_go(table, hash)
     worker.telemetry.slots[server.slot].connections += 1
@@ -174,8 +179,9 @@ cdef inline bint has_server(worker_t* worker, const connection_t* connection) no
 cdef inline bint outlived(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
     """Whether a request starts anew on the ports of an old connection: then it is scheduled as a new one, at once.
 
-    A SYN in TIME_WAIT or CLOSE (conn_reuse_mode 1, net/netfilter/ipvs/ip_vs_core.c, is_new_conn_expected); and, unlike
-    the kernel, whatever may start a connection when the real server was removed, instead of dropping it until it expires.
+    A SYN in TIME_WAIT or CLOSE (conn_reuse_mode 1, net/netfilter/ipvs/ip_vs_core.c, is_new_conn_expected); and,
+    unlike the kernel, whatever may start a connection when the real server was removed, instead of dropping it until
+    it expires.
     """
     cdef unsigned int state = (connection.word & STATE_MASK) >> STATE_SHIFT
     if packet.protocol != TCP:
@@ -186,7 +192,9 @@ cdef inline bint outlived(worker_t* worker, const connection_t* connection, cons
 
 
 class Result(NamedTuple):
-    """What became of a packet: verdict "accept", "drop" or "rewrite", the reason's name, and the new bytes of a rewrite."""
+    """What became of a packet: verdict "accept", "drop" or "rewrite", the reason's name, and the new bytes of a
+    rewrite.
+    """
 
     verdict: str
     reason: str
@@ -204,7 +212,9 @@ class Drained(NamedTuple):
 
 
 cdef class Datapath:
-    """One director's data path over a connection table. `publish` and `drain` are all that the control plane does to it."""
+    """One director's data path over a connection table. `publish` and `drain` are all that the control plane does to
+    it.
+    """
 
     def __cinit__(self, Table table not None):
         self.table = table
@@ -267,10 +277,11 @@ cdef class Worker:
         telemetry_free(self.worker.telemetry)
 
     def process(self, packet: bytes, now: int, *, int hook = 0, unsigned int mark = 0, int flags = 0) -> Result:
-        """One packet as a batch of its own, at `now` (CLOCK_BOOTTIME, nanoseconds); pure but for the table and counters.
+        """One packet as a batch of its own, at `now` (CLOCK_BOOTTIME, nanoseconds); pure but for the table and
+        counters.
 
-        `hook` is netfilter's (0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT), `flags` those of NFQA_SKB_INFO. Everything that
-        timed out by `now` is gone before the packet is looked at.
+        `hook` is netfilter's (0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT), `flags` those of NFQA_SKB_INFO. Everything
+        that timed out by `now` is gone before the packet is looked at.
         """
         cdef bytearray buffer = bytearray(packet)
         cdef packet_t p

@@ -4,7 +4,9 @@ from nfqlb._core.wire cimport set_destination, set_source
 
 
 cdef inline reason_t nat_request(packet_t* packet, const connection_t* connection) noexcept nogil:
-    """NAT towards the real server: only the destination changes, the server sees the client (ip_vs_xmit.c, ip_vs_nat_xmit)."""
+    """NAT towards the real server: only the destination changes, the server sees the client (ip_vs_xmit.c,
+    ip_vs_nat_xmit).
+    """
     set_destination(packet, &connection.server, connection.sport)
     return FORWARDED
 

@@ -1,5 +1,4 @@
 """Forwarding by hand, for tests and tools: the same setters that the data path inlines."""
-from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 from nfqlb._core.packet cimport load, parse

@@ -47,7 +47,7 @@ cdef inline uint64_t hash_endpoint(const uint64_t* key, const address_t* address
     v.d = key[1] ^ 0x7465646279746573ULL
     absorb(&v, address.high)
     absorb(&v, address.low)
-    absorb(&v, <uint64_t>19 << 56 | <uint64_t>protocol << 16 | port)      # 19 bytes of input: the last word ends with it
+    absorb(&v, <uint64_t>19 << 56 | <uint64_t>protocol << 16 | port)      # 19 bytes of input
     v.c ^= 0xff
     round_(&v)
     round_(&v)

@@ -18,7 +18,6 @@ from nfqlb._core.types cimport (
     MALFORMED,
     OTHER_PROTOCOL,
     PARSED,
-    REASONS,
     TCP,
     TRUNCATED,
     UDP,

@@ -1,10 +1,10 @@
 """The fast engine: batches out of NFQUEUE, through the data path, and their verdicts back.
 
 Strategy. The queues are opened and bound elsewhere (netfilterqueue); this file drives their sockets, for that package
-receives and answers one packet per system call and copies 4,016 bytes at most. `recvmmsg` brings up to BATCH packets into
-buffers that are never copied; the data path rewrites them in place; all verdicts of the batch go back in one `sendmsg`,
-each payload gathered from the buffer it came in. A run of equal verdicts without payload is one batch verdict. The
-thread blocks in poll when there is nothing, and an eventfd ends that.
+receives and answers one packet per system call and copies 4,016 bytes at most. `recvmmsg` brings up to BATCH packets
+into buffers that are never copied; the data path rewrites them in place; all verdicts of the batch go back in one
+`sendmsg`, each payload gathered from the buffer it came in. A run of equal verdicts without payload is one batch
+verdict. The thread blocks in poll when there is nothing, and an eventfd ends that.
 
 Formats: include/uapi/linux/netfilter/nfnetlink_queue.h and linux/netlink.h. Message numbers are big endian, netlink's
 own header is in host order.
@@ -149,9 +149,9 @@ cdef struct queue_t:
 cdef class FastEngine:
     """Drives bound queues for one worker.
 
-    `queues` are (socket, queue number). Give them SO_RCVBUF and SO_SNDBUF first. `run` blocks without the GIL until `stop`;
-    it raises OSError when a socket fails for good. Packets that a predecessor on the same socket took and never answered
-    are sent through the hook again.
+    `queues` are (socket, queue number). Give them SO_RCVBUF and SO_SNDBUF first. `run` blocks without the GIL until
+    `stop`; it raises OSError when a socket fails for good. Packets that a predecessor on the same socket took and
+    never answered are sent through the hook again.
     """
 
     cdef Worker worker
@@ -169,7 +169,8 @@ cdef class FastEngine:
         for fd, number in queues:
             queue = &self.queues[self.count]
             memset(queue, 0, sizeof(queue_t))
-            queue.memory = <uint8_t*>mmap(NULL, BATCH * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+            queue.memory = <uint8_t*>mmap(
+                NULL, BATCH * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
             if queue.memory == MAP_FAILED:
                 queue.memory = NULL
                 raise MemoryError
@@ -329,14 +330,15 @@ cdef void answer(queue_t* queue, int count) noexcept nogil:
             queue.out[pieces + 1].iov_len = (packet.captured + 3) & ~<uint32_t>3
             size += HEADER + queue.out[pieces + 1].iov_len
             pieces += 2
-        elif i + 1 == count or queue.packets[i + 1].verdict != packet.verdict:
-            # the last of a run: what came before it in this batch and has no verdict yet gets the same
+        elif i + 1 < count and queue.packets[i + 1].verdict == packet.verdict:
+            continue                                         # in the middle of a run: the last of it speaks for all
+        else:
             queue.out[pieces].iov_base = put_verdict(
                 queue, i, NFQNL_MSG_VERDICT_BATCH, NF_DROP if packet.verdict == DROP_PACKET else NF_ACCEPT, packet)
             queue.out[pieces].iov_len = HEADER - 4
             size += HEADER - 4
             pieces += 1
-        if size >= queue.flush and (packet.verdict == REWRITE or i + 1 == count or queue.packets[i + 1].verdict != packet.verdict):
+        if size >= queue.flush:
             send(queue, pieces)
             pieces = 0
             size = 0
@@ -415,9 +417,11 @@ cdef inline bint try_send(int fd, const msghdr* message) noexcept nogil:
 
 
 def configure(int fd, int queue, *, bint gso, uint32_t copy_range = 65535, uint32_t maxlen = 16384) -> None:
-    """Set up a bound queue: bytes copied of each packet, packets that may wait, super-packets whole (`gso`), fail-open off.
+    """Set up a bound queue: bytes copied of each packet, packets that may wait, super-packets whole (`gso`),
+    fail-open off.
 
-    Waits for the kernel's acknowledgement, so no rule may lead to the queue yet. Raises OSError with its error number.
+    Waits for the kernel's acknowledgement, so no rule may lead to the queue yet. Raises OSError with its error
+    number.
     """
     flags = NFQA_CFG_F_GSO if gso else 0
     body = (

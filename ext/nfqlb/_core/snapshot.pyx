@@ -1,8 +1,8 @@
 """Compiled configuration: what `publish` puts before the workers, by one pointer.
 
-Strategy: services are compiled one by one and shared between snapshots while they do not change; a snapshot is only an
-index over them, a byte per slot and the timeouts. Nothing in it is written after it was built, so a worker needs no lock,
-and what a worker may still read is kept alive until its batch is over (Datapath.publish).
+Strategy: services are compiled one by one and shared between snapshots while they do not change; a snapshot is only
+an index over them, a byte per slot and the timeouts. Nothing in it is written after it was built, so a worker needs
+no lock, and what a worker may still read is kept alive until its batch is over (Datapath.publish).
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -104,7 +104,8 @@ cdef int copy_address(address_t* to, bytes packed) except -1:
 
 
 cdef int insert(snapshot_t* snapshot, service_t* service) except -1:
-    cdef uint64_t at = hash_endpoint(snapshot.key, &service.address, service.port, service.protocol) & snapshot.index_mask
+    cdef uint64_t hash = hash_endpoint(snapshot.key, &service.address, service.port, service.protocol)
+    cdef uint64_t at = hash & snapshot.index_mask
     cdef service_t* other
     while snapshot.index[at] != NULL:
         other = snapshot.index[at]
@@ -117,7 +118,8 @@ cdef int insert(snapshot_t* snapshot, service_t* service) except -1:
 
 cdef service_t* classify(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
     """The virtual service that the packet is addressed to, or NULL."""
-    cdef uint64_t at = hash_endpoint(snapshot.key, &packet.destination, packet.dport, packet.protocol) & snapshot.index_mask
+    cdef uint64_t hash = hash_endpoint(snapshot.key, &packet.destination, packet.dport, packet.protocol)
+    cdef uint64_t at = hash & snapshot.index_mask
     cdef service_t* service = snapshot.index[at]
     while service != NULL:
         if service.port == packet.dport and service.protocol == packet.protocol \

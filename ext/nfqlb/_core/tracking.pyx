@@ -52,8 +52,8 @@ TRANSITIONS: dict[str, dict[str, str]] = {
 }
 _SHORT = ("NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA")
 
-#                                NO ES   SS   SR  FW   TW   CL  CW  LA  LI   SA
-TIMEOUTS: tuple[int, ...] =     (2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120)
+#                            NO ES   SS   SR  FW   TW   CL  CW  LA  LI   SA
+TIMEOUTS: tuple[int, ...] = (2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120)
 _ACTIVE = ("ES", "SS", "SR", "SA")
 
 cdef uint8_t[3][4][STATES] next_state

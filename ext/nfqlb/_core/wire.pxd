@@ -1,7 +1,8 @@
 """The bytes of IPv4, IPv6, TCP, UDP: get, set, and set with the checksum brought along.
 
-Nothing here checks a length: `parse` did (packet.pyx), and after it no accessor can leave the packet. Offsets are those of
-RFC 791, RFC 8200, RFC 9293 and RFC 768. Integers come and go in host order, checksums stay as they lie in memory.
+Nothing here checks a length: `parse` did (packet.pyx), and after it no accessor can leave the packet. Offsets are
+those of RFC 791, RFC 8200, RFC 9293 and RFC 768. Integers come and go in host order, checksums stay as they lie in
+memory.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -103,7 +104,7 @@ cdef inline uint32_t checksum_offset(const packet_t* packet) noexcept nogil:
 
 
 cdef inline uint16_t full_checksum(const packet_t* packet) noexcept nogil:
-    """The transport checksum of the packet as it stands, over pseudo header and payload (RFC 9293 3.1, RFC 8200 8.1)."""
+    """The transport checksum of the packet as it stands, pseudo header included (RFC 9293 3.1, RFC 8200 8.1)."""
     cdef const uint8_t* at = packet.data + packet.transport
     cdef uint32_t length = packet.length - packet.transport if packet.protocol == TCP else get16(at + UDP_LENGTH)
     cdef uint64_t total = add_address(add_address(htonl(length), &packet.source), &packet.destination)
@@ -115,8 +116,9 @@ cdef inline uint16_t full_checksum(const packet_t* packet) noexcept nogil:
 cdef inline void finish_transport(packet_t* packet, uint64_t difference) noexcept nogil:
     """Bring the transport checksum along after addresses and ports changed by `difference`.
 
-    Four cases: a super-packet is left to the kernel, which redoes each segment (net/ipv4/tcp_offload.c); a checksum that
-    the sender left unfinished is computed whole; UDP over IPv4 without one keeps none (RFC 768); any other is updated.
+    Four cases: a super-packet is left to the kernel, which redoes each segment (net/ipv4/tcp_offload.c); a checksum
+    that the sender left unfinished is computed whole; UDP over IPv4 without one keeps none (RFC 768); any other is
+    updated.
     """
     cdef uint8_t* at = packet.data + checksum_offset(packet)
     cdef uint16_t check = get_raw16(at)
