@@ -1,7 +1,9 @@
+from typing import Self
+
 class Table:
     capacity: int
     adopted: int
-    def __init__(self, fd: int, capacity: int, now: int) -> None: ...
+    def __new__(cls, fd: int, capacity: int, now: int) -> Self: ...
     @property
     def used(self) -> int: ...
     @property

@@ -1,16 +1,17 @@
 from collections.abc import Sequence
+from typing import Self
 
 class Service:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         protocol: int,
         address: bytes,
         port: int,
         scheduler: str,
         servers: Sequence[tuple[int, bytes, int, int]],
         previous: Service | None = None,
-    ) -> None: ...
+    ) -> Self: ...
 
 class Snapshot:
     services: tuple[Service, ...]
-    def __init__(self, services: Sequence[Service], tcp: int = 900, tcp_fin: int = 120, udp: int = 300) -> None: ...
+    def __new__(cls, services: Sequence[Service], tcp: int = 900, tcp_fin: int = 120, udp: int = 300) -> Self: ...

@@ -1,0 +1,106 @@
+# Every target sets up all it needs (Debian packages, .venv, the build) and is safe to repeat.
+#
+#   make demo          the main job on real traffic, in network namespaces
+#   make test          everything that CI runs, at small sizes; test-full: at the sizes that the issues name
+#   make quick         lint, types, unit tests: no root, under a minute
+#   make netns-test    the end-to-end tests, each named as it runs
+#   make bench         peers side by side; bench-compare: against the kept baseline
+#   make setup clean
+#
+# PYTHON chooses the interpreter (3.11 or later, with headers), NFQLB_BUILD how the core is compiled (see setup.py),
+# ARGS is handed to pytest or to the demo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+export NFQLB_BUILD ?= release
+ARGS ?=
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+CORE := $(shell find ext -name '*.py[xd]' -o -name '*.h')
+PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
+	nginx-light wrk curl tcpdump conntrack procps
+PYTEST := $(BIN)/pytest
+BENCH := $(if $(wildcard bench/test_*.py),bench-compare)
+
+.PHONY: setup packages lint types unit tests quick test test-full netns-test demo bench bench-compare clean
+
+# -- set-up -----------------------------------------------------------------------------------------------------------
+
+setup: build/$(NFQLB_BUILD)/compiled
+
+# What Debian lacks is installed; a daemon that comes with it is neither started nor enabled.
+packages:
+	@missing=$$(comm -23 <(printf '%s\n' $(PACKAGES) | sort) \
+	    <(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p' | sort) \
+	    | tr '\n' ' '); \
+	[ -z "$$missing" ] || { \
+	    [ $$(id -u) = 0 ] || { echo "missing Debian packages; as root: apt-get install $$missing" >&2; exit 1; }; \
+	    echo "apt-get install $$missing"; \
+	    policy=/usr/sbin/policy-rc.d; \
+	    [ -e $$policy ] || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; }; \
+	    apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > /dev/null; \
+	    case " $$missing" in *' nginx'*) systemctl disable -q nginx 2>/dev/null || true;; esac; \
+	}
+
+.venv/installed: pyproject.toml | packages
+	@$(PYTHON) -c 'import ensurepip, os, sys, sysconfig; \
+	header = os.path.join(sysconfig.get_path("include"), "Python.h"); \
+	sys.exit(None if sys.version_info >= (3, 11) and os.path.exists(header) else \
+	    f"{sys.executable} is Python {sys.version.split()[0]}: 3.11 or later with {header} is needed; name one: make PYTHON=...")'
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -qq pip==26.3
+	$(BIN)/python -m pip install -qq --group dev
+	NFQLB_BUILD=none $(BIN)/python -m pip install -qq --no-build-isolation --no-deps -e .
+	@touch $@
+
+build/$(NFQLB_BUILD)/compiled: .venv/installed setup.py $(CORE)
+	@rm -f build/*/compiled $(if $(filter-out $@,$(wildcard build/*/compiled)),src/nfqlb/_core/*.so)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+clean:
+	rm -rf .venv build src/*.egg-info src/nfqlb/_core/*.so .benchmarks .hypothesis .*_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint ext
+	$(BIN)/lint-imports --no-logo
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup
+	$(PYTEST) tests/unit $(ARGS)
+
+quick: lint types unit
+
+# All that needs no namespaces; netns-test is the rest.
+tests: setup
+	$(PYTEST) --junitxml=build/reports/tests.xml --ignore=tests/netns tests $(ARGS)
+
+netns-test: setup
+	$(PYTEST) -v --junitxml=build/reports/netns.xml tests/netns $(ARGS)
+
+test: lint types tests netns-test $(BENCH)
+
+test-full: export NFQLB_FULL = 1
+test-full: test
+
+demo: setup
+	@$(BIN)/python -m netns.demo $(ARGS)
+
+bench: setup
+	$(PYTEST) bench/peers $(ARGS)
+
+bench-compare: setup
+	$(PYTEST) bench --ignore=bench/peers --benchmark-only $(ARGS)

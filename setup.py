@@ -1,0 +1,75 @@
+"""Builds the data path: every ext/nfqlb/_core/X.pyx becomes the module nfqlb._core.X.
+
+Strategy: the .pyx and .pxd files lie in ext/nfqlb/_core so that the path of a cimport equals the path of an import;
+the compiled modules land beside their stubs in src/nfqlb/_core, generated C and object files in build/. One variable
+of the environment chooses how: NFQLB_BUILD=release (the default), debug (asserts, line trace, no optimisation),
+sanitize (AddressSanitizer and UndefinedBehaviorSanitizer) or none (the Makefile compiles apart from pip, and so only
+what changed). Each way has its own folder in build/. Everything else about the project stands in pyproject.toml.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from Cython.Compiler import Options
+from setuptools import Extension, setup
+
+WAYS = {
+    # way: (compiler flags, macros, further Cython directives)
+    "release": (["-O3"], [("CYTHON_WITHOUT_ASSERTIONS", "1")], {}),
+    "debug": (["-O0", "-g3"], [("CYTHON_TRACE_NOGIL", "1")], {"linetrace": True}),
+    "sanitize": (["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"], [], {}),
+    "none": ([], [], {}),
+}
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    # what Cython itself writes; unused names in our code are found by its warn.unused
+    "-Wno-unused-parameter",
+    "-Wno-unused-function",
+    "-Wno-unused-variable",
+    "-Wno-missing-field-initializers",
+    "-Wno-cast-function-type",
+]
+if Path(".git").exists():  # a checkout; elsewhere a new compiler's new warning must not end an installation
+    WARNINGS.append("-Werror")
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "nonecheck": False,
+    "auto_pickle": False,
+    "autotestdict": False,
+    "freethreading_compatible": True,
+    "warn.unused": True,
+}
+
+way = os.environ.get("NFQLB_BUILD", "release")
+if way not in WAYS:
+    raise SystemExit(f"NFQLB_BUILD={way!r}: use one of {', '.join(WAYS)}")
+flags, macros, further = WAYS[way]
+link = [flag for flag in flags if flag.startswith("-fsanitize")]
+
+Options.warning_errors = True
+sources = sorted(Path("ext/nfqlb/_core").glob("*.pyx")) if way != "none" else []
+extensions = [
+    Extension(
+        f"nfqlb._core.{source.stem}",
+        [str(source)],
+        define_macros=macros,
+        extra_compile_args=flags + WARNINGS,
+        extra_link_args=link,
+    )
+    for source in sources
+]
+setup(
+    ext_modules=cythonize(
+        extensions,
+        include_path=["ext"],
+        build_dir=f"build/{way}/cython",
+        compiler_directives=DIRECTIVES | further,
+    ),
+    options={"build": {"build_base": f"build/{way}"}, "build_ext": {"parallel": os.cpu_count()}},
+)
