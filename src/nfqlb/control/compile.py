@@ -1,0 +1,120 @@
+"""An intent as the data path and the kernel want it.
+
+Strategy: a service that did not change stays the very object that the workers already use, so its scheduler goes on
+undisturbed and a change costs what changed. A changed one is built from its predecessor, which hands its scheduler's
+place on. Names and text end here: below are slots, 16-byte addresses and protocol numbers.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from nfqlb.kernel.plan import Plan
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
+
+if TYPE_CHECKING:
+    from nfqlb._core.snapshot import Service as Compiled
+    from nfqlb._core.snapshot import Snapshot
+
+MAPPED = bytes(10) + b"\xff\xff"
+SlotKey = tuple[Key, str, int]
+
+
+class Compiler:
+    """Makes snapshots of successive intents; `slot` gives the stable number of a real server (Table.slot).
+
+    `slots` maps (service, address, port) to the slot, for the last intent that was compiled.
+    """
+
+    def __init__(
+        self,
+        slot: Callable[[Service, Real], int],
+        make_service: Callable[..., Compiled] | None = None,
+        make_snapshot: Callable[..., Snapshot] | None = None,
+    ) -> None:
+        if make_service is None or make_snapshot is None:
+            from nfqlb._core import snapshot as core
+
+            make_service, make_snapshot = make_service or core.Service, make_snapshot or core.Snapshot
+        self._slot, self._make_service, self._make_snapshot = slot, make_service, make_snapshot
+        self.slots: dict[SlotKey, int] = {}
+        self._compiled: dict[Key, tuple[Service, Compiled]] = {}
+        self._before = self._compiled, self.slots
+
+    def snapshot(self, intent: Intent) -> Snapshot:
+        """Compile; if the snapshot is not published after all, call `undo`."""
+        slots: dict[SlotKey, int] = {}
+        compiled = {service.key: (service, self._compile(service, slots)) for service in intent.services}
+        timeouts = intent.timeouts
+        snapshot = self._make_snapshot(
+            [made for _, made in compiled.values()], timeouts.tcp, timeouts.tcp_fin, timeouts.udp
+        )
+        self._before = self._compiled, self.slots
+        self._compiled, self.slots = compiled, slots
+        return snapshot
+
+    def undo(self) -> None:
+        """Forget the last snapshot: the next one follows the one before."""
+        self._compiled, self.slots = self._before
+
+    def _compile(self, service: Service, slots: dict[SlotKey, int]) -> Compiled:
+        keys = [(service.key, real.address, real.port) for real in service.reals]
+        before, made = self._compiled.get(service.key, (None, None))
+        if made is not None and before == service:
+            slots.update((key, self.slots[key]) for key in keys)
+            return made
+        slots.update((key, self._slot(service, real)) for key, real in zip(keys, service.reals, strict=True))
+        oldest_first = [
+            (slots[key], packed(real.address), real.port, real.weight)
+            for key, real in zip(keys, service.reals, strict=True)
+        ]
+        return self._make_service(
+            PROTOCOLS[service.protocol],
+            packed(service.address),
+            service.port,
+            service.scheduler,
+            oldest_first[::-1],
+            made,
+        )
+
+
+def compile_plan(
+    intent: Intent,
+    *,
+    name: str,
+    gso: Sequence[int],
+    plain: Sequence[int],
+    diverter: str,
+    firewall: str,
+    vip_dev: str | None,
+) -> Plan:
+    """What the kernel must hold so that the packets of this intent reach the queues."""
+    return Plan(
+        name=name,
+        services=_endpoints((service, service.address, service.port) for service in intent.services),
+        reals=_endpoints((service, real.address, real.port) for service in intent.services for real in service.reals),
+        gso=tuple(gso),
+        plain=tuple(plain),
+        diverter=diverter,
+        firewall=firewall,
+        vip_dev=vip_dev,
+    )
+
+
+def packed(address: str) -> bytes:
+    """16 bytes, IPv4 as ::ffff:a.b.c.d."""
+    found = ipaddress.ip_address(address).packed
+    return found if len(found) == 16 else MAPPED + found
+
+
+def unpacked(address: bytes) -> str:
+    """The canonical text of 16 bytes."""
+    if address.startswith(MAPPED):
+        return "{}.{}.{}.{}".format(*address[len(MAPPED) :])
+    return str(ipaddress.IPv6Address(address))
+
+
+def _endpoints(items: Iterable[tuple[Service, str, int]]) -> frozenset[tuple[int, str, int]]:
+    return frozenset((PROTOCOLS[service.protocol], address, port) for service, address, port in items)

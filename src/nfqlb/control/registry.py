@@ -1,0 +1,72 @@
+"""The verbs that change an intent.
+
+Strategy: each verb takes an intent and returns the next one, or raises and has changed nothing. The values check
+themselves (nfqlb.model); here is only what needs the whole: whether a service or real server is there already, and its
+place in the order. New ones go to the end; an edited one keeps its place, since schedulers walk in that order.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from nfqlb.errors import ExistsError, NotFoundError
+from nfqlb.model import Intent, Key, Real, Service, Timeouts, endpoint
+
+
+def find_service(intent: Intent, key: Key) -> Service:
+    for service in intent.services:
+        if service.key == key:
+            return service
+    raise NotFoundError(f"service {key}: there is none; `nfqlb show` lists the services")
+
+
+def find_real(service: Service, address: str, port: int) -> Real:
+    for real in service.reals:
+        if (real.address, real.port) == (address, port):
+            return real
+    raise NotFoundError(f"service {service.key}: has no real server {endpoint(address, port)}; `nfqlb show` lists them")
+
+
+def add_service(intent: Intent, service: Service) -> Intent:
+    if any(other.key == service.key for other in intent.services):
+        raise ExistsError(f"service {service.key}: exists already; change it with `nfqlb service edit`")
+    return replace(intent, services=(*intent.services, service))
+
+
+def edit_service(intent: Intent, key: Key, *, scheduler: str) -> Intent:
+    return _put(intent, replace(find_service(intent, key), scheduler=scheduler))
+
+
+def delete_service(intent: Intent, key: Key) -> Intent:
+    gone = find_service(intent, key)
+    return replace(intent, services=tuple(service for service in intent.services if service is not gone))
+
+
+def add_real(intent: Intent, key: Key, real: Real) -> Intent:
+    service = find_service(intent, key)
+    if any((other.address, other.port) == (real.address, real.port) for other in service.reals):
+        raise ExistsError(f"service {key}: has the real server {real} already; change it with `nfqlb real edit`")
+    return _put(intent, replace(service, reals=(*service.reals, real)))
+
+
+def edit_real(intent: Intent, key: Key, real: Real) -> Intent:
+    """Give the real server at this address and port the weight of `real`."""
+    service = find_service(intent, key)
+    old = find_real(service, real.address, real.port)
+    return _put(intent, replace(service, reals=tuple(real if other is old else other for other in service.reals)))
+
+
+def delete_real(intent: Intent, key: Key, address: str, port: int) -> Intent:
+    service = find_service(intent, key)
+    gone = find_real(service, address, port)
+    return _put(intent, replace(service, reals=tuple(real for real in service.reals if real is not gone)))
+
+
+def set_timeouts(intent: Intent, timeouts: Timeouts) -> Intent:
+    return replace(intent, timeouts=timeouts)
+
+
+def _put(intent: Intent, service: Service) -> Intent:
+    """The service in the place of the one with the same key."""
+    services = (service if other.key == service.key else other for other in intent.services)
+    return replace(intent, services=tuple(services))

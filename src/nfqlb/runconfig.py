@@ -1,0 +1,75 @@
+"""What `nfqlb run` hands to the holder and the director: one frozen value, as JSON on an inherited memory file.
+
+The holder reads it with the standard library's json, the director with `decode`; the keys are the field names.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from nfqlb.errors import ConfigError
+from nfqlb.model import Intent, parse_name
+
+ENGINES = ("fast", "reference")
+DIVERTERS = ("auto", "nft", "iptables")
+FIREWALLS = ("accept", "leave")
+WORKERS_MAX = 64
+QUEUES_PER_WORKER = 2  # one of class gso, one of class plain
+CONNECTIONS_MAX = 2**26
+DEVICE = re.compile(r"[^/\s]{1,15}")  # IFNAMSIZ - 1
+SOCKET_PATH_MAX = 107  # sun_path without its zero byte
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one director runs; `intent` is None where it starts empty or restores the saved one."""
+
+    api: str  # absolute path of the socket
+    name: str = "main"
+    intent: Intent | None = None
+    origin: str = "none"  # of the intent: "none", "command line", "saved state" or the file's path
+    restore: bool = False
+    vip_dev: str | None = None
+    queue: int | None = None
+    workers: int = 1
+    engine: str = "fast"
+    diverter: str = "auto"
+    firewall: str = "accept"
+    connections: int = 262_144
+
+    def __post_init__(self) -> None:
+        parse_name(self.name)
+        check_socket_path(self.api)
+        if self.vip_dev is not None and not DEVICE.fullmatch(self.vip_dev):
+            raise ConfigError("vip_dev", self.vip_dev, "is not the name of a network device", "see `ip link`")
+        _check_range("workers", self.workers, 1, WORKERS_MAX)
+        if self.queue is not None:
+            _check_range("queue", self.queue, 0, 65536 - QUEUES_PER_WORKER * self.workers)
+        _check_choice("engine", self.engine, ENGINES)
+        _check_choice("diverter", self.diverter, DIVERTERS)
+        _check_choice("firewall", self.firewall, FIREWALLS)
+        _check_range("connections", self.connections, 1, CONNECTIONS_MAX)
+
+
+def encode(config: RunConfig) -> bytes:
+    return msgspec.json.encode(config)
+
+
+def decode(data: bytes) -> RunConfig:
+    return msgspec.json.decode(data, type=RunConfig)
+
+
+def check_socket_path(path: str) -> None:
+    if len(path.encode()) > SOCKET_PATH_MAX:
+        raise ConfigError("api", path, "is too long for a socket", f"use at most {SOCKET_PATH_MAX} bytes")
+
+
+def _check_range(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(field, value, "out of range", f"use {low} to {high}")
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")

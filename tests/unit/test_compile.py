@@ -1,0 +1,161 @@
+"""From intents to snapshots and plans, with a recording double of the core."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from nfqlb.control import registry
+from nfqlb.control.compile import Compiler, compile_plan, packed, unpacked
+from nfqlb.errors import NfqlbError
+from nfqlb.kernel.plan import Plan
+from nfqlb.model import Intent, Real, Service, Timeouts
+from tests.unit.fakes import DNS, WEB
+
+INTENT = Intent((WEB, DNS), Timeouts(tcp=600, tcp_fin=60, udp=30))
+
+
+class Made:
+    """What the compiler built, with its arguments."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+
+class Slots:
+    """Numbers from 0, found again; `full` refuses."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[Any, ...], int] = {}
+        self.asked: list[str] = []
+        self.full = False
+
+    def __call__(self, service: Service, real: Real) -> int:
+        if self.full:
+            raise NfqlbError("no slot is free")
+        self.asked.append(str(real))
+        return self.numbers.setdefault((service.key, real.address, real.port), len(self.numbers))
+
+
+@pytest.fixture
+def slots() -> Slots:
+    return Slots()
+
+
+@pytest.fixture
+def compiler(slots: Slots) -> Compiler:
+    made: Any = Made
+    return Compiler(slots, made, made)
+
+
+def services_of(snapshot: Any) -> list[Made]:
+    found: list[Made] = snapshot.args[0]
+    return found
+
+
+def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
+    web, dns = services_of(compiler.snapshot(INTENT))
+    vip, first = b"\0" * 10 + b"\xff\xff\xcb\x00\x71\x0a", b"\0" * 10 + b"\xff\xff\x0a\x00\x01"
+    assert web.args == (
+        6,
+        vip,
+        80,
+        "wrr",
+        [(2, first + b"\x0d", 80, 0), (1, first + b"\x0c", 8080, 1), (0, first + b"\x0b", 8080, 3)],
+        None,
+    )
+    assert dns.args[:4] == (17, bytes.fromhex("20010db8000000000000000000000010"), 53, "rr")
+
+
+def test_a_snapshot_carries_the_timeouts(compiler: Compiler) -> None:
+    snapshot: Any = compiler.snapshot(INTENT)
+    assert snapshot.args[1:] == (600, 60, 30)
+
+
+def test_an_unchanged_service_stays_the_same_object_and_a_changed_one_follows_its_predecessor(
+    compiler: Compiler, slots: Slots
+) -> None:
+    web, dns = services_of(compiler.snapshot(INTENT))
+    slots.asked.clear()
+    after = registry.add_real(INTENT, WEB.key, Real("10.0.1.14", 80))
+    web_after, dns_after = services_of(compiler.snapshot(after))
+    assert dns_after is dns
+    assert slots.asked == ["10.0.1.11:8080", "10.0.1.12:8080", "10.0.1.13:80", "10.0.1.14:80"]
+    assert web_after.args[5] is web
+    assert [slot for slot, *_ in web_after.args[4]] == [4, 2, 1, 0]
+
+
+def test_new_timeouts_leave_every_service_as_it_is(compiler: Compiler) -> None:
+    before = services_of(compiler.snapshot(INTENT))
+    assert services_of(compiler.snapshot(registry.set_timeouts(INTENT, Timeouts()))) == before
+
+
+def test_a_deleted_service_that_comes_back_starts_afresh(compiler: Compiler) -> None:
+    compiler.snapshot(INTENT)
+    compiler.snapshot(registry.delete_service(INTENT, WEB.key))
+    web = next(made for made in services_of(compiler.snapshot(INTENT)) if made.args[0] == 6)
+    assert web.args[5] is None
+
+
+def test_slots_are_those_of_the_last_intent(compiler: Compiler) -> None:
+    compiler.snapshot(INTENT)
+    assert compiler.slots[WEB.key, "10.0.1.12", 8080] == 1
+    compiler.snapshot(registry.delete_real(INTENT, WEB.key, "10.0.1.12", 8080))
+    assert sorted(compiler.slots.values()) == [0, 2, 3]
+
+
+def test_a_snapshot_that_was_not_published_is_forgotten(compiler: Compiler) -> None:
+    web, _ = services_of(compiler.snapshot(INTENT))
+    before = dict(compiler.slots)
+    compiler.snapshot(registry.edit_service(INTENT, WEB.key, scheduler="lc"))
+    compiler.undo()
+    assert compiler.slots == before
+    assert services_of(compiler.snapshot(INTENT))[0] is web
+    other = services_of(compiler.snapshot(registry.edit_service(INTENT, WEB.key, scheduler="rr")))[0]
+    assert other.args[5] is web
+
+
+def test_a_failure_changes_nothing(compiler: Compiler, slots: Slots) -> None:
+    web, _ = services_of(compiler.snapshot(INTENT))
+    before, slots.full = dict(compiler.slots), True
+    with pytest.raises(NfqlbError):
+        compiler.snapshot(registry.edit_service(INTENT, WEB.key, scheduler="lc"))
+    assert compiler.slots == before
+    assert services_of(compiler.snapshot(INTENT))[0] is web
+
+
+def test_the_plan_names_what_the_kernel_must_divert() -> None:
+    shared = msgspec.structs.replace(WEB, port=81)
+    plan = compile_plan(
+        Intent((WEB, DNS, shared)),
+        name="main",
+        gso=[4, 6],
+        plain=[5, 7],
+        diverter="nft",
+        firewall="leave",
+        vip_dev="lo",
+    )
+    assert plan == Plan(
+        name="main",
+        services=frozenset({(6, "203.0.113.10", 80), (6, "203.0.113.10", 81), (17, "2001:db8::10", 53)}),
+        reals=frozenset(
+            {(6, "10.0.1.11", 8080), (6, "10.0.1.12", 8080), (6, "10.0.1.13", 80), (17, "2001:db8:1::11", 53)}
+        ),
+        gso=(4, 6),
+        plain=(5, 7),
+        diverter="nft",
+        firewall="leave",
+        vip_dev="lo",
+    )
+
+
+@given(st.ip_addresses())
+def test_an_address_is_16_bytes_and_back(address: IPv4Address | IPv6Address) -> None:
+    assume(address.version == 4 or address.ipv4_mapped is None)
+    assert len(packed(str(address))) == 16
+    assert unpacked(packed(str(address))) == str(address)

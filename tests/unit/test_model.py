@@ -1,0 +1,171 @@
+"""What the model refuses, each with its sentence, and how text becomes values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from nfqlb.errors import ConfigError
+from nfqlb.model import (
+    Intent,
+    Key,
+    Real,
+    Service,
+    Timeouts,
+    canonical,
+    endpoint,
+    family,
+    parse_name,
+    parse_real,
+    parse_vip,
+)
+
+VIP, REAL = "203.0.113.10", "10.0.1.11"
+UNICAST = "use a unicast address without a zone"
+A_NAME = "use a letter, then letters, digits and '-', at most 15 in all"
+ADDRESSES = st.ip_addresses().map(str)
+
+
+def refusal(build: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as error:
+        build()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: Service("web", 80), "vip 'web': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]"),
+        (lambda: Service("0.0.0.0", 80), f"vip '0.0.0.0': cannot be the address of a server; {UNICAST}"),
+        (lambda: Service("ff02::1", 80), f"vip 'ff02::1': cannot be the address of a server; {UNICAST}"),
+        (lambda: Service("fe80::1%eth0", 80), f"vip 'fe80::1%eth0': cannot be the address of a server; {UNICAST}"),
+        (
+            lambda: Service("::ffff:10.0.0.1", 80),
+            "vip '::ffff:10.0.0.1': is an IPv4 address in IPv6 notation; write 10.0.0.1",
+        ),
+        (lambda: Service(VIP, 0), "vip port '0': out of range; use 1 to 65535"),
+        (lambda: Service(VIP, 65536), "vip port '65536': out of range; use 1 to 65535"),
+        (lambda: Service(VIP, 80, "icmp"), "protocol 'icmp': is not known; choose from tcp, udp"),
+        (lambda: Service(VIP, 80, mode="proxy"), "mode 'proxy': is not known; choose from nat"),
+        (lambda: Service(VIP, 80, scheduler="best"), "scheduler 'best': is not known; choose from rr, wrr, lc, wlc"),
+        (
+            lambda: Service(VIP, 80, reals=(Real("2001:db8::1", 80),)),
+            "real '[2001:db8::1]:80': is not of the VIP's family (203.0.113.10); mode nat cannot mix IPv4 and IPv6",
+        ),
+        (
+            lambda: Service(VIP, 80, reals=(Real(VIP, 80),)),
+            "real '203.0.113.10:80': is the virtual service itself; name the address of a real server",
+        ),
+        (
+            lambda: Service(VIP, 80, reals=(Real(REAL, 80), Real(REAL, 80, 2))),
+            "real '10.0.1.11:80': is there twice; name each real server once and give it a weight",
+        ),
+        (
+            lambda: Intent((Service(VIP, 80), Service(VIP, 80, scheduler="rr"))),
+            "vip '203.0.113.10:80/tcp': is there twice; put all its real servers into one service",
+        ),
+        (lambda: Real("10.0.1", 80), "real '10.0.1': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]"),
+        (lambda: Real(REAL, 70000), "real port '70000': out of range; use 1 to 65535"),
+        (lambda: Real(REAL, 80, -1), "weight '-1': out of range; use 0 to 2147483647, 0 takes no new connections"),
+        (
+            lambda: Real(REAL, 80, 2**31),
+            "weight '2147483648': out of range; use 0 to 2147483647, 0 takes no new connections",
+        ),
+        (lambda: Timeouts(tcp=0), "timeout tcp '0': out of range; use 1 to 2147483 seconds"),
+        (lambda: Timeouts(tcp_fin=-5), "timeout tcp_fin '-5': out of range; use 1 to 2147483 seconds"),
+        (lambda: Timeouts(udp=2147484), "timeout udp '2147484': out of range; use 1 to 2147483 seconds"),
+        (lambda: parse_vip(VIP), "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80"),
+        (lambda: parse_vip(f"{VIP}:"), "vip '203.0.113.10:': has no port; write ADDRESS:PORT, as in 203.0.113.10:80"),
+        (lambda: parse_vip(f"{VIP}:http"), "vip port 'http': is not a whole number"),
+        (lambda: parse_vip(f"{VIP}:80/icmp"), "protocol 'icmp': is not known; choose from tcp, udp"),
+        (
+            lambda: parse_vip("[2001:db8::1:80"),
+            "vip '[2001:db8::1:80': is not [ADDRESS]:PORT; close the bracket before the port",
+        ),
+        (
+            lambda: parse_vip("[2001:db8::1]80"),
+            "vip '[2001:db8::1]80': is not [ADDRESS]:PORT; close the bracket before the port",
+        ),
+        (lambda: parse_vip("2001:db8::1"), "vip '2001:db8::1': has no port; write ADDRESS:PORT, as in 203.0.113.10:80"),
+        (lambda: parse_real(REAL), "real '10.0.1.11': has no port; write ADDRESS:PORT"),
+        (lambda: parse_real(f"{REAL}:80,weight=x"), "weight 'x': is not a whole number"),
+        (
+            lambda: parse_real(f"{REAL}:80,wieght=2"),
+            "real '10.0.1.11:80,wieght=2': has the unknown option 'wieght'; only weight=N can follow the address",
+        ),
+        (lambda: parse_name(""), f"name '': cannot be used; {A_NAME}"),
+        (lambda: parse_name("1st"), f"name '1st': cannot be used; {A_NAME}"),
+        (lambda: parse_name("../etc"), f"name '../etc': cannot be used; {A_NAME}"),
+        (lambda: parse_name("ä"), f"name 'ä': cannot be used; {A_NAME}"),
+        (
+            lambda: parse_name("a234567890123456"),
+            f"name 'a234567890123456': cannot be used; {A_NAME}",
+        ),
+    ],
+)
+def test_what_cannot_be_right_is_refused_with_its_fix(build: Callable[[], object], sentence: str) -> None:
+    assert refusal(build) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("203.0.113.10:80", Key("tcp", "203.0.113.10", 80)),
+        ("203.0.113.10:53/udp", Key("udp", "203.0.113.10", 53)),
+        ("[2001:DB8:0::10]:443/tcp", Key("tcp", "2001:db8::10", 443)),
+    ],
+)
+def test_a_vip_is_read_into_its_canonical_key(text: str, key: Key) -> None:
+    assert parse_vip(text) == key
+
+
+@pytest.mark.parametrize(
+    ("text", "real"),
+    [
+        ("10.0.1.11", Real("10.0.1.11", 80)),
+        ("10.0.1.11:8080", Real("10.0.1.11", 8080)),
+        ("10.0.1.11,weight=0", Real("10.0.1.11", 80, 0)),
+        ("10.0.1.11:8080,weight=3", Real("10.0.1.11", 8080, 3)),
+        ("2001:db8::1", Real("2001:db8::1", 80)),
+        ("[2001:db8::1]", Real("2001:db8::1", 80)),
+        ("[2001:db8:0:0::1]:8080,weight=3", Real("2001:db8::1", 8080, 3)),
+    ],
+)
+def test_a_real_server_has_the_services_port_and_weight_1_unless_it_says_otherwise(text: str, real: Real) -> None:
+    assert parse_real(text, default_port=80) == real
+
+
+@given(ADDRESSES, st.integers(1, 65535), st.sampled_from(["tcp", "udp"]))
+@example("::1", 1, "tcp")
+def test_a_key_reads_back_from_its_text(address: str, port: int, protocol: str) -> None:
+    try:
+        key = Key(protocol, canonical("vip", address), port)
+    except ConfigError:
+        assume(False)
+    assert parse_vip(str(key)) == key
+    assert parse_real(endpoint(key.address, key.port)) == Real(key.address, key.port)
+
+
+@given(st.ip_addresses(v=6), st.ip_addresses(v=4))
+def test_the_family_shows_in_the_canonical_address(six: IPv6Address, four: IPv4Address) -> None:
+    assert (family(str(six)), family(str(four))) == (6, 4)
+
+
+@given(st.text())
+@example("[")
+@example("1.2.3.4:²")
+@example(",")
+def test_any_text_is_a_value_or_a_refusal(text: str) -> None:
+    for parse in (parse_vip, parse_real, parse_name):
+        with suppress(ConfigError):
+            parse(text)
+
+
+def test_a_value_does_not_change() -> None:
+    with pytest.raises(AttributeError):
+        Real(REAL, 80).weight = 2  # type: ignore[misc]
