@@ -1,0 +1,133 @@
+"""Speak to a director through its API socket.
+
+Answers come as the JSON says, errors as the exceptions of nfqlb.errors that the director raised. Standard library
+only, and little of it, since every command pays for it: http.client would cost 40 ms more, most of it for e-mail
+headers and TLS, which a unix socket never sees.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from nfqlb.errors import (
+    ConfigError,
+    ExistsError,
+    KernelError,
+    MissingError,
+    NfqlbError,
+    NotFoundError,
+    TakenError,
+    UnreachableError,
+)
+
+TIMEOUT = 60.0
+KINDS = {
+    kind.__name__: kind
+    for kind in (ExistsError, KernelError, MissingError, NotFoundError, TakenError, UnreachableError)
+}
+
+
+class Client:
+    """One request per call; `path` is the API socket."""
+
+    def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
+        self.path, self.timeout = path, timeout
+
+    def services(self) -> Any:
+        return self.call("GET", "/v1/services")
+
+    def connections(self, limit: int = 0) -> Any:
+        return self.call("GET", f"/v1/connections?limit={limit}")
+
+    def stats(self) -> Any:
+        return self.call("GET", "/v1/stats")
+
+    def reasons(self) -> Any:
+        return self.call("GET", "/v1/reasons")
+
+    def daemon(self) -> Any:
+        return self.call("GET", "/v1/daemon")
+
+    def add_service(self, service: Mapping[str, object]) -> Any:
+        return self.call("POST", "/v1/services", service)
+
+    def edit_service(self, key: str, scheduler: str) -> Any:
+        return self.call("PATCH", _service(key), {"scheduler": scheduler})
+
+    def delete_service(self, key: str) -> Any:
+        return self.call("DELETE", _service(key))
+
+    def add_real(self, key: str, real: Mapping[str, object]) -> Any:
+        return self.call("POST", f"{_service(key)}/reals", real)
+
+    def edit_real(self, key: str, endpoint: str, weight: int) -> Any:
+        return self.call("PATCH", f"{_service(key)}/reals/{_quoted(endpoint)}", {"weight": weight})
+
+    def delete_real(self, key: str, endpoint: str) -> Any:
+        return self.call("DELETE", f"{_service(key)}/reals/{_quoted(endpoint)}")
+
+    def set_timeouts(self, timeouts: Mapping[str, int]) -> Any:
+        return self.call("PUT", "/v1/timeouts", timeouts)
+
+    def call(self, method: str, target: str, body: object = None) -> Any:
+        """The decoded answer, or the director's error."""
+        try:
+            answer = self._exchange(method, target, b"" if body is None else json.dumps(body).encode())
+        except OSError as error:
+            raise UnreachableError(self._why(error)) from None
+        if not answer:
+            raise UnreachableError(f"the director on {self.path} ended before it answered; see its log")
+        try:
+            head, _, content = answer.partition(b"\r\n\r\n")
+            status, decoded = int(head.split()[1]), json.loads(content)
+        except (ValueError, IndexError):
+            raise UnreachableError(f"what answers on {self.path} is not a director of nfqlb, or it ended") from None
+        if status >= 400:
+            raise _error(decoded["error"])
+        return decoded
+
+    def _exchange(self, method: str, target: str, body: bytes) -> bytes:
+        """One request of HTTP/1.0, which leaves nothing to negotiate: the answer ends where the connection does."""
+        head = f"{method} {target} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(self.timeout)
+            connection.connect(self.path)
+            connection.sendall(head.encode() + body)
+            with connection.makefile("rb") as file:
+                return file.read()
+
+    def _why(self, error: OSError) -> str:
+        match error:
+            case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
+                return f"no director answers on {self.path}; start one with `nfqlb run`, or name its socket with --api"
+            case PermissionError():
+                return f"this user may not use {self.path}; use root, or a member of the group that owns the socket"
+            case TimeoutError():
+                return f"the director on {self.path} did not answer within {self.timeout:g} s; see its log"
+            case ConnectionError():
+                return f"the director on {self.path} ended before it answered; see its log"
+            case _:
+                return f"cannot reach a director on {self.path}: {error}"
+
+
+def _service(key: str) -> str:
+    return f"/v1/services/{_quoted(key)}"
+
+
+def _quoted(text: str) -> str:
+    """As one segment of a path."""
+    from urllib.parse import quote
+
+    return quote(text, safe="")
+
+
+def _error(error: Mapping[str, str]) -> NfqlbError:
+    kind = error["kind"]
+    if kind == "ConfigError":
+        return ConfigError(error["field"], error["value"], error["problem"], error["fix"])
+    if kind in KINDS:
+        return KINDS[kind](error["message"])
+    return UnreachableError(f"the director failed over this request: {error['message']}; its log says more")

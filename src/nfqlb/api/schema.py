@@ -1,0 +1,221 @@
+"""The JSON that the API speaks: one struct per answer, and how each is made from the intent and the counters.
+
+The field names are the keys; they are a promise to scripts, so a key is added, never renamed. Requests that create
+something carry the values of nfqlb.model as they are (Service, Real, Timeouts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from nfqlb.api.director import Connection, Slots
+from nfqlb.control.compile import unpacked
+from nfqlb.model import PROTOCOLS, Intent, Real, Service, Timeouts, endpoint
+
+if TYPE_CHECKING:
+    from nfqlb._core.datapath import Drained
+
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+# include/net/ip_vs.h, IP_VS_TCP_S_*
+TCP_STATES = (
+    "NONE",
+    "ESTABLISHED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT",
+    "TIME_WAIT",
+    "CLOSE",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "LISTEN",
+    "SYNACK",
+)
+
+
+class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
+    scheduler: str
+
+
+class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
+    weight: int
+
+
+class Changed(msgspec.Struct):
+    revision: int
+
+
+class RealView(msgspec.Struct):
+    endpoint: str
+    address: str
+    port: int
+    weight: int
+    active: int
+    inactive: int
+
+
+class ServiceView(msgspec.Struct):
+    key: str
+    protocol: str
+    address: str
+    port: int
+    mode: str
+    scheduler: str
+    active: int
+    inactive: int
+    reals: list[RealView]
+
+
+class Services(msgspec.Struct):
+    revision: int
+    timeouts: Timeouts
+    services: list[ServiceView]
+
+
+class RealStats(msgspec.Struct):
+    endpoint: str
+    conns: int
+    inpkts: int
+    outpkts: int
+    inbytes: int
+    outbytes: int
+
+
+class ServiceStats(msgspec.Struct):
+    """Each counter is the sum over the service's real servers."""
+
+    key: str
+    conns: int
+    inpkts: int
+    outpkts: int
+    inbytes: int
+    outbytes: int
+    reals: list[RealStats]
+
+
+class Stats(msgspec.Struct):
+    """`packets` and `batches` count everything that came through the queues."""
+
+    packets: int
+    batches: int
+    services: list[ServiceStats]
+
+
+class ConnectionView(msgspec.Struct):
+    """`expires` in seconds."""
+
+    protocol: str
+    expires: int
+    state: str
+    client: str
+    virtual: str
+    destination: str
+
+
+class Connections(msgspec.Struct):
+    connections: list[ConnectionView]
+
+
+class Reasons(msgspec.Struct):
+    """Packets by the reason that decided them."""
+
+    reasons: dict[str, int]
+
+
+class ErrorView(msgspec.Struct):
+    """`kind` is a class of nfqlb.errors; `field` to `fix` are empty unless it is ConfigError."""
+
+    kind: str
+    message: str
+    field: str = ""
+    value: str = ""
+    problem: str = ""
+    fix: str = ""
+
+
+class ErrorBody(msgspec.Struct):
+    error: ErrorView
+
+
+class Counters(NamedTuple):
+    """A row of Drained.slots."""
+
+    conns: int = 0
+    inpkts: int = 0
+    outpkts: int = 0
+    inbytes: int = 0
+    outbytes: int = 0
+    active: int = 0
+    inactive: int = 0
+
+
+def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceView:
+    counted = [(real, _counters(service, real, slots, drained)) for real in service.reals]
+    total = _sum(counters for _, counters in counted)
+    return ServiceView(
+        key=str(service.key),
+        protocol=service.protocol,
+        address=service.address,
+        port=service.port,
+        mode=service.mode,
+        scheduler=service.scheduler,
+        active=total.active,
+        inactive=total.inactive,
+        reals=[
+            RealView(str(real), real.address, real.port, real.weight, counters.active, counters.inactive)
+            for real, counters in counted
+        ],
+    )
+
+
+def services(intent: Intent, revision: int, slots: Slots, drained: Drained) -> Services:
+    views = [service_view(service, slots, drained) for service in intent.services]
+    return Services(revision=revision, timeouts=intent.timeouts, services=views)
+
+
+def stats(intent: Intent, slots: Slots, drained: Drained) -> Stats:
+    found = []
+    for service in intent.services:
+        counted = [(str(real), _counters(service, real, slots, drained)) for real in service.reals]
+        total = _sum(counters for _, counters in counted)
+        reals = [RealStats(name, *counters[:5]) for name, counters in counted]
+        found.append(ServiceStats(str(service.key), *total[:5], reals))
+    return Stats(packets=drained.packets, batches=drained.batches, services=found)
+
+
+def connections(rows: Sequence[Connection]) -> Connections:
+    return Connections([_connection(*row) for row in rows])
+
+
+def _connection(
+    protocol: int,
+    client: bytes,
+    cport: int,
+    vip: bytes,
+    vport: int,
+    server: bytes,
+    sport: int,
+    state: int,
+    seconds_left: int,
+) -> ConnectionView:
+    name = PROTOCOL_NAMES[protocol]
+    return ConnectionView(
+        protocol=name,
+        expires=seconds_left,
+        state=TCP_STATES[state] if name == "tcp" else name.upper(),
+        client=endpoint(unpacked(client), cport),
+        virtual=endpoint(unpacked(vip), vport),
+        destination=endpoint(unpacked(server), sport),
+    )
+
+
+def _counters(service: Service, real: Real, slots: Slots, drained: Drained) -> Counters:
+    """Zeros for a server that the data path does not know yet."""
+    slot = slots.get((service.key, real.address, real.port))
+    return Counters(*drained.slots.get(slot, ())) if slot is not None else Counters()
+
+
+def _sum(rows: Iterable[Counters]) -> Counters:
+    return Counters(*map(sum, zip(Counters(), *rows, strict=True)))

@@ -1,0 +1,268 @@
+"""Serve the API on a unix socket.
+
+Strategy: a handler reads the request into values of the model, calls one verb of the director and writes one struct of
+the schema. Errors are NfqlbError all the way; `_guard` is the only place that turns them into HTTP. Who may speak is
+decided by the kernel's word on the peer (SO_PEERCRED), not by file permissions alone: root, the director's own user and
+members of the group that owns the socket file.
+
+The socket is bound, given its mode and only then listened on, so there is no moment in which others could connect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from nfqlb.api import schema
+from nfqlb.api.director import Director
+from nfqlb.control import registry
+from nfqlb.errors import ConfigError, ExistsError, MissingError, NfqlbError, NotFoundError, TakenError, UnreachableError
+from nfqlb.model import Intent, Key, Real, Service, Timeouts, parse_real, parse_vip
+from nfqlb.runconfig import check_socket_path
+
+MODE = 0o660
+BODY_MAX = 16 * 2**20
+SHUTDOWN_SECONDS = 1.0
+SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python does not name it
+GROUPS_BYTES = 1024  # the most that Python's getsockopt takes: 256 groups
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+async def serve(director: Director, path: Path) -> web.AppRunner:
+    """Answer on `path` until the runner's cleanup(), which removes the socket; TakenError if somebody else answers."""
+    listener = _listen(path)
+    inode = os.stat(path).st_ino
+
+    async def remove_socket(_: web.Application) -> None:
+        if path.exists() and os.stat(path).st_ino == inode:
+            path.unlink()
+
+    app = web.Application(middlewares=[_guard(path)], client_max_size=BODY_MAX)
+    app.add_routes(_Routes(director).table())
+    app.on_cleanup.append(remove_socket)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    await runner.setup()
+    await web.SockSite(runner, listener).start()
+    return runner
+
+
+class _Routes:
+    def __init__(self, director: Director) -> None:
+        self.director = director
+
+    def table(self) -> list[web.RouteDef]:
+        service = "/v1/services/{key:[^/]+(?:/[a-z]+)?}"  # the slash before the protocol may come as it is or as %2F
+        return [
+            web.get("/v1/services", self.services),
+            web.post("/v1/services", self.add_service),
+            web.post(service + "/reals", self.add_real),
+            web.patch(service + "/reals/{endpoint}", self.edit_real),
+            web.delete(service + "/reals/{endpoint}", self.delete_real),
+            web.get(service, self.service),
+            web.patch(service, self.edit_service),
+            web.delete(service, self.delete_service),
+            web.get("/v1/connections", self.connections),
+            web.get("/v1/stats", self.stats),
+            web.get("/v1/reasons", self.reasons),
+            web.get("/v1/daemon", self.daemon),
+            web.put("/v1/timeouts", self.set_timeouts),
+        ]
+
+    async def services(self, _: web.Request) -> web.Response:
+        director = self.director
+        return _json(schema.services(director.intent(), director.revision, director.slots(), director.drained()))
+
+    async def service(self, request: web.Request) -> web.Response:
+        service = registry.find_service(self.director.intent(), _key(request))
+        return _json(schema.service_view(service, self.director.slots(), self.director.drained()))
+
+    async def add_service(self, request: web.Request) -> web.Response:
+        service = await _body(request, Service)
+        return await self._change(lambda intent: registry.add_service(intent, service), 201)
+
+    async def edit_service(self, request: web.Request) -> web.Response:
+        key, edit = _key(request), await _body(request, schema.ServiceEdit)
+        return await self._change(lambda intent: registry.edit_service(intent, key, scheduler=edit.scheduler))
+
+    async def delete_service(self, request: web.Request) -> web.Response:
+        key = _key(request)
+        return await self._change(lambda intent: registry.delete_service(intent, key))
+
+    async def add_real(self, request: web.Request) -> web.Response:
+        key, real = _key(request), await _body(request, Real)
+        return await self._change(lambda intent: registry.add_real(intent, key, real), 201)
+
+    async def edit_real(self, request: web.Request) -> web.Response:
+        key, real, edit = _key(request), _endpoint(request), await _body(request, schema.RealEdit)
+        edited = Real(real.address, real.port, edit.weight)
+        return await self._change(lambda intent: registry.edit_real(intent, key, edited))
+
+    async def delete_real(self, request: web.Request) -> web.Response:
+        key, real = _key(request), _endpoint(request)
+        return await self._change(lambda intent: registry.delete_real(intent, key, real.address, real.port))
+
+    async def connections(self, request: web.Request) -> web.Response:
+        limit = request.query.get("limit", "0")
+        if not (limit.isascii() and limit.isdigit()):
+            raise ConfigError("limit", limit, "is not a number of connections", "use 0 for all")
+        rows = self.director.connections(int(limit))
+        return _json(await asyncio.to_thread(schema.connections, rows))  # seconds, for a full table
+
+    async def stats(self, _: web.Request) -> web.Response:
+        return _json(schema.stats(self.director.intent(), self.director.slots(), self.director.drained()))
+
+    async def reasons(self, _: web.Request) -> web.Response:
+        return _json(schema.Reasons(self.director.drained().reasons))
+
+    async def daemon(self, _: web.Request) -> web.Response:
+        return _json({**self.director.info(), "revision": self.director.revision})
+
+    async def set_timeouts(self, request: web.Request) -> web.Response:
+        timeouts = await _body(request, Timeouts)
+        return await self._change(lambda intent: registry.set_timeouts(intent, timeouts))
+
+    async def _change(self, edit: Callable[[Intent], Intent], status: int = 200) -> web.Response:
+        return _json(schema.Changed(await self.director.change(edit)), status)
+
+
+def _guard(path: Path) -> Middleware:
+    """Let in who may speak; every refusal leaves as JSON."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            uid, groups = _peer(request)
+            if uid not in (0, os.geteuid()) and os.stat(path).st_gid not in groups:
+                fix = "use root, the director's own user or a member of the group that owns the socket"
+                return _refusal(MissingError(f"user {uid} may not use {path}; {fix}"), 403)
+            return await handler(request)
+        except NfqlbError as error:
+            return _refusal(error, _status(error))
+        except web.HTTPException as error:
+            return _refusal(ConfigError("request", f"{request.method} {request.path}", error.reason), error.status)
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.path)
+            return _json(schema.ErrorBody(schema.ErrorView("internal", f"{type(error).__name__}: {error}")), 500)
+
+    return guard
+
+
+def _peer(request: web.Request) -> tuple[int, set[int]]:
+    """User and groups of the other side, as they were when it connected."""
+    assert request.transport is not None
+    peer = request.transport.get_extra_info("socket")
+    _, uid, gid = _credentials(peer)
+    groups = b""
+    with suppress(OSError):  # more of them than fit
+        groups = peer.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_BYTES)
+    return uid, {gid, *struct.unpack(f"{len(groups) // 4}I", groups)}
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """pid, uid and gid of the other side (struct ucred)."""
+    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
+
+
+def _status(error: NfqlbError) -> int:
+    match error:
+        case ConfigError():
+            return 400
+        case NotFoundError():
+            return 404
+        case ExistsError() | TakenError():
+            return 409
+        case UnreachableError():
+            return 503
+        case _:
+            return 500
+
+
+def _refusal(error: NfqlbError, status: int) -> web.Response:
+    view = schema.ErrorView(type(error).__name__, str(error))
+    if isinstance(error, ConfigError):
+        view.field, view.value, view.problem, view.fix = error.field, str(error.value), error.problem, error.fix
+    return _json(schema.ErrorBody(view), status)
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _key(request: web.Request) -> Key:
+    return parse_vip(request.match_info["key"])
+
+
+def _endpoint(request: web.Request) -> Real:
+    return parse_real(request.match_info["endpoint"], default_port=_key(request).port)
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    body = await request.read()
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise ConfigError("body", _short(body.decode(errors="replace")), f"is not JSON: {error}") from None
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$")
+        steps = re.findall(r"\w+", where)
+        for step in steps:
+            value = value[int(step) if isinstance(value, list) else step]
+        raise ConfigError(" ".join(["body", *steps]), _short(value), problem) from None
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _listen(path: Path) -> socket.socket:
+    check_socket_path(str(path))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _remove_stale(path)
+        listener.bind(str(path))
+        os.chmod(path, MODE)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigError("api", path, f"cannot listen there: {error.strerror}", "choose another path") from error
+    except NfqlbError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """A socket that nobody answers on is what a crash left behind."""
+    try:
+        mode = os.stat(path, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError("api", path, "is there and is not a socket", "choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        pid, *_ = _credentials(probe)
+    raise TakenError(f"the API socket {path} belongs to the process {pid}; choose another one by --name or --api")

@@ -1,0 +1,76 @@
+"""The `nfqlb` command.
+
+Strategy: scripts call it thousands of times, so each command lives in a module of its own that is imported when it is
+called, and what only some commands need is imported inside them. Every failure is one sentence on stderr and the exit
+code of its class in nfqlb.errors; wrong usage ends with 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from nfqlb import __version__
+from nfqlb.cli.env import Env
+from nfqlb.errors import NfqlbError
+
+COMMANDS = {
+    "run": "Run a director in the foreground.",
+    "show": "Show what a director does.",
+    "service": "Add, edit or delete a virtual service.",
+    "real": "Add, edit or delete a real server of a service.",
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"nfqlb.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="nfqlb %(version)s")
+def nfqlb() -> None:
+    """A Linux Virtual Server in user space: layer 4 load balancing over NFQUEUE."""
+
+
+def main(args: Sequence[str] | None = None, env: Env | None = None) -> NoReturn:
+    """Run a command and end the process with its exit code."""
+    try:
+        code = nfqlb.main(args, "nfqlb", standalone_mode=False, obj=env or Env())
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = error.exit_code
+    except click.ClickException as error:
+        code = _fail(_sentence(error), error.exit_code)
+    except click.Abort:
+        code = 130
+    except NfqlbError as error:
+        code = _fail(str(error), error.exit_code)
+    sys.exit(code)
+
+
+def _fail(sentence: str, code: int) -> int:
+    click.echo(f"nfqlb: {sentence}", err=True)
+    return code
+
+
+def _sentence(error: click.ClickException) -> str:
+    text = " ".join(error.format_message().split()).rstrip(".")
+    hint = ""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"; see `{error.ctx.command_path} --help`"
+    return text[:1].lower() + text[1:] + hint

@@ -1,0 +1,47 @@
+"""What commands take from their surroundings, so that a test can hand them others; and how they find the director."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from nfqlb.paths import DEFAULT_NAME, api_socket
+
+if TYPE_CHECKING:
+    from nfqlb.api.client import Client
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Env(NamedTuple):
+    environ: Mapping[str, str] = os.environ
+    euid: Callable[[], int] = os.geteuid
+    execv: Callable[[str, list[str]], object] = os.execv
+
+
+def director_options(function: F) -> F:
+    """--api and --name, for every command that speaks to a director."""
+    api = click.option("--api", metavar="SOCKET", help="The API socket of the director [default: from --name].")
+    name = click.option("--name", metavar="NAME", help=f"The name of the director [default: {DEFAULT_NAME}].")
+    return api(name(function))
+
+
+def client(env: Env, api: str | None, name: str | None) -> Client:
+    from nfqlb.api.client import Client
+
+    return Client(socket_path(env, api, director_name(env, name)))
+
+
+def director_name(env: Env, option: str | None, file: str | None = None) -> str:
+    """What the command line says, else NFQLB_NAME, else the configuration file, else `main`."""
+    return option or env.environ.get("NFQLB_NAME") or file or DEFAULT_NAME
+
+
+def socket_path(env: Env, option: str | None, name: str, file: str | None = None) -> str:
+    """What the command line says, else NFQLB_API, else the configuration file, else it follows from the name."""
+    if chosen := option or env.environ.get("NFQLB_API") or file:
+        return os.path.abspath(chosen)
+    return api_socket(name, env.environ)

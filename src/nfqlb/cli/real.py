@@ -1,0 +1,57 @@
+"""`nfqlb real`: the real servers of a service of a running director."""
+
+from __future__ import annotations
+
+import click
+
+from nfqlb.cli.env import Env, client, director_options
+
+
+@click.group("real", short_help="Add, edit or delete a real server of a service.")
+def command() -> None:
+    """Add, edit or delete a real server of a service.
+
+    VIP is ADDRESS:PORT[/tcp|/udp], REAL is ADDRESS[:PORT]; IPv6 as [ADDRESS]:PORT. Without a port it is the VIP's.
+    """
+
+
+@command.command("add")
+@click.argument("vip")
+@click.argument("real", metavar="REAL[,weight=N]")
+@director_options
+@click.pass_obj
+def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:
+    """Add a real server; it gets new connections from now on."""
+    import msgspec
+
+    from nfqlb.model import parse_real, parse_vip
+
+    key = parse_vip(vip)
+    client(env, api, name).add_real(str(key), msgspec.to_builtins(parse_real(real, key.port)))
+
+
+@command.command("edit")
+@click.argument("vip")
+@click.argument("real")
+@click.option("--weight", type=int, required=True, metavar="N", help="0 takes no new connections, old ones go on.")
+@director_options
+@click.pass_obj
+def edit(env: Env, vip: str, real: str, weight: int, api: str | None, name: str | None) -> None:
+    """Change the weight of a real server."""
+    from nfqlb.model import parse_real, parse_vip
+
+    key = parse_vip(vip)
+    client(env, api, name).edit_real(str(key), str(parse_real(real, key.port)), weight)
+
+
+@command.command("delete")
+@click.argument("vip")
+@click.argument("real")
+@director_options
+@click.pass_obj
+def delete(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:
+    """Delete a real server."""
+    from nfqlb.model import parse_real, parse_vip
+
+    key = parse_vip(vip)
+    client(env, api, name).delete_real(str(key), str(parse_real(real, key.port)))

@@ -1,0 +1,117 @@
+"""`nfqlb run`: check everything that can be checked, then become the holder.
+
+Strategy: arguments and file become one RunConfig, or a refusal, before anything is touched. The holder is another
+program in the same process: its configuration waits in a memory file, and whatever this one has imported is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nfqlb.cli.env import Env, director_name, director_options, socket_path
+from nfqlb.errors import ConfigError, MissingError
+
+if TYPE_CHECKING:
+    from nfqlb.model import Intent
+
+
+@click.command("run", short_help="Run a director in the foreground.")
+@click.option("--mode", metavar="nat", help="How packets reach the real servers [default: nat].")
+@click.option("--vip", "vips", multiple=True, metavar="ADDR:PORT[/tcp|/udp]", help="A virtual service; repeats.")
+@click.option(
+    "--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server of every --vip; repeats."
+)
+@click.option("--scheduler", metavar="NAME", help="rr, wrr, lc or wlc [default: wlc].")
+@click.option("--workers", type=int, metavar="N", help="Threads that take packets [default: 1].")
+@click.option("--vip-dev", metavar="IF", help="Add the VIPs to this device, and remove them at the end.")
+@click.option("--queue", type=int, metavar="N", help="The first queue number [default: chosen from free ones].")
+@click.option("--config", "file", metavar="FILE", help="Take services and settings from a TOML file.")
+@click.option("--restore", is_flag=True, help="Go on with the services that a director of this name had.")
+@click.option("--engine", metavar="fast|reference", help="How packets are taken [default: fast].")
+@click.option("--diverter", metavar="auto|nft|iptables", help="What brings packets to the queues [default: auto].")
+@click.option(
+    "--firewall", metavar="accept|leave", help="Accept what is forwarded, or leave that to you [default: accept]."
+)
+@click.option("--connections", type=int, metavar="N", help="The most connections at a time [default: 262144].")
+@director_options
+@click.pass_obj
+def command(
+    env: Env,
+    /,
+    vips: tuple[str, ...],
+    reals: tuple[str, ...],
+    mode: str | None,
+    scheduler: str | None,
+    file: str | None,
+    restore: bool,
+    api: str | None,
+    name: str | None,
+    **settings: str | int | None,
+) -> None:
+    """Run a director in the foreground, until SIGTERM or Ctrl-C.
+
+    Without --vip, --config and --restore it starts with no services; add them by `nfqlb service` and `nfqlb real`.
+    What is given here wins over the [director] section of the file.
+    """
+    import nfqlb.runconfig as runconfig
+
+    _check_together(vips, reals, mode, scheduler, file, restore)
+    director: dict[str, Any] = {}
+    intent, origin = None, "saved state" if restore else "none"
+    if vips:
+        intent, origin = _intent(vips, reals, mode, scheduler), "command line"
+    elif file is not None:
+        (director, intent), origin = _read(file), os.path.abspath(file)
+    director["name"] = director_name(env, name, director.get("name"))
+    director["api"] = socket_path(env, api, director["name"], director.get("api"))
+    director |= {key: value for key, value in settings.items() if value is not None}
+    config = runconfig.RunConfig(**director, intent=intent, restore=restore, origin=origin)
+    if env.euid() != 0:
+        raise MissingError("`nfqlb run` needs root: it changes packet rules of the kernel; use sudo or a root shell")
+    _become_holder(env, runconfig.encode(config))
+
+
+def _check_together(
+    vips: Sequence[str], reals: Sequence[str], mode: str | None, scheduler: str | None, file: str | None, restore: bool
+) -> None:
+    """Options that contradict each other, or mean nothing alone."""
+    services = " and ".join(["--vip"] * bool(vips) + ["--config"] * (file is not None) + ["--restore"] * restore)
+    if " and " in services:
+        raise ConfigError("services", services, "are given together", "choose one place that the services come from")
+    if not vips:
+        for option, value in (("real", ", ".join(reals)), ("mode", mode), ("scheduler", scheduler)):
+            if value:
+                raise ConfigError(f"--{option}", value, "belongs to a --vip", "add --vip ADDRESS:PORT")
+
+
+def _intent(vips: Sequence[str], reals: Sequence[str], mode: str | None, scheduler: str | None) -> Intent:
+    from nfqlb.cli.values import service
+    from nfqlb.model import Intent
+
+    return Intent(tuple(service(vip, reals, mode, scheduler) for vip in vips))
+
+
+def _read(file: str) -> tuple[dict[str, Any], Intent]:
+    from nfqlb.config.toml import loads
+
+    try:
+        text = Path(file).read_text()
+    except OSError as error:
+        raise ConfigError("config", file, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError("config", file, "is not UTF-8 text") from None
+    return loads(text, file)
+
+
+def _become_holder(env: Env, config: bytes) -> None:
+    fd = os.memfd_create("nfqlb-config")
+    os.write(fd, config)
+    os.set_inheritable(fd, True)
+    # -P: a file in the current folder must not become a module of a program that runs as root
+    env.execv(sys.executable, [sys.executable, "-P", "-m", "nfqlb.holder", "--config-fd", str(fd)])

@@ -1,0 +1,62 @@
+"""`nfqlb service`: virtual services of a running director."""
+
+from __future__ import annotations
+
+import click
+
+from nfqlb.cli.env import Env, client, director_options
+
+
+@click.group("service", short_help="Add, edit or delete a virtual service.")
+def command() -> None:
+    """Add, edit or delete a virtual service of a running director.
+
+    VIP is ADDRESS:PORT[/tcp|/udp], IPv6 as [ADDRESS]:PORT.
+    """
+
+
+@command.command("add")
+@click.argument("vip")
+@click.option("--mode", metavar="nat", help="How packets reach the real servers [default: nat].")
+@click.option("--scheduler", metavar="NAME", help="rr, wrr, lc or wlc [default: wlc].")
+@click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
+@director_options
+@click.pass_obj
+def add(
+    env: Env,
+    vip: str,
+    mode: str | None,
+    scheduler: str | None,
+    reals: tuple[str, ...],
+    api: str | None,
+    name: str | None,
+) -> None:
+    """Add a virtual service, with its real servers or without."""
+    import msgspec
+
+    from nfqlb.cli.values import service
+
+    client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler)))
+
+
+@command.command("edit")
+@click.argument("vip")
+@click.option("--scheduler", metavar="NAME", required=True, help="rr, wrr, lc or wlc.")
+@director_options
+@click.pass_obj
+def edit(env: Env, vip: str, scheduler: str, api: str | None, name: str | None) -> None:
+    """Change the scheduler; connections stay where they are."""
+    from nfqlb.model import parse_vip
+
+    client(env, api, name).edit_service(str(parse_vip(vip)), scheduler)
+
+
+@command.command("delete")
+@click.argument("vip")
+@director_options
+@click.pass_obj
+def delete(env: Env, vip: str, api: str | None, name: str | None) -> None:
+    """Delete a virtual service with its real servers."""
+    from nfqlb.model import parse_vip
+
+    client(env, api, name).delete_service(str(parse_vip(vip)))

@@ -1,0 +1,41 @@
+"""`nfqlb show`: what a director does, as a table to read or as JSON to process."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from nfqlb.cli.env import Env, client, director_options
+
+WHAT = ("services", "connections", "stats", "reasons", "daemon")  # the verbs of the client, and of tables
+
+
+@click.command("show", short_help="Show what a director does.")
+@click.argument("what", type=click.Choice(WHAT), default="services", metavar="[WHAT]")
+@click.option("--json", "as_json", is_flag=True, help="JSON with stable keys instead of a table.")
+@click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Connections: at most N [default: all].")
+@director_options
+@click.pass_obj
+def command(env: Env, what: str, as_json: bool, limit: int, api: str | None, name: str | None) -> None:
+    """Show what a director does.
+
+    \b
+    services     services and real servers with their connections (the default)
+    connections  the live connections
+    stats        connections, packets and bytes of each service and real server
+    reasons      packets by what decided them
+    daemon       the director itself: processes, queues, table, warnings
+    """
+    director = client(env, api, name)
+    answer = director.connections(limit) if what == "connections" else getattr(director, what)()
+    if as_json:
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        return
+    from nfqlb.cli import tables
+
+    table: tables.Table = getattr(tables, what)(answer)
+    for title in table.titles:
+        click.secho(title, bold=True)
+    for row in table.rows:
+        click.echo(row)

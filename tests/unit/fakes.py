@@ -1,0 +1,115 @@
+"""A director without a data path, its API on a real socket, and the `nfqlb` command called in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from nfqlb.api.client import Client
+from nfqlb.api.director import Connection
+from nfqlb.api.server import serve
+from nfqlb.cli import main
+from nfqlb.cli.env import Env
+from nfqlb.model import Intent, Key, Real, Service
+
+WEB = Service(
+    "203.0.113.10",
+    80,
+    scheduler="wrr",
+    reals=(Real("10.0.1.11", 8080, 3), Real("10.0.1.12", 8080), Real("10.0.1.13", 80, 0)),
+)
+DNS = Service("2001:db8::10", 53, "udp", scheduler="rr", reals=(Real("2001:db8:1::11", 53),))
+
+
+class Drained(NamedTuple):
+    reasons: dict[str, int]
+    slots: dict[int, tuple[int, int, int, int, int, int, int]]
+    batches: int
+    packets: int
+
+
+class FakeDirector:
+    """Begins with WEB and DNS, slots from 0 in their order; the last server of WEB has not been counted yet."""
+
+    def __init__(self) -> None:
+        self.revision, self._intent = 1, Intent((WEB, DNS))
+        self.failure: Exception | None = None
+        self.rows: list[Connection] = []
+
+    def intent(self) -> Intent:
+        return self._intent
+
+    async def change(self, edit: Callable[[Intent], Intent]) -> int:
+        intent = edit(self._intent)
+        if self.failure:
+            raise self.failure
+        self._intent, self.revision = intent, self.revision + 1
+        return self.revision
+
+    def drained(self) -> Drained:
+        slots = {0: (7, 60, 50, 6000, 50000, 2, 5), 1: (3, 20, 10, 2000, 10000, 1, 2), 3: (4, 8, 8, 400, 800, 0, 4)}
+        return Drained({"forwarded": 156, "no_service": 4, "truncated": 0}, slots, 12, 160)
+
+    def connections(self, limit: int) -> Sequence[Connection]:
+        return self.rows[:limit] if limit else self.rows
+
+    def slots(self) -> Mapping[tuple[Key, str, int], int]:
+        ends = [(service.key, real.address, real.port) for service in (WEB, DNS) for real in service.reals]
+        return {end: slot for slot, end in enumerate(ends)}
+
+    def info(self) -> dict[str, object]:
+        return {
+            "name": "main",
+            "pid": 42,
+            "vip_dev": None,
+            "edited": False,
+            "table": {"capacity": 1024, "used": 3},
+            "queues": [{"number": 0, "class": "gso"}, {"number": 1, "class": "plain"}],
+            "warnings": [],
+        }
+
+
+@contextmanager
+def serving(director: FakeDirector, path: Path) -> Iterator[Client]:
+    """The API of `director` on `path`, in a thread with a loop of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    try:
+        runner = loop.run_until_complete(serve(director, path))  # type: ignore[arg-type]
+        thread.start()
+        try:
+            yield Client(str(path), timeout=20)
+        finally:
+            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+    finally:
+        loop.close()
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """`nfqlb ARGS` in this process; what it would execute is kept in `executed`."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], **environ: str) -> None:
+        self.capsys, self.environ, self.uid = capsys, environ, 0
+        self.executed: list[tuple[str, list[str]]] = []
+
+    def __call__(self, *args: str) -> Ended:
+        env = Env(self.environ, lambda: self.uid, lambda path, argv: self.executed.append((path, argv)))
+        with pytest.raises(SystemExit) as ended:
+            main(args, env)
+        out, err = self.capsys.readouterr()
+        assert ended.value.code is None or isinstance(ended.value.code, int)
+        return Ended(ended.value.code or 0, out, err)

@@ -1,0 +1,463 @@
+"""The command line: what it prints, what it asks of the director, and the sentence and exit code of each refusal."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from nfqlb import __version__, runconfig
+from nfqlb.api.client import Client
+from nfqlb.cli import COMMANDS, main
+from nfqlb.cli.env import Env
+from nfqlb.model import Intent, Real, Service
+from nfqlb.runconfig import RunConfig
+from tests.unit.fakes import DNS, WEB, Command, FakeDirector, serving
+
+VIP, REAL = "203.0.113.10:80", "10.0.1.11:8080"
+HEAVY = ("aiohttp", "asyncio", "http.client", "msgspec", "nfqlb._core", "nfqlb.model", "pathlib", "pyroute2", "ssl")
+
+
+@pytest.fixture
+def director() -> FakeDirector:
+    return FakeDirector()
+
+
+@pytest.fixture
+def client(director: FakeDirector, tmp_path: Path) -> Iterator[Client]:
+    with serving(director, tmp_path / "api.sock") as client:
+        yield client
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    command = Command(capsys, NFQLB_RUN_DIR="/nowhere")
+    yield command
+    for _, argv in command.executed:
+        os.close(int(argv[-1]))
+
+
+@pytest.fixture
+def live(command: Command, client: Client) -> Command:
+    """The command, where a director answers."""
+    command.environ["NFQLB_API"] = client.path
+    return command
+
+
+def handed_over(command: Command) -> RunConfig:
+    """What `nfqlb run` left for the holder."""
+    [(program, argv)] = command.executed
+    assert program == sys.executable
+    assert argv[:-1] == [sys.executable, "-P", "-m", "nfqlb.holder", "--config-fd"]
+    fd = int(argv[-1])
+    assert os.get_inheritable(fd)
+    return runconfig.decode(os.pread(fd, os.fstat(fd).st_size, 0))
+
+
+# --- help
+
+
+def test_help_lists_the_commands(command: Command) -> None:
+    ended = command("--help")
+    assert ended.code == 0
+    assert [name in ended.out for name in COMMANDS] == [True] * len(COMMANDS)
+
+
+def test_without_a_command_there_is_help_and_a_failure(command: Command) -> None:
+    ended = command()
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("Usage: nfqlb ")
+
+
+def test_the_version_is_told(command: Command) -> None:
+    assert command("--version").out == f"nfqlb {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_helps_and_is_described_as_in_the_list(command: Command, name: str) -> None:
+    assert importlib.import_module(f"nfqlb.cli.{name}").command.short_help == COMMANDS[name]
+    ended = command(name, "--help")
+    assert ended.code == 0
+    assert ended.out.startswith(f"Usage: nfqlb {name} ")
+
+
+@pytest.mark.parametrize(("group", "verb"), [(g, v) for g in ("service", "real") for v in ("add", "edit", "delete")])
+def test_a_verb_helps(command: Command, group: str, verb: str) -> None:
+    assert command(group, verb, "--help").out.startswith(f"Usage: nfqlb {group} {verb} [OPTIONS] VIP")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["show", "services", "--json"], ["show", "daemon"]])
+def test_what_scripts_call_often_loads_little(client: Client, args: list[str]) -> None:
+    code = f"""
+import sys
+from nfqlb.cli import main
+try:
+    main({args!r})
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print(sorted({set(HEAVY)!r} & set(sys.modules)), file=sys.stderr)
+"""
+    environ = {**os.environ, "NFQLB_API": client.path}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
+    assert ran.stderr == "[]\n"
+
+
+# --- show
+
+
+def test_show_alone_shows_the_services(live: Command) -> None:
+    ended = live("show")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == (
+        "Prot LocalAddress:Port Scheduler\n"
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
+        "TCP  203.0.113.10:80 wrr\n"
+        "  -> 10.0.1.11:8080               nat     3      2          5\n"
+        "  -> 10.0.1.12:8080               nat     1      1          2\n"
+        "  -> 10.0.1.13:80                 nat     0      0          0\n"
+        "UDP  [2001:db8::10]:53 rr\n"
+        "  -> [2001:db8:1::11]:53          nat     1      0          4\n"
+    )
+
+
+@pytest.mark.parametrize("what", ["services", "connections", "stats", "reasons", "daemon"])
+def test_every_list_is_text_or_the_json_of_the_api(live: Command, client: Client, what: str) -> None:
+    assert json.loads(live("show", what, "--json").out) == getattr(client, what)()
+    shown = live("show", what)
+    assert shown.code == 0
+    assert "\x1b" not in shown.out
+
+
+def test_connections_can_be_limited(live: Command, director: FakeDirector) -> None:
+    director.rows = [(6, b"\x20" * 16, port, b"\x20" * 16, 80, b"\x20" * 16, 80, 1, 9) for port in range(1, 9)]
+    assert len(json.loads(live("show", "connections", "--json").out)["connections"]) == 8
+    assert len(json.loads(live("show", "connections", "--json", "--limit", "3").out)["connections"]) == 3
+
+
+# --- which director
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "socket"),
+    [
+        ([], {}, "/run/nfqlb/main/api.sock"),
+        ([], {"NFQLB_NAME": "web"}, "/run/nfqlb/web/api.sock"),
+        (["--name", "dns"], {"NFQLB_NAME": "web", "NFQLB_RUN_DIR": "/nowhere"}, "/nowhere/dns/api.sock"),
+        (["--name", "dns"], {"NFQLB_API": "/nowhere/a.sock"}, "/nowhere/a.sock"),
+        (["--api", "/nowhere/b.sock"], {"NFQLB_API": "/nowhere/a.sock", "NFQLB_NAME": "web"}, "/nowhere/b.sock"),
+    ],
+)
+def test_the_director_is_found_by_option_then_environment_then_name(
+    command: Command, args: list[str], environ: dict[str, str], socket: str
+) -> None:
+    command.environ = environ
+    ended = command("show", *args)
+    assert (ended.code, ended.out) == (6, "")
+    assert ended.err == (
+        f"nfqlb: no director answers on {socket}; start one with `nfqlb run`, or name its socket with --api\n"
+    )
+
+
+# --- changes
+
+
+@pytest.mark.parametrize(
+    ("args", "services"),
+    [
+        (["service", "add", "203.0.113.11:443"], (WEB, DNS, Service("203.0.113.11", 443))),
+        (
+            [
+                "service",
+                "add",
+                "[::9]:53/udp",
+                "--mode",
+                "nat",
+                "--scheduler",
+                "rr",
+                "--real",
+                "::1",
+                "--real",
+                "[::2]:5353,weight=0",
+            ],
+            (WEB, DNS, Service("::9", 53, "udp", "nat", "rr", (Real("::1", 53), Real("::2", 5353, 0)))),
+        ),
+        (["service", "edit", VIP, "--scheduler", "lc"], (msgspec.structs.replace(WEB, scheduler="lc"), DNS)),
+        (["service", "delete", "[2001:DB8::10]:53/udp"], (WEB,)),
+        (
+            ["real", "add", "[2001:db8::10]:53/udp", "2001:db8:1::12,weight=2"],
+            (WEB, msgspec.structs.replace(DNS, reals=(*DNS.reals, Real("2001:db8:1::12", 53, 2)))),
+        ),
+        (
+            ["real", "edit", "[2001:db8::10]:53/udp", "[2001:db8:1::11]:53", "--weight", "0"],
+            (WEB, msgspec.structs.replace(DNS, reals=(Real("2001:db8:1::11", 53, 0),))),
+        ),
+        (["real", "delete", VIP, REAL], (msgspec.structs.replace(WEB, reals=WEB.reals[1:]), DNS)),
+    ],
+)
+def test_a_change_is_made_in_silence(
+    live: Command, director: FakeDirector, args: list[str], services: tuple[Service, ...]
+) -> None:
+    assert live(*args) == (0, "", "")
+    assert director.intent() == Intent(services)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "sentence"),
+    [
+        (
+            ["service", "add", VIP],
+            1,
+            "service 203.0.113.10:80/tcp: exists already; change it with `nfqlb service edit`",
+        ),
+        (
+            ["service", "edit", VIP, "--scheduler", "best"],
+            2,
+            "scheduler 'best': is not known; choose from rr, wrr, lc, wlc",
+        ),
+        (
+            ["service", "delete", "1.2.3.4:80"],
+            1,
+            "service 1.2.3.4:80/tcp: there is none; `nfqlb show` lists the services",
+        ),
+        (
+            ["real", "add", VIP, REAL],
+            1,
+            "service 203.0.113.10:80/tcp: has the real server 10.0.1.11:8080 already; change it with `nfqlb real edit`",
+        ),
+        (
+            ["real", "add", VIP, VIP],
+            2,
+            f"real '{VIP}': is the virtual service itself; name the address of a real server",
+        ),
+        (
+            ["real", "edit", VIP, REAL, "--weight", "-1"],
+            2,
+            "weight '-1': out of range; use 0 to 2147483647, 0 takes no new connections",
+        ),
+        (
+            ["real", "delete", VIP, "10.0.1.11"],
+            1,
+            "service 203.0.113.10:80/tcp: has no real server 10.0.1.11:80; `nfqlb show` lists them",
+        ),
+    ],
+)
+def test_what_the_director_refuses_is_said_in_its_words(
+    live: Command, director: FakeDirector, args: list[str], code: int, sentence: str
+) -> None:
+    assert live(*args) == (code, "", f"nfqlb: {sentence}\n")
+    assert director.revision == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["frob"], "no such command 'frob'; see `nfqlb --help`"),
+        (["--frob"], "no such option '--frob'; see `nfqlb --help`"),
+        (
+            ["show", "rules"],
+            "invalid value for '[WHAT]': "
+            "'rules' is not one of 'services', 'connections', 'stats', 'reasons', 'daemon'; see `nfqlb show --help`",
+        ),
+        (
+            ["show", "connections", "--limit", "-1"],
+            "invalid value for '--limit': -1 is not in the range x>=0; see `nfqlb show --help`",
+        ),
+        (["service", "add"], "missing argument 'VIP'; see `nfqlb service add --help`"),
+        (["service", "add", "web:80"], "vip 'web': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]"),
+        (["service", "add", VIP, "--real", "10.0.1.11:x"], "real port 'x': is not a whole number"),
+        (["service", "edit", VIP], "missing option '--scheduler'; see `nfqlb service edit --help`"),
+        (
+            ["service", "delete", "203.0.113.10"],
+            "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80",
+        ),
+        (["real", "edit", VIP, REAL], "missing option '--weight'; see `nfqlb real edit --help`"),
+        (
+            ["real", "edit", VIP, REAL, "--weight", "x"],
+            "invalid value for '--weight': 'x' is not a valid integer; see `nfqlb real edit --help`",
+        ),
+        (["real", "add", VIP, "web1"], "real 'web1': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_before_anybody_is_asked(command: Command, args: list[str], sentence: str) -> None:
+    assert command(*args) == (2, "", f"nfqlb: {sentence}\n")
+
+
+# --- run
+
+
+def test_run_becomes_the_holder_with_all_that_was_asked(command: Command) -> None:
+    vips = ("--vip", VIP, "--vip", "203.0.113.10:443")
+    ended = command(
+        "run", "--mode", "nat", *vips, "--real", "10.0.1.11", "--real", "10.0.1.12,weight=2", "--scheduler", "rr"
+    )
+    assert ended == (0, "", "")
+    ends = [tuple(Real(f"10.0.1.{host}", port, weight) for host, weight in ((11, 1), (12, 2))) for port in (80, 443)]
+    assert handed_over(command) == RunConfig(
+        api="/nowhere/main/api.sock",
+        origin="command line",
+        intent=Intent(
+            (
+                Service("203.0.113.10", 80, scheduler="rr", reals=ends[0]),
+                Service("203.0.113.10", 443, scheduler="rr", reals=ends[1]),
+            )
+        ),
+    )
+
+
+def test_run_takes_every_setting(command: Command) -> None:
+    settings = "--workers 2 --vip-dev lo --name web --queue 7 --api a.sock --engine reference"
+    command("run", *f"{settings} --diverter iptables --firewall leave --connections 1000 --restore".split())
+    assert handed_over(command) == RunConfig(
+        api=os.path.abspath("a.sock"),
+        name="web",
+        restore=True,
+        origin="saved state",
+        workers=2,
+        vip_dev="lo",
+        queue=7,
+        engine="reference",
+        diverter="iptables",
+        firewall="leave",
+        connections=1000,
+    )
+
+
+def test_run_with_nothing_starts_empty(command: Command) -> None:
+    command("run")
+    assert handed_over(command) == RunConfig(api="/nowhere/main/api.sock")
+
+
+FILE = """
+[director]
+name = "web"
+workers = 2
+firewall = "leave"
+[[service]]
+vip = "203.0.113.10:80"
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "changed"),
+    [
+        ([], {}, {}),
+        (["--workers", "3"], {}, {"workers": 3}),
+        ([], {"NFQLB_NAME": "env"}, {"name": "env", "api": "/nowhere/env/api.sock"}),
+        (["--name", "arg"], {"NFQLB_NAME": "env"}, {"name": "arg", "api": "/nowhere/arg/api.sock"}),
+        ([], {"NFQLB_API": "/a.sock"}, {"api": "/a.sock"}),
+    ],
+)
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
+    command: Command, tmp_path: Path, args: list[str], environ: dict[str, str], changed: dict[str, Any]
+) -> None:
+    file = tmp_path / "nfqlb.toml"
+    file.write_text(FILE)
+    command.environ.update(environ)
+    command("run", "--config", str(file), *args)
+    expected = RunConfig(
+        api="/nowhere/web/api.sock",
+        name="web",
+        origin=str(file),
+        workers=2,
+        firewall="leave",
+        intent=Intent((Service("203.0.113.10", 80),)),
+    )
+    assert handed_over(command) == msgspec.structs.replace(expected, **changed)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ("--vip 203.0.113.10", "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80"),
+        ("--vip 203.0.113.10:99999", "vip port '99999': out of range; use 1 to 65535"),
+        (
+            f"--vip {VIP} --vip {VIP}/tcp",
+            "vip '203.0.113.10:80/tcp': is there twice; put all its real servers into one service",
+        ),
+        (
+            f"--vip {VIP} --real {VIP}",
+            f"real '{VIP}': is the virtual service itself; name the address of a real server",
+        ),
+        (
+            f"--vip {VIP} --real 10.0.1.11,weight=-1",
+            "weight '-1': out of range; use 0 to 2147483647, 0 takes no new connections",
+        ),
+        (
+            f"--vip {VIP} --real ::1",
+            "real '[::1]:80': is not of the VIP's family (203.0.113.10); mode nat cannot mix IPv4 and IPv6",
+        ),
+        (f"--vip {VIP} --scheduler best", "scheduler 'best': is not known; choose from rr, wrr, lc, wlc"),
+        (f"--vip {VIP} --mode dr", "mode 'dr': is not known; choose from nat"),
+        (
+            "--real 10.0.1.11 --real 10.0.1.12",
+            "--real '10.0.1.11, 10.0.1.12': belongs to a --vip; add --vip ADDRESS:PORT",
+        ),
+        ("--scheduler rr", "--scheduler 'rr': belongs to a --vip; add --vip ADDRESS:PORT"),
+        ("--mode nat", "--mode 'nat': belongs to a --vip; add --vip ADDRESS:PORT"),
+        (
+            f"--vip {VIP} --restore",
+            "services '--vip and --restore': are given together; choose one place that the services come from",
+        ),
+        (
+            f"--vip {VIP} --config a.toml",
+            "services '--vip and --config': are given together; choose one place that the services come from",
+        ),
+        (
+            "--config a.toml --restore",
+            "services '--config and --restore': are given together; choose one place that the services come from",
+        ),
+        ("--config /nowhere/a.toml", "config '/nowhere/a.toml': cannot be read: No such file or directory"),
+        ("--name a/b", "name 'a/b': cannot be used; use a letter, then letters, digits and '-', at most 15 in all"),
+        ("--workers 0", "workers '0': out of range; use 1 to 64"),
+        ("--workers x", "invalid value for '--workers': 'x' is not a valid integer; see `nfqlb run --help`"),
+        ("--queue 65535", "queue '65535': out of range; use 0 to 65534"),
+        ("--vip-dev a/b", "vip_dev 'a/b': is not the name of a network device; see `ip link`"),
+        ("--engine slow", "engine 'slow': is not known; choose from fast, reference"),
+        ("--diverter pf", "diverter 'pf': is not known; choose from auto, nft, iptables"),
+        ("--firewall drop", "firewall 'drop': is not known; choose from accept, leave"),
+        ("--connections 0", "connections '0': out of range; use 1 to 67108864"),
+        ("extra", "got unexpected extra argument (extra); see `nfqlb run --help`"),
+    ],
+)
+@pytest.mark.parametrize("uid", [0, 1000], ids=["root", "user"])
+def test_run_refuses_bad_arguments_whoever_asks(command: Command, args: str, sentence: str, uid: int) -> None:
+    command.uid = uid
+    assert command("run", *args.split()) == (2, "", f"nfqlb: {sentence}\n")
+    assert not command.executed
+
+
+def test_run_needs_root(command: Command) -> None:
+    command.uid = 1000
+    assert command("run", "--vip", VIP) == (
+        3,
+        "",
+        "nfqlb: `nfqlb run` needs root: it changes packet rules of the kernel; use sudo or a root shell\n",
+    )
+    assert not command.executed
+
+
+def test_a_file_that_is_not_text_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xff\xfe")
+    assert command("run", "--config", str(tmp_path / "a.toml")) == (
+        2,
+        "",
+        f"nfqlb: config '{tmp_path / 'a.toml'}': is not UTF-8 text\n",
+    )
+
+
+def test_ctrl_c_ends_with_130() -> None:
+    def interrupted(_: str, argv: list[str]) -> None:
+        os.close(int(argv[-1]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        main(["run"], Env({}, lambda: 0, interrupted))
+    assert ended.value.code == 130

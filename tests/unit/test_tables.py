@@ -1,0 +1,108 @@
+"""How the answers of the API look as text."""
+
+from __future__ import annotations
+
+from nfqlb.cli import tables
+
+
+def text(table: tables.Table) -> str:
+    return "\n".join([*table.titles, *table.rows]) + "\n"
+
+
+def real(endpoint: str, **values: int) -> dict[str, object]:
+    return {"endpoint": endpoint, **values}
+
+
+def test_services_look_as_ipvsadm_lists_them() -> None:
+    answer = {
+        "services": [
+            {
+                "key": "203.0.113.10:80/tcp",
+                "mode": "nat",
+                "scheduler": "wlc",
+                "reals": [
+                    real("10.0.1.11:8080", weight=3, active=2, inactive=50),
+                    real("10.0.1.12:8080", weight=0, active=0, inactive=1234567),
+                ],
+            },
+            {"key": "203.0.113.10:53/udp", "mode": "nat", "scheduler": "rr", "reals": []},
+        ]
+    }
+    assert text(tables.services(answer)) == (
+        "Prot LocalAddress:Port Scheduler\n"
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
+        "TCP  203.0.113.10:80 wlc\n"
+        "  -> 10.0.1.11:8080               nat     3      2          50\n"
+        "  -> 10.0.1.12:8080               nat     0      0          1234567\n"
+        "UDP  203.0.113.10:53 rr\n"
+    )
+
+
+def test_a_long_ipv6_address_moves_the_columns() -> None:
+    server = real("[2001:db8:1111:2222:3333:4444:5555:6666]:8080", weight=1, active=0, inactive=0)
+    answer = {"services": [{"key": "[2001:db8::10]:80/tcp", "mode": "nat", "scheduler": "rr", "reals": [server]}]}
+    assert text(tables.services(answer)) == (
+        "Prot LocalAddress:Port Scheduler\n"
+        "  -> RemoteAddress:Port                            Forward Weight ActiveConn InActConn\n"
+        "TCP  [2001:db8::10]:80 rr\n"
+        "  -> [2001:db8:1111:2222:3333:4444:5555:6666]:8080 nat     1      0          0\n"
+    )
+
+
+def test_without_services_there_are_only_titles() -> None:
+    assert tables.services({"services": []}).rows == []
+    assert tables.stats({"services": []}).rows == []
+    assert tables.connections({"connections": []}).rows == []
+
+
+def test_stats_are_exact_and_aligned_on_the_right() -> None:
+    counters = {"conns": 10, "inpkts": 80, "outpkts": 60, "inbytes": 8000, "outbytes": 60_000_000_000}
+    answer = {"services": [{"key": "203.0.113.10:80/tcp", **counters, "reals": [real("10.0.1.11:8080", **counters)]}]}
+    assert text(tables.stats(answer)) == (
+        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes    OutBytes\n"
+        "  -> RemoteAddress:Port\n"
+        "TCP  203.0.113.10:80                    10       80       60     8000 60000000000\n"
+        "  -> 10.0.1.11:8080                     10       80       60     8000 60000000000\n"
+    )
+
+
+def test_connections_say_in_minutes_when_they_expire() -> None:
+    ends = {"client": "198.51.100.1:40001", "virtual": "203.0.113.10:80", "destination": "10.0.1.11:8080"}
+    answer = {
+        "connections": [
+            {"protocol": "tcp", "expires": 895, "state": "ESTABLISHED", **ends},
+            {"protocol": "udp", "expires": 6000, "state": "UDP", **ends, "client": "[2001:db8::1:2:3]:40001"},
+        ]
+    }
+    assert text(tables.connections(answer)) == (
+        "Pro Expire State       Client                  Virtual            Destination\n"
+        "TCP 14:55  ESTABLISHED 198.51.100.1:40001      203.0.113.10:80    10.0.1.11:8080\n"
+        "UDP 100:00 UDP         [2001:db8::1:2:3]:40001 203.0.113.10:80    10.0.1.11:8080\n"
+    )
+
+
+def test_reasons_that_occurred_come_by_frequency() -> None:
+    answer = {"reasons": {"malformed": 0, "no_service": 4, "forwarded": 156, "fragment": 4}}
+    assert text(tables.reasons(answer)) == (
+        "Reason             Packets\nforwarded          156\nfragment           4\nno_service         4\n"
+    )
+
+
+def test_the_daemon_is_told_line_by_line() -> None:
+    answer = {
+        "name": "main",
+        "vip_dev": None,
+        "edited": True,
+        "table": {"capacity": 1024, "used": 3},
+        "queues": [{"number": 0, "class": "gso"}, {"number": 1, "class": "plain"}],
+        "warnings": [],
+    }
+    assert text(tables.daemon(answer)) == (
+        "name         main\n"
+        "vip_dev      none\n"
+        "edited       yes\n"
+        "table        capacity 1024, used 3\n"
+        "queues       number 0, class gso\n"
+        "             number 1, class plain\n"
+        "warnings     none\n"
+    )
