@@ -1,0 +1,105 @@
+"""The VIPs on the interface that `--vip-dev` names.
+
+Strategy: a VIP is added as a host address without a prefix route, ready at once (no duplicate address detection: the
+VIP may just have left another machine), and announced. Only what we added is removed again; an address that was there
+already stays the operator's.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
+from nfqlb.errors import KernelError
+from nfqlb.kernel.announce import announce
+from nfqlb.kernel.plan import Plan
+from nfqlb.kernel.saved import Saved
+from nfqlb.model import family
+
+IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
+
+
+class Addresses:
+    """The addresses that this director added."""
+
+    def __init__(self, saved: Saved) -> None:
+        self._saved = saved
+        self._applied: tuple[str | None, frozenset[str]] = (None, frozenset())
+
+    def apply(self, plan: Plan, *, afresh: bool = False) -> None:
+        wanted = (plan.vip_dev, plan.vips)
+        if wanted == self._applied and not afresh:
+            return
+        if plan.vip_dev:
+            with IPRoute() as ip:
+                index = _index(ip, plan.vip_dev)
+                missing = sorted(plan.vips - _present(ip, index))
+                pairs = [[plan.vip_dev, vip] for vip in sorted(plan.vips)]
+                shared = self._saved.others().addresses
+                ours = [pair for pair in pairs if pair[1] in missing or pair in shared]
+                new = [pair for pair in ours if pair not in self._saved.addresses]
+                if new:
+                    self._saved.addresses += new
+                    self._saved.write()
+                for vip in missing:
+                    _add(ip, index, plan.vip_dev, vip)
+            announce(plan.vip_dev, missing)
+        self._applied = wanted
+
+    def prune(self, plan: Plan) -> None:
+        gone = [pair for pair in self._saved.addresses if pair[0] != plan.vip_dev or pair[1] not in plan.vips]
+        if not gone:
+            return
+        shared = self._saved.others().addresses
+        with IPRoute() as ip:
+            for device, vip in (pair for pair in gone if pair not in shared):
+                _remove(ip, device, vip)
+        self._saved.addresses = [pair for pair in self._saved.addresses if pair not in gone]
+        self._saved.write()
+        self._applied = (None, frozenset())
+
+    def check(self, plan: Plan) -> list[str]:
+        if not plan.vip_dev or not plan.vips:
+            return []
+        with IPRoute() as ip:
+            missing = plan.vips - _present(ip, _index(ip, plan.vip_dev))
+        return [f"the address {vip} was removed from {plan.vip_dev}" for vip in sorted(missing)]
+
+
+def interface_exists(device: str) -> bool:
+    with IPRoute() as ip:
+        return bool(ip.link_lookup(ifname=device))
+
+
+def _index(ip: IPRoute, device: str) -> int:
+    found = ip.link_lookup(ifname=device)
+    if not found:
+        raise KernelError(f"the interface {device}, which should hold the VIPs, is gone")
+    return int(found[0])
+
+
+def _present(ip: IPRoute, index: int) -> set[str]:
+    return {message.get("local") or message.get("address") for message in ip.get_addr(index=index)}
+
+
+def _add(ip: IPRoute, index: int, device: str, vip: str) -> None:
+    wide = family(vip) == 6
+    flags = IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if wide else 0)
+    try:
+        ip.addr("add", index=index, address=vip, prefixlen=128 if wide else 32, flags=flags)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise KernelError(f"the address {vip} cannot be added to {device}: {error.args[-1]}") from error
+
+
+def _remove(ip: IPRoute, device: str, vip: str) -> None:
+    found: Iterable[int] = ip.link_lookup(ifname=device)
+    for index in found:
+        try:
+            ip.addr("delete", index=index, address=vip, prefixlen=128 if family(vip) == 6 else 32)
+        except NetlinkError as error:
+            if error.code != errno.EADDRNOTAVAIL:
+                raise KernelError(f"the address {vip} cannot be removed from {device}: {error.args[-1]}") from error

@@ -1,0 +1,113 @@
+"""The iptables diverter: own chains in mangle and raw, members in ipsets; for kernels where the nft one does not load.
+
+Strategy: the same hooks and the same matches as the nft diverter (see ruleset), as far as iptables can say them. It
+is the weaker one: an ACCEPT that somebody puts before our jump, or an `iptables-restore` of mangle, takes packets
+away until the next repair. ICMP errors about a real server cannot be told from others by a set, so all of them are
+shown to the queue, with a bypass, since most are somebody else's. Several workers share by address (--queue-balance).
+"""
+
+from __future__ import annotations
+
+from nfqlb.errors import KernelError, MissingError
+from nfqlb.kernel import programs
+from nfqlb.kernel.diverter import ICMP_ERRORS
+from nfqlb.kernel.ipset import set_name
+from nfqlb.kernel.plan import Plan
+from nfqlb.kernel.saved import Saved
+from nfqlb.kernel.xtables import Rules, Xtables
+
+PROGRAM = {4: "iptables", 6: "ip6tables"}
+ICMP = {4: "-p icmp --icmp-type", 6: "-p icmpv6 --icmpv6-type"}
+
+
+class Iptables:
+    """The chains `nfqlb-NAME.*` in mangle and raw."""
+
+    kind = "iptables"
+
+    def __init__(self, name: str, saved: Saved) -> None:
+        self._name = name
+        self._programs = {family: Xtables(program, family, name, saved) for family, program in PROGRAM.items()}
+        self._applied: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def require(self, plan: Plan) -> None:
+        for family in plan.families or (4,):
+            test = f"*mangle\n:nfqlb-test - [0:0]\n-A nfqlb-test -j {_queue((0,))}\nCOMMIT\n"
+            try:
+                programs.run(f"{PROGRAM[family]}-restore", "-w", "10", "--noflush", "--test", stdin=test)
+            except KernelError as error:
+                raise MissingError(
+                    f"this kernel has no NFQUEUE target (xt_NFQUEUE) for {PROGRAM[family]}: {error}"
+                ) from error
+
+    def apply(self, plan: Plan, *, afresh: bool = False) -> None:
+        for family in plan.families:
+            if afresh or self._applied.get(family) != (plan.gso, plan.plain):
+                self._applied.pop(family, None)
+                self._programs[family].put({"mangle": self._mangle(family, plan), "raw": self._raw(family)})
+                self._applied[family] = (plan.gso, plan.plain)
+
+    def prune(self, plan: Plan) -> None:
+        for family, program in self._programs.items():
+            if family not in plan.families and programs.there(program.program):
+                program.remove("mangle", "raw")
+                self._applied.pop(family, None)
+
+    def check(self, plan: Plan) -> list[str]:
+        return [sentence for family in plan.families for sentence in self._programs[family].differences()]
+
+    def _mangle(self, family: int, plan: Plan) -> Rules:
+        own = f"nfqlb-{self._name}"
+        gso, plain = _queue(plan.gso), _queue(plan.plain)
+        to_vip = f"{self._in('vips', family, 'dst')} {self._in('servers', family, 'src', absent=True)}"
+        request = f"{self._in('services', family, 'dst,dst')} {self._in('reals', family, 'src,src', absent=True)}"
+        first, later = _fragments(family)
+        requests = [f"{request} -g {own}.queue"]
+        requests += [f"{ICMP[family]} {kind} {to_vip} -j {plain}" for kind in ICMP_ERRORS[family]]
+        requests += [*first, f"{later} {to_vip} -j {plain}"]
+        replies = [f"{self._in('reals', family, 'src,src')} -g {own}.queue"]
+        replies += [f"{ICMP[family]} {kind} -j {plain} --queue-bypass" for kind in ICMP_ERRORS[family]]
+        replies += [*first, f"{later} {self._in('servers', family, 'src')} -j {plain}"]
+        return Rules(
+            {f"{own}.req": requests, f"{own}.reply": replies, f"{own}.queue": [f"-p tcp -j {gso}", f"-j {plain}"]},
+            {
+                "PREROUTING": [f"{own}.req"],
+                "INPUT": [f"{own}.reply"],
+                "FORWARD": [f"{own}.reply"],
+                "OUTPUT": [f"{own}.req", f"{own}.reply"],
+            },
+        )
+
+    def _raw(self, family: int) -> Rules:
+        own = f"nfqlb-{self._name}"
+        matches = [self._in("services", family, "dst,dst"), self._in("reals", family, "src,src")]
+        for kind in ICMP_ERRORS[family]:
+            matches += [
+                f"{ICMP[family]} {kind} {self._in(*where)}"
+                for where in (("vips", family, "dst"), ("servers", family, "src"))
+            ]
+        output = f"{self._in('reals', family, 'dst,dst')} -j CT --notrack"
+        return Rules(
+            {f"{own}.raw": [f"{match} -j CT --notrack" for match in matches], f"{own}.out": [output]},
+            {"PREROUTING": [f"{own}.raw"], "OUTPUT": [f"{own}.out", f"{own}.raw"]},
+        )
+
+    def _in(self, title: str, family: int, direction: str, *, absent: bool = False) -> str:
+        return f"-m set {'! ' if absent else ''}--match-set {set_name(self._name, title, family)} {direction}"
+
+
+def _queue(numbers: tuple[int, ...]) -> str:
+    if len(numbers) == 1:
+        return f"NFQUEUE --queue-num {numbers[0]}"
+    if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
+        raise KernelError(
+            f"iptables balances over consecutive queue numbers only, not over {numbers}: use --diverter nft"
+        )
+    return f"NFQUEUE --queue-balance {numbers[0]}:{numbers[-1]}"
+
+
+def _fragments(family: int) -> tuple[list[str], str]:
+    """Rules that let first fragments go (their ports were looked at), and the match for the others."""
+    if family == 4:
+        return [], "-f"
+    return ["-m frag --fragfirst -j RETURN"], "-m frag --fragid 0:4294967295"

@@ -1,0 +1,183 @@
+"""The kernel facade: makes the kernel hold a plan, keeps it so, and puts everything back.
+
+Strategy: five parts, each the owner of one kind of thing. Packets are diverted last of all, when sets, forwarding and
+firewall are ready, and a VIP is announced after that, so that no packet for it ever meets the local stack; withdrawing
+goes the other way round. A part remembers what it did, so a change of members costs messages for these members and
+touches no rule; a repair trusts nothing that was remembered. What a crashed predecessor of the same name left is
+replaced in place by the same steps. Any thread may call; one call runs at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nfqlb.errors import ConfigError, KernelError, MissingError, NfqlbError
+from nfqlb.kernel import nft, programs, routes
+from nfqlb.kernel.addresses import Addresses, interface_exists
+from nfqlb.kernel.diverter import Diverter, Part
+from nfqlb.kernel.firewall import Firewall
+from nfqlb.kernel.ipset import Ipsets
+from nfqlb.kernel.iptables import Iptables
+from nfqlb.kernel.plan import Plan, nothing
+from nfqlb.kernel.saved import Saved
+from nfqlb.kernel.sysctl import Sysctls
+
+NET_ADMIN, NET_RAW = 12, 13  # capabilities
+PROGRAMS = (
+    "iptables",
+    "iptables-save",
+    "iptables-restore",
+    "ip6tables",
+    "ip6tables-save",
+    "ip6tables-restore",
+    "ipset",
+)
+
+
+class Kernel:
+    """What one director changes in the kernel; `saved` is the file that keeps the originals."""
+
+    def __init__(self, name: str, saved: Path) -> None:
+        self._name = name
+        self._saved = Saved(saved)
+        self._sets = Ipsets(name)
+        self._sysctls = Sysctls(self._saved)
+        self._firewall = Firewall(name, self._saved)
+        self._diverters: dict[str, Diverter] = {"nft": nft.Nft(name), "iptables": Iptables(name, self._saved)}
+        self._addresses = Addresses(self._saved)
+        self._plan: Plan | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def diverter(self) -> str:
+        """The diverter in use, "nft" or "iptables"; empty before the first plan."""
+        return self._plan.diverter if self._plan else ""
+
+    def require(self, plan: Plan) -> None:
+        """MissingError, or ConfigError for --vip-dev, naming the first thing without which `plan` cannot be applied."""
+        if not _capable(NET_ADMIN):
+            raise MissingError("nfqlb needs CAP_NET_ADMIN to divert packets: run it as root")
+        if plan.vip_dev and not _capable(NET_RAW):
+            raise MissingError("nfqlb needs CAP_NET_RAW to announce the VIPs of --vip-dev: run it as root")
+        plan = _resolved(plan)
+        if plan.firewall == "accept" or plan.diverter == "iptables":
+            for program in PROGRAMS:
+                if not programs.there(program):
+                    raise MissingError(f"the program {program} is not there: {programs.APT}")
+            self._sets.require()
+        if plan.vip_dev and not interface_exists(plan.vip_dev):
+            raise ConfigError("--vip-dev", plan.vip_dev, "is not an interface", "see `ip link` for their names")
+        with _told():
+            self._diverters[plan.diverter].require(plan)
+
+    def apply(self, plan: Plan) -> None:
+        """Go from whatever is there to `plan`, all or nothing."""
+        plan = _resolved(plan)
+        with self._lock, _told():
+            before, adopted = self._plan, self._saved.adopted
+            try:
+                self._make(plan)
+            except (NfqlbError, OSError):
+                with suppress(NfqlbError, OSError):
+                    if before is not None:
+                        self._make(before, afresh=True)
+                    elif not adopted:  # a predecessor's rules stay, for the next try or for withdraw()
+                        self.withdraw()
+                raise
+            self._plan = plan
+
+    def check(self) -> list[str]:
+        """What differs from the last plan, a sentence each."""
+        with self._lock, _told():
+            plan = self._plan
+            return [sentence for part in self._parts(plan) for sentence in part.check(plan)] if plan else []
+
+    def repair(self) -> list[str]:
+        """Put right what differs from the last plan, and say what that was; KernelError if some of it stays wrong."""
+        found: list[str] = []
+        failed: list[str] = []
+        with self._lock:
+            plan = self._plan
+            if plan is None:
+                return []
+            for part in self._parts(plan):
+                try:
+                    with _told():
+                        sentences = part.check(plan)
+                        found += sentences
+                        if sentences:
+                            part.apply(plan, afresh=True)
+                except NfqlbError as error:
+                    failed.append(str(error))
+        if failed:
+            raise KernelError("; ".join(failed))
+        return found
+
+    def warnings(self) -> list[str]:
+        """What may keep packets from coming or passing although everything of ours is in place."""
+        with self._lock, _told():
+            return routes.warnings(self._plan) if self._plan else []
+
+    def withdraw(self) -> None:
+        """Put everything back as it was found, the VIPs first; also what a crashed predecessor left."""
+        plan = nothing(self._name)
+        failed: list[str] = []
+        with self._lock:
+            for part in (self._addresses, *self._diverters.values(), self._firewall, self._sets, self._sysctls):
+                try:
+                    with _told():
+                        part.prune(plan)
+                except NfqlbError as error:
+                    failed.append(str(error))
+            self._plan = None
+            if failed:
+                raise KernelError("; ".join(failed))
+            self._saved.clear()
+
+    def _parts(self, plan: Plan) -> tuple[Part, ...]:
+        """In the order in which they are made."""
+        return self._sets, self._sysctls, self._firewall, self._diverters[plan.diverter], self._addresses
+
+    def _make(self, plan: Plan, *, afresh: bool = False) -> None:
+        if self._plan is None:
+            self._saved.write()
+        self._addresses.prune(plan)
+        *parts, addresses = self._parts(plan)
+        for part in parts:
+            part.apply(plan, afresh=afresh)
+        if afresh or self._plan is None or _shape(plan) != _shape(self._plan):
+            for kind, diverter in self._diverters.items():
+                diverter.prune(plan if kind == plan.diverter else nothing(self._name))
+            for part in (self._firewall, self._sets, self._sysctls):
+                part.prune(plan)
+        addresses.apply(plan, afresh=afresh)
+
+
+def _resolved(plan: Plan) -> Plan:
+    if plan.diverter != "auto":
+        return plan
+    return dataclasses.replace(plan, diverter="nft" if nft.loads() else "iptables")
+
+
+def _shape(plan: Plan) -> tuple[object, ...]:
+    """What decides which parts are there at all."""
+    return plan.families, plan.diverter, plan.firewall
+
+
+def _capable(bit: int) -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> bit & 1)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Let no bare OSError out: the kernel's own word for it becomes a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise KernelError(f"the kernel refused: {error.strerror or error}") from error

@@ -1,0 +1,57 @@
+"""What would keep packets from arriving or from passing although all of ours is in place: found, not changed."""
+
+from __future__ import annotations
+
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
+from nfqlb.kernel import netlink as nl
+from nfqlb.kernel.plan import Plan
+
+LOCAL = 2  # RTN_LOCAL
+FORWARD, DROP = 2, 0
+TITLE = {4: "ip", 6: "ip6", nl.BOTH: "inet"}
+
+
+def warnings(plan: Plan) -> list[str]:
+    """A sentence each, with the fix where there is one."""
+    servers = {address for _, address, _ in plan.reals}
+    with IPRoute() as ip:
+        remote = [vip for vip in sorted(plan.vips) if _route(ip, vip) != LOCAL]
+        lost = [server for server in sorted(servers) if _route(ip, server) is None]
+    return [
+        *(
+            f"the VIP {vip} is not an address of this machine: its packets arrive only if a router sends them here; "
+            "else add it with --vip-dev"
+            for vip in remote
+        ),
+        *(f"there is no route to the real server {server}" for server in lost),
+        *_dropping(plan),
+    ]
+
+
+def _route(ip: IPRoute, address: str) -> int | None:
+    """The type of the route to an address, None where there is none."""
+    try:
+        return int(ip.route("get", dst=address)[0]["type"])
+    except NetlinkError:
+        return None
+
+
+def _dropping(plan: Plan) -> list[str]:
+    """Chains of others that drop what is forwarded unless told otherwise, and that our accept does not reach."""
+    found = []
+    for family in (4, 6, nl.BOTH):
+        for body in nl.dump(nl.GETCHAIN, family):
+            fields = dict(nl.attributes(body))
+            if 4 not in fields or int.from_bytes(fields.get(5, b"\1"), "big") != DROP:
+                continue
+            table, chain = fields[1][:-1].decode(), fields[3][:-1].decode()
+            hook = int.from_bytes(dict(nl.attributes(fields[4]))[1], "big")
+            ours = plan.firewall == "accept" and table == "filter" and chain == "FORWARD" and family != nl.BOTH
+            if hook == FORWARD and not ours and family in (*plan.families, nl.BOTH):
+                found.append(
+                    f"the chain {chain} of nftables table {TITLE[family]} {table} drops forwarded packets by default: "
+                    "it has to accept those to and from the real servers"
+                )
+    return found
