@@ -1,0 +1,437 @@
+"""The director: wires the parts, takes the packets, and changes all of it together.
+
+Strategy. A start takes packets as early as it may: at once where a predecessor left rules that lead here, else as soon
+as everything was checked. The API loads while packets flow already; `ready` means both. A change is one transaction
+under one lock: the kernel is made to hold old and new, the snapshot is published, the kernel loses what is not wanted
+any more, the state is saved; when a step fails the same way is gone back. Blocking steps run in a thread, everything
+else on the loop.
+
+Ends: a stop withdraws everything (exit 0). Any other end leaves rules, queues and table to the next director, so it
+must not run destructors that unbind queues: `os._exit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import msgspec
+
+import nfqlb
+from nfqlb import runconfig, state
+from nfqlb._core.connection import Table
+from nfqlb._core.datapath import Datapath, Drained
+from nfqlb.control.compile import Compiler, compile_plan, packed
+from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
+from nfqlb.kernel.plan import Plan
+from nfqlb.kernel.queues import queues as listeners
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
+from nfqlb.paths import paths
+from nfqlb.runconfig import RunConfig
+from nfqlb.state import State
+from nfqlb.worker import Queue, Worker, assign, inherited
+
+if TYPE_CHECKING:
+    from aiohttp.web import AppRunner
+
+REPAIR_SECONDS = 2.0
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CRASHED = 70  # exit code (EX_SOFTWARE)
+PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger("nfqlb")
+
+
+class Kernel(Protocol):
+    """What a director needs of kernel.Kernel."""
+
+    @property
+    def diverter(self) -> str: ...
+    def require(self, plan: Plan) -> None: ...
+    def apply(self, plan: Plan) -> None: ...
+    def repair(self) -> list[str]: ...
+    def warnings(self) -> list[str]: ...
+    def withdraw(self) -> None: ...
+
+
+class Director:
+    """Everything one director does; the API talks to it (api.director.Director)."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        state_file: Path,
+        table: Table,
+        datapath: Datapath,
+        compiler: Compiler,
+        kernel: Callable[[], Kernel],  # called late: it loads slowly
+        queues: Sequence[Sequence[Queue]],
+        holder: int,
+        starts: int = 0,
+    ) -> None:
+        self.config, self.holder, self.starts = config, holder, starts
+        self._state_file, self._table, self._datapath, self._compiler = state_file, table, datapath, compiler
+        self._load_kernel = kernel
+        self._queues = [queue for lane in queues for queue in lane]
+        self._workers = [Worker(datapath.worker(), lane, config.engine, crash) for lane in queues]
+        self._born = time.monotonic()
+        self._lock = asyncio.Lock()
+        self._closing = False
+        self._warnings: list[str] = []
+        self._warned_for = -1  # the revision that the warnings are about
+        self._repairs = 0
+        self._failure = ""  # of the last repair
+
+    # --- begin and end ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take the packets; NfqlbError leaves the kernel as it was."""
+        saved = state.load(self._state_file)
+        given = self.config.intent
+        self._state, restored, remark = state.choose(
+            saved, given, self.config.vip_dev or "", restore=self.config.restore
+        )
+        self._origin = "saved state" if restored and given is None else self.config.origin
+        if remark:
+            log.warning(remark)
+        self._plan = self._plan_of(self._state.intent)
+        self._snapshot = self._compiler.snapshot(self._state.intent)
+        self._datapath.publish(self._snapshot)
+        if all(queue.bound for queue in self._queues):
+            self._start_workers()
+            self._kernel = self._load_kernel()
+        else:
+            self._kernel = self._load_kernel()
+            self._kernel.require(self._plan)
+            self._start_workers()
+        self._kernel.apply(self._plan)
+        try:
+            if self._state != saved:
+                self._save(self._state)
+            if self.starts == 0:
+                self._warn()
+        except BaseException:
+            if self.starts == 0:
+                self._kernel.withdraw()
+            raise
+        if self._table.adopted:
+            log.info("connections of the last director that go on: %d", self._table.adopted)
+
+    async def run(self, ready: Callable[[], None]) -> int:
+        """Serve the API, say `ready`, and mind the kernel until a signal; the exit code."""
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in STOPS:
+            loop.add_signal_handler(number, stop.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        try:
+            runner = await self._serve()
+        except NfqlbError as error:
+            log.error("%s", error)
+            await asyncio.to_thread(self.finish)
+            return error.exit_code
+        ready()
+        minder = asyncio.create_task(self._mind_kernel())
+        await stop.wait()
+        async with self._lock:
+            self._closing = True
+        minder.cancel()
+        if runner:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(runner.cleanup(), 3)
+        return await asyncio.to_thread(self.finish)
+
+    def finish(self) -> int:
+        """Take everything back and say so in the state; the exit code."""
+        code = 0
+        try:
+            self._kernel.withdraw()
+        except NfqlbError as error:
+            log.error("could not take everything back: %s", error)
+            code = error.exit_code
+        for worker in self._workers:
+            worker.stop()
+        self._table.close(True)
+        try:
+            self._save(msgspec.structs.replace(self._state, clean=True))
+        except NfqlbError as error:
+            log.error("%s", error)
+            code = error.exit_code
+        return code
+
+    def _start_workers(self) -> None:
+        warnings = [warning for worker in self._workers for warning in worker.start()]
+        for warning in dict.fromkeys(warnings):
+            log.warning(warning)
+
+    async def _serve(self) -> AppRunner | None:
+        """The API; where a restart cannot have it, the packets are worth more."""
+        from nfqlb.api.server import serve
+
+        try:
+            return await serve(self, Path(self.config.api))
+        except NfqlbError as error:
+            if self.starts == 0:
+                raise
+            log.error("no API, packets are taken nevertheless: %s", error)
+            return None
+
+    # --- what the API sees --------------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        return self._state.revision
+
+    def intent(self) -> Intent:
+        return self._state.intent
+
+    async def change(self, edit: Callable[[Intent], Intent]) -> int:
+        """Apply, publish and save an edit; the new revision. An error leaves everything as it was."""
+        return await asyncio.shield(asyncio.create_task(self._change(edit)))  # whoever asked may go away
+
+    def drained(self) -> Drained:
+        return self._datapath.drain()
+
+    def connections(self, limit: int) -> list[tuple[int, bytes, int, bytes, int, bytes, int, int, int]]:
+        return self._table.connections(boottime(), limit)
+
+    def slots(self) -> Mapping[tuple[Key, str, int], int]:
+        return self._compiler.slots
+
+    def info(self) -> dict[str, object]:
+        config, seen = self.config, listeners()
+        return {
+            "name": config.name,
+            "version": nfqlb.__version__,
+            "pid": os.getpid(),
+            "holder": self.holder,
+            "restarts": self.starts,
+            "uptime": int(time.monotonic() - self._born),
+            "engine": config.engine,
+            "workers": config.workers,
+            "diverter": self._kernel.diverter,
+            "firewall": config.firewall,
+            "vip_dev": self._state.vip_dev or None,
+            "origin": self._origin,
+            "edited": config.intent is not None and config.intent != self._state.intent,
+            "state": str(self._state_file),
+            "table": {"capacity": self._table.capacity, "used": self._table.used, "adopted": self._table.adopted},
+            "queues": [queue for worker in self._workers for queue in worker.info(seen)],
+            "warnings": [*self._warnings, *([self._failure] if self._failure else [])],
+            "repairs": self._repairs,
+        }
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    async def _change(self, edit: Callable[[Intent], Intent]) -> int:
+        async with self._lock:
+            if self._closing:
+                raise UnreachableError("the director is stopping")
+            before = self._state
+            intent = edit(before.intent)
+            if intent == before.intent:
+                return before.revision
+            plan, old_plan = self._plan_of(intent), self._plan_of(before.intent)
+            both = replace(plan, services=plan.services | old_plan.services, reals=plan.reals | old_plan.reals)
+            snapshot = self._compiler.snapshot(intent)
+            after = msgspec.structs.replace(before, revision=before.revision + 1, intent=intent)
+            published = False
+            try:
+                await self._apply(both)
+                self._datapath.publish(snapshot)
+                published = True
+                await self._apply(plan)
+                await asyncio.to_thread(self._save, after)
+            except BaseException:
+                self._compiler.undo()
+                for back in (both, old_plan) if published else (old_plan,):
+                    try:
+                        await self._apply(back)
+                    except Exception as error:  # the minder tries again
+                        log.error("could not go back to revision %d: %s", before.revision, error)
+                    if back is both:
+                        self._datapath.publish(self._snapshot)
+                raise
+            self._state, self._snapshot = after, snapshot
+            return after.revision
+
+    async def _apply(self, plan: Plan) -> None:
+        """Make the kernel hold `plan`, if it does not already."""
+        if plan != self._plan:
+            await asyncio.to_thread(self._kernel.apply, plan)
+            self._plan = plan
+
+    def _save(self, value: State) -> None:
+        try:
+            state.save(self._state_file, value)
+        except OSError as error:
+            raise KernelError(f"cannot save {self._state_file}: {error.strerror}") from error
+
+    def _plan_of(self, intent: Intent) -> Plan:
+        return compile_plan(
+            intent,
+            name=self.config.name,
+            gso=[queue.number for queue in self._queues if queue.gso],
+            plain=[queue.number for queue in self._queues if not queue.gso],
+            diverter=self.config.diverter,
+            firewall=self.config.firewall,
+            vip_dev=self._state.vip_dev or None,
+        )
+
+    # --- the kernel between changes -----------------------------------------------------------------------------------
+
+    async def _mind_kernel(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(REPAIR_SECONDS)
+            async with self._lock:
+                await self._repair()
+
+    async def _repair(self) -> None:
+        """Put right what others changed in the kernel; what fails is said once, and tried again while packets flow."""
+        try:
+            await self._apply(self._plan_of(self._state.intent))
+            done = await asyncio.to_thread(self._kernel.repair)
+            if self._warned_for != self.revision:
+                await asyncio.to_thread(self._warn)
+        except Exception as error:
+            if str(error) != self._failure:
+                log.error("repair failed: %s", error, exc_info=not isinstance(error, NfqlbError))
+            self._failure = str(error)
+            return
+        self._failure = ""
+        self._repairs += len(done)
+        for sentence in done:
+            log.warning("repaired: %s", sentence)
+
+    def _warn(self) -> None:
+        """Say what looks wrong around this director, each thing once."""
+        revision, found = self.revision, self._kernel.warnings()
+        for warning in found:
+            if warning not in self._warnings:
+                log.warning(warning)
+        self._warnings, self._warned_for = found, revision
+
+
+def boottime() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def crash(reason: str) -> NoReturn:
+    """End at once, leaving everything to the next director."""
+    log.critical(reason)
+    logging.shutdown()
+    os._exit(CRASHED)
+
+
+def build(config: RunConfig, arguments: argparse.Namespace) -> Director:
+    """A director on what the holder handed over."""
+    try:
+        table = Table(arguments.table_fd, config.connections, boottime())
+    except (OSError, ValueError) as error:
+        raise ConfigError("connections", config.connections, f"make no table ({error})") from error
+
+    def slot(service: Service, real: Real) -> int:
+        protocol, vip = PROTOCOLS[service.protocol], packed(service.address)
+        try:
+            return table.slot(protocol, vip, service.port, packed(real.address), real.port)
+        except ValueError:
+            raise ConfigError("real", real, "finds no room in the table", "raise --connections") from None
+
+    return Director(
+        config,
+        state_file=paths(config.name).state,
+        table=table,
+        datapath=Datapath(table),
+        compiler=Compiler(slot),
+        kernel=lambda: load_kernel(config.name),
+        queues=assign(inherited(arguments.queue_fds), config.queue, listeners()),
+        holder=arguments.holder,
+        starts=arguments.start,
+    )
+
+
+def load_kernel(name: str) -> Kernel:
+    from nfqlb.kernel.kernel import Kernel
+
+    return Kernel(name, paths(name).kernel)
+
+
+def withdraw(name: str) -> int:
+    """Do what a director that was killed could not do; the exit code."""
+    load_kernel(name).withdraw()
+    file = paths(name).state
+    last = state.load(file)
+    if last:
+        state.save(file, msgspec.structs.replace(last, clean=True))
+    return 0
+
+
+def die_with(holder: int) -> None:
+    """Have the kernel kill this process when the holder ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != holder:
+        os._exit(CRASHED)
+
+
+class Lines(logging.Formatter):
+    """`nfqlb: TEXT`, warnings named as such."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return ("nfqlb: warning: " if record.levelno == logging.WARNING else "nfqlb: ") + super().format(record)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="nfqlb.daemon", description="Started by nfqlb.holder, never by hand.")
+    for option in ("--holder", "--config-fd", "--table-fd", "--ready-fd"):
+        parser.add_argument(option, type=int, required=True)
+    parser.add_argument("--queue-fds", type=lambda text: [int(fd) for fd in text.split(",")], required=True)
+    parser.add_argument("--start", type=int, default=0, help="starts before this one")
+    parser.add_argument("--withdraw", action="store_true", help="only remove what a killed director left")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parse(argv)
+    die_with(arguments.holder)
+    faulthandler.enable()
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    log.setLevel(logging.INFO)
+    try:
+        config = runconfig.decode(os.pread(arguments.config_fd, os.fstat(arguments.config_fd).st_size, 0))
+        if arguments.withdraw:
+            return withdraw(config.name)
+        director = build(config, arguments)
+        director.start()
+    except NfqlbError as error:
+        log.error("%s", error)
+        return error.exit_code
+
+    def ready() -> None:
+        with contextlib.suppress(OSError):  # whoever read this may be gone
+            print("ready", file=sys.stderr, flush=True)
+        os.write(arguments.ready_fd, b"1")
+        os.close(arguments.ready_fd)
+
+    try:
+        return asyncio.run(director.run(ready))
+    except BaseException:
+        log.exception("the director fails")
+        crash("it is left to the next one")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

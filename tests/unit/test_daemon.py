@@ -1,0 +1,451 @@
+"""The director over a kernel and a data path that only write down what they are asked: order, failures, both ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from nfqlb import daemon, state
+from nfqlb.control import registry
+from nfqlb.control.compile import Compiler
+from nfqlb.daemon import Director
+from nfqlb.errors import ConfigError, KernelError, MissingError, NotFoundError, UnreachableError
+from nfqlb.kernel.plan import Plan
+from nfqlb.model import Intent, Key, Real, Service
+from nfqlb.runconfig import RunConfig
+from nfqlb.state import State
+from nfqlb.worker import Queue
+
+WEB = Service("203.0.113.10", 80, reals=(Real("10.0.1.11", 8080), Real("10.0.1.12", 8080)))
+INTENT = Intent((WEB,))
+NEW, OLD = Real("10.0.1.13", 8080), WEB.reals[0]
+
+
+class Fakes:
+    """Kernel, data path, table and workers in one: `done` is what happened, `fails` what goes wrong, once."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+        self.fails: dict[object, Exception] = {}
+        self.plan: Plan | None = None
+        self.published: object = None
+        self.found: list[str] = []  # by repair
+        self.wrong: list[str] = []  # warnings
+        self.adopted, self.used, self.capacity = 0, 0, 64
+
+    def step(self, what: object) -> None:
+        if what in self.fails:
+            raise self.fails.pop(what)
+        self.done.append(what)
+
+    def take(self) -> list[object]:
+        done, self.done = self.done, []
+        return done
+
+    # the kernel
+    diverter = "nft"
+
+    def require(self, plan: Plan) -> None:
+        self.step("require")
+
+    def apply(self, plan: Plan) -> None:
+        self.step(f"kernel {len(plan.services)}/{len(plan.reals)}")
+        self.plan = plan
+
+    def repair(self) -> list[str]:
+        if "repair" in self.fails:
+            raise self.fails.pop("repair")
+        return self.found
+
+    def warnings(self) -> list[str]:
+        return self.wrong
+
+    def withdraw(self) -> None:
+        self.step("withdraw")
+
+    # the data path
+    def publish(self, snapshot: object) -> None:
+        self.step("publish")
+        self.published = snapshot
+
+    def worker(self) -> object:
+        return None
+
+    # the table
+    def close(self, clean: bool) -> None:
+        self.step(f"close {clean}")
+
+    # a worker
+    def start(self) -> list[str]:
+        self.step("take packets")
+        return []
+
+    def stop(self) -> None:
+        self.step("stop")
+
+    def info(self, seen: object) -> list[dict[str, object]]:
+        return []
+
+
+class Made:
+    """A director with its fakes."""
+
+    def __init__(self, folder: Path, fakes: Fakes, *, bound: bool = False, starts: int = 0, **config: Any) -> None:
+        self.fakes, self.file = fakes, folder / "state" / "state.toml"
+        self.director = Director(
+            RunConfig(**{"api": str(folder / "api.sock"), "intent": INTENT, **config}),
+            state_file=self.file,
+            table=cast(Any, fakes),
+            datapath=cast(Any, fakes),
+            compiler=Compiler(lambda service, real: int(real.address.rpartition(".")[2]), service, snapshot),
+            kernel=lambda: fakes,
+            queues=[[Queue(cast(Any, None), 4096, True, bound), Queue(cast(Any, None), 4097, False, bound)]],
+            holder=1,
+            starts=starts,
+        )
+
+    def change(self, edit: Callable[[Intent], Intent]) -> int:
+        return asyncio.run(self.director.change(edit))
+
+    def saved(self) -> State:
+        saved = state.load(self.file)
+        assert saved
+        return saved
+
+
+def service(*values: object) -> Any:
+    return values
+
+
+def snapshot(services: Sequence[object], *timeouts: int) -> Any:
+    return tuple(services), timeouts
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    fakes = Fakes()
+    save = state.save
+
+    def noted(path: Path, value: State) -> None:
+        fakes.step("save")
+        save(path, value)
+
+    monkeypatch.setattr(state, "save", noted)
+    monkeypatch.setattr(daemon, "Worker", lambda *_: fakes)
+    return fakes
+
+
+@pytest.fixture
+def made(tmp_path: Path, fakes: Fakes) -> Made:
+    made = Made(tmp_path, fakes)
+    made.director.start()
+    fakes.take()
+    return made
+
+
+def add(intent: Intent) -> Intent:
+    return registry.add_real(intent, WEB.key, NEW)
+
+
+def delete(intent: Intent) -> Intent:
+    return registry.delete_real(intent, WEB.key, OLD.address, OLD.port)
+
+
+def exchange(intent: Intent) -> Intent:
+    return delete(add(intent))
+
+
+def weigh(intent: Intent) -> Intent:
+    return registry.edit_real(intent, WEB.key, Real(OLD.address, OLD.port, 5))
+
+
+# --- begin ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_first_start_checks_before_it_touches(tmp_path: Path, fakes: Fakes) -> None:
+    made = Made(tmp_path, fakes)
+    made.director.start()
+    assert fakes.done == ["publish", "require", "take packets", "kernel 1/2", "save"]
+    assert made.saved() == State(1, False, state.digest(INTENT), INTENT)
+
+
+def test_after_a_crash_packets_are_taken_at_once(tmp_path: Path, fakes: Fakes) -> None:
+    Made(tmp_path, fakes).director.start()
+    fakes.take()
+    again = Made(tmp_path, fakes, bound=True, starts=1)
+    again.director.start()
+    assert fakes.done == ["publish", "take packets", "kernel 1/2"]
+    assert again.director.intent() == INTENT
+
+
+def test_run_time_edits_survive_a_crash_of_the_same_command(tmp_path: Path, fakes: Fakes, made: Made) -> None:
+    made.change(add)
+    again = Made(tmp_path, fakes)
+    again.director.start()
+    assert again.director.intent() == add(INTENT)
+    assert again.director.revision == 2
+    assert again.director.info()["edited"] is True
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "happened"),
+    [
+        ("require", MissingError("no ipset"), ["publish"]),
+        ("take packets", KernelError("queue"), ["publish", "require"]),
+        ("kernel 1/2", KernelError("no"), ["publish", "require", "take packets"]),
+        ("save", OSError(28, "full"), ["publish", "require", "take packets", "kernel 1/2", "withdraw"]),
+    ],
+)
+def test_a_first_start_that_fails_leaves_nothing(
+    tmp_path: Path, fakes: Fakes, step: str, error: Exception, happened: list[str]
+) -> None:
+    made = Made(tmp_path, fakes)
+    fakes.fails[step] = error
+    with pytest.raises((KernelError, MissingError)):
+        made.director.start()
+    assert fakes.done == happened
+    assert not made.file.exists()
+
+
+def test_a_restart_that_fails_leaves_the_kernel_to_the_next(tmp_path: Path, fakes: Fakes) -> None:
+    made = Made(tmp_path, fakes, bound=True, starts=3)
+    fakes.fails["save"] = OSError(28, "full")
+    with pytest.raises(KernelError, match=r"state\.toml: full"):
+        made.director.start()
+    assert "withdraw" not in fakes.done
+
+
+def test_warnings_are_said_before_ready(tmp_path: Path, fakes: Fakes, caplog: pytest.LogCaptureFixture) -> None:
+    fakes.wrong = ["10.0.1.11 has no route"]
+    made = Made(tmp_path, fakes)
+    made.director.start()
+    assert caplog.messages == ["10.0.1.11 has no route"]
+    assert made.director.info()["warnings"] == ["10.0.1.11 has no route"]
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("edit", "order"),
+    [
+        pytest.param(add, ["kernel 1/3", "publish", "save"], id="what is added: kernel first"),
+        pytest.param(delete, ["publish", "kernel 1/1", "save"], id="what is removed: kernel last"),
+        pytest.param(exchange, ["kernel 1/3", "publish", "kernel 1/2", "save"], id="both: in between it holds both"),
+        pytest.param(weigh, ["publish", "save"], id="a weight: the kernel does not know it"),
+    ],
+)
+def test_a_change_goes(made: Made, edit: Callable[[Intent], Intent], order: list[str]) -> None:
+    assert made.change(edit) == 2
+    assert made.fakes.done == order
+    assert made.director.intent() == edit(INTENT)
+    assert made.saved() == State(2, False, state.digest(INTENT), edit(INTENT))
+
+
+def test_a_change_of_nothing_is_none(made: Made) -> None:
+    assert made.change(lambda intent: intent) == 1
+    assert made.fakes.done == []
+
+
+@pytest.mark.parametrize(
+    ("step", "order"),
+    [
+        ("kernel 1/3", []),
+        ("publish", ["kernel 1/3", "kernel 1/2"]),
+        ("kernel 1/2", ["kernel 1/3", "publish", "publish", "kernel 1/2"]),
+        ("save", ["kernel 1/3", "publish", "kernel 1/2", "kernel 1/3", "publish", "kernel 1/2"]),
+    ],
+)
+def test_a_change_that_fails_at(made: Made, step: str, order: list[str]) -> None:
+    fakes = made.fakes
+    before = (made.director.intent(), made.director.revision, dict(made.director.slots()), made.saved())
+    plan, published = fakes.plan, fakes.published
+    fakes.fails[step] = OSError(28, "full") if step == "save" else KernelError("no")
+    with pytest.raises(KernelError):
+        made.change(exchange)
+    assert (made.director.intent(), made.director.revision, dict(made.director.slots()), made.saved()) == before
+    assert (fakes.plan, fakes.published) == (plan, published)
+    assert fakes.done == order
+    assert made.change(exchange) == 2
+
+
+def test_an_edit_that_is_refused_touches_nothing(made: Made) -> None:
+    with pytest.raises(NotFoundError):
+        made.change(lambda intent: registry.delete_service(intent, Key("tcp", "203.0.113.99", 80)))
+    assert made.fakes.done == []
+    assert made.director.revision == 1
+
+
+def test_a_way_back_that_fails_too_is_gone_again_by_the_repair(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    fakes = made.fakes
+    fakes.fails = {"save": OSError(28, "full"), "kernel 1/2": KernelError("no")}
+    with pytest.raises(KernelError, match="full"):
+        made.change(lambda intent: delete(registry.delete_real(intent, WEB.key, "10.0.1.12", 8080)))
+    assert fakes.done == ["publish", "kernel 1/0", "publish", "kernel 1/2"]
+    assert caplog.messages == ["could not go back to revision 1: no"]
+
+
+def test_what_no_way_back_could_do_the_minder_does(made: Made) -> None:
+    fakes = made.fakes
+    fakes.fails = {"save": OSError(28, "full"), "kernel 1/2": KernelError("no")}
+
+    async def change() -> None:
+        with pytest.raises(KernelError, match="full"):
+            await made.director.change(add)
+        await made.director._repair()
+
+    asyncio.run(change())
+    assert fakes.done == ["kernel 1/3", "publish", "publish", "kernel 1/2"]
+    assert fakes.plan == made.director._plan_of(INTENT)
+
+
+def test_changes_wait_for_each_other(made: Made) -> None:
+    async def both() -> tuple[int, int]:
+        first, second = await asyncio.gather(made.director.change(add), made.director.change(delete))
+        return first, second
+
+    assert asyncio.run(both()) == (2, 3)
+    assert made.fakes.done == ["kernel 1/3", "publish", "save", "publish", "kernel 1/2", "save"]
+    assert made.director.intent() == exchange(INTENT)
+
+
+def test_a_change_goes_on_when_whoever_asked_goes_away(made: Made) -> None:
+    async def ask() -> None:
+        asked = asyncio.create_task(made.director.change(add))
+        await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await made.director.change(weigh)  # waits for the other's lock
+
+    asyncio.run(ask())
+    assert made.director.intent() == weigh(add(INTENT))
+
+
+# --- between changes and end ------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_is_minded_and_every_repair_counted_and_said(
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fakes, info = made.fakes, made.director.info
+
+    async def rounds() -> None:
+        monkeypatch.setattr(daemon, "REPAIR_SECONDS", 0.001)
+        minder = asyncio.create_task(made.director._mind_kernel())
+        fakes.found = ["the table was gone", "ip_forward was 0"]
+        await until(lambda: info()["repairs"] != 0)
+        fakes.found = []
+        fakes.fails["repair"] = KernelError("busy")
+        await until(lambda: info()["warnings"] == ["busy"])
+        await until(lambda: info()["warnings"] == [])
+        minder.cancel()
+
+    asyncio.run(rounds())
+    assert caplog.messages.count("repaired: the table was gone") == caplog.messages.count("repaired: ip_forward was 0")
+    assert caplog.messages.count("repair failed: busy") == 1
+
+
+def test_warnings_follow_changes(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    async def change() -> None:
+        made.fakes.wrong = ["10.0.1.13 has no route"]
+        await made.director._repair()
+        assert made.director.info()["warnings"] == []  # as nothing was changed, nobody looks
+        await made.director.change(add)
+        await made.director._repair()
+        await made.director._repair()
+
+    asyncio.run(change())
+    assert made.director.info()["warnings"] == ["10.0.1.13 has no route"]
+    assert caplog.messages == ["10.0.1.13 has no route"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_the_api_then_the_rules_then_the_queues(made: Made, number: signal.Signals) -> None:
+    api = Path(made.director.config.api)
+
+    async def live() -> int:
+        ready = asyncio.Event()
+        running = asyncio.create_task(made.director.run(ready.set))
+        await ready.wait()
+        reader, writer = await asyncio.open_unix_connection(api)
+        writer.write(b"GET /v1/daemon HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b'"revision":1' in await reader.read()
+        writer.close()
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # from the terminal and from the holder
+        return await running
+
+    assert asyncio.run(live()) == 0
+    assert made.fakes.done == ["withdraw", "stop", "close True", "save"]
+    assert not api.exists()
+    assert made.saved() == State(1, True, state.digest(INTENT), INTENT)
+    with pytest.raises(UnreachableError):
+        made.change(add)
+
+
+def test_a_first_start_without_its_api_is_taken_back(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    Path(made.director.config.api).write_text("not a socket")
+    assert asyncio.run(made.director.run(lambda: pytest.fail("ready without an API"))) == ConfigError.exit_code
+    assert made.fakes.done == ["withdraw", "stop", "close True", "save"]
+    assert len(caplog.messages) == 1
+
+
+def test_a_restart_without_its_api_takes_packets(
+    tmp_path: Path, fakes: Fakes, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Made(tmp_path, fakes, bound=True, starts=1)
+    Path(made.director.config.api).write_text("not a socket")
+    assert asyncio.run(made.director._serve()) is None
+    assert "packets are taken nevertheless" in caplog.text
+
+
+@pytest.mark.parametrize(("step", "error"), [("withdraw", KernelError("no")), ("save", OSError(28, "full"))])
+def test_an_end_goes_on_past_what_fails(made: Made, step: str, error: Exception) -> None:
+    made.fakes.fails[step] = error
+    assert made.director.finish() == KernelError.exit_code
+    assert made.fakes.done == [done for done in ("withdraw", "stop", "close True", "save") if done != step]
+
+
+def test_a_bug_in_a_repair_does_not_stop_the_packets(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    made.fakes.fails["repair"] = ZeroDivisionError("oh")
+    asyncio.run(made.director._repair())
+    assert made.director.info()["warnings"] == ["oh"]
+    assert "Traceback" in caplog.text
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def test_lines_say_what_is_a_warning() -> None:
+    def line(level: int) -> str:
+        return daemon.Lines().format(logging.LogRecord("nfqlb", level, "", 1, "text %d", (1,), None))
+
+    assert line(logging.WARNING) == "nfqlb: warning: text 1"
+    assert line(logging.INFO) == line(logging.ERROR) == "nfqlb: text 1"
+
+
+def test_a_clean_up_for_a_killed_director_withdraws_and_ends_the_crash(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NFQLB_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(daemon, "load_kernel", lambda name: fakes)
+    assert daemon.withdraw("none") == 0
+    file = tmp_path / "main" / "state.toml"
+    state.save(file, State(4, False, "", INTENT))
+    assert daemon.withdraw("main") == 0
+    assert state.load(file) == State(4, True, "", INTENT)
+    assert fakes.done == ["withdraw", "save", "withdraw", "save"]

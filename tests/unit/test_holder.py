@@ -1,0 +1,312 @@
+"""The holder with a director that does as it is told: restarts, stops, refusals, and what is left behind.
+
+Real processes and signals throughout; the stand-in director writes down how it was started, so tests wait for that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOLDER = """
+import functools, json, sys
+import nfqlb.holder
+nfqlb.holder.Holder = functools.partial(nfqlb.holder.Holder, **json.loads(sys.argv.pop()))
+nfqlb.holder.main()
+"""
+
+# What to do comes as a list of orders, one per start: "ready" says so, a number exits, "kill" dies of SIGKILL, "serve"
+# ends well on a stop, "deaf" never ends. --withdraw takes its order from the end of the list.
+DIRECTOR = """
+import json, os, signal, sys
+log, orders, arguments = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
+option = lambda name: arguments[arguments.index(name) + 1]
+withdraw = "--withdraw" in arguments
+fds = [int(fd) for fd in [option("--config-fd"), option("--table-fd"), *option("--queue-fds").split(",")]]
+order = orders[-1] if withdraw else orders[int(option("--start"))]
+with open(log, "a") as file:
+    print(json.dumps({
+        "pid": os.getpid(), "holder": int(option("--holder")), "withdraw": withdraw,
+        "fds": [[fd, os.fstat(fd).st_ino] for fd in fds], "config": os.pread(fds[0], 1 << 16, 0).decode(),
+    }), file=file)
+for word in order.split():
+    if word == "ready":
+        os.write(int(option("--ready-fd")), b"1")
+    elif word == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif word == "deaf":
+        while True:
+            signal.pause()
+    elif word == "serve":
+        got = signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        with open(log, "a") as file:
+            print(json.dumps({"got": got}), file=file)
+    else:
+        sys.exit(int(word))
+"""
+
+
+class Bench:
+    """A holder in its own process, with quick timing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log, self.errors = folder, folder / "log", folder / "stderr"
+        self.name = f"t{os.getpid()}"
+        self.run_dir = folder / "run" / self.name
+        self.api = self.run_dir / "api.sock"
+        self.table = Path(f"/dev/shm/nfqlb-{self.name}")
+        self.program = folder / "director.py"
+        self.program.write_text(DIRECTOR)
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.pids: set[int] = set()
+
+    def start(self, *orders: str, env: dict[str, str] | None = None, config: bytes = b"", **timing: float) -> Any:
+        config = config or json.dumps({"name": self.name, "api": str(self.api), "workers": 2, "more": 1}).encode()
+        fd = os.memfd_create("config")
+        os.write(fd, config)
+        director = [sys.executable, "-S", str(self.program), str(self.log), json.dumps(orders)]
+        options = {"director": director, "patience": 0.1, "first_pause": 0.02, **timing}
+        command = [sys.executable, "-S", "-c", HOLDER, "--config-fd", str(fd), json.dumps(options)]
+        environ = {"NFQLB_RUN_DIR": str(self.folder / "run"), "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})}
+        with self.errors.open("ab") as errors:
+            process = subprocess.Popen(command, pass_fds=[fd], stderr=errors, env=environ)
+        os.close(fd)
+        self.processes.append(process)
+        return process
+
+    def events(self, count: int) -> list[dict[str, Any]]:
+        """The first `count` lines of the director's log, as soon as they are there."""
+        end = time.monotonic() + 10
+        while True:
+            lines = self.log.read_text().splitlines() if self.log.exists() else []
+            if len(lines) >= count:
+                found = [json.loads(line) for line in lines]
+                self.pids |= {event["pid"] for event in found if "pid" in event}
+                return found
+            assert time.monotonic() < end, (lines, self.said())
+            time.sleep(0.005)
+
+    def said(self) -> str:
+        return self.errors.read_text()
+
+    def left(self) -> list[Path]:
+        return [path for path in (self.run_dir, self.table) if path.exists()]
+
+    def end(self) -> None:
+        self.events(0)
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for pid in self.pids:
+            cmdline = Path(f"/proc/{pid}/cmdline")
+            if cmdline.exists() and str(self.program).encode() in cmdline.read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        self.table.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.end()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_is_passed_on_and_leaves_nothing(bench: Bench, stop: signal.Signals) -> None:
+    holder = bench.start("ready serve")
+    assert bench.events(1)[0]["holder"] == holder.pid
+    assert (bench.run_dir / "lock").read_text() == f"{holder.pid}\n"
+    assert bench.table.stat().st_mode & 0o777 == 0o600
+    holder.send_signal(stop)
+    assert holder.wait(10) == 0
+    assert bench.events(2)[1] == {"got": stop}
+    assert bench.left() == []
+    assert bench.said() == ""
+
+
+def test_a_stop_before_ready_is_passed_on_too(bench: Bench) -> None:
+    holder = bench.start("serve")
+    bench.events(1)
+    holder.terminate()
+    assert holder.wait(10) == 0
+
+
+def test_a_director_that_crashes_is_started_again_with_the_same_things(bench: Bench) -> None:
+    holder = bench.start("ready 7", "ready kill", "9", "ready serve")
+    starts = bench.events(4)
+    assert len({start["pid"] for start in starts}) == 4
+    assert all(start["fds"] == starts[0]["fds"] for start in starts)
+    assert len(starts[0]["fds"]) == 2 + 2 * 2  # configuration, table, and two queues for each of two workers
+    assert all(json.loads(start["config"])["name"] == bench.name for start in starts)
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert re.findall(r"director \d+ (.*); starting it again in (.*) s", bench.said()) == [
+        ("exited with code 7", "0.02"),
+        ("was killed by signal 9 (Killed)", "0.04"),
+        ("exited with code 9", "0.08"),
+    ]
+
+
+def test_the_pause_has_an_upper_limit(bench: Bench) -> None:
+    bench.start("ready 1", "1", "1", "ready serve", longest_pause=0.03)
+    bench.events(4)
+    assert re.findall(r"in (\S+) s", bench.said()) == ["0.02", "0.03", "0.03"]
+
+
+def test_after_a_sound_life_the_pause_is_the_first_again(bench: Bench) -> None:
+    bench.start("ready 1", "1", "1", "ready serve", sound_life=0.0)
+    bench.events(4)
+    assert re.findall(r"in (\S+) s", bench.said()) == ["0.02", "0.02", "0.02"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 4])
+def test_a_director_that_ends_before_ready_ends_the_holder_with_its_code(bench: Bench, code: int) -> None:
+    assert bench.start(str(code)).wait(10) == code
+    assert len(bench.events(1)) == 1
+    assert bench.left() == []
+    assert bench.said() == ""
+
+
+def test_a_start_that_fails_keeps_the_table_of_a_crash(bench: Bench) -> None:
+    bench.table.touch(0o600)
+    assert bench.start("4").wait(10) == 4
+    assert bench.left() == [bench.table]
+
+
+def test_a_director_that_ends_well_unasked_ends_the_holder(bench: Bench) -> None:
+    assert bench.start("ready 0").wait(10) == 0
+    assert bench.left() == []
+
+
+def test_a_director_killed_before_ready_is_cleaned_up_after(bench: Bench) -> None:
+    assert bench.start("kill", "0").wait(10) == 128 + signal.SIGKILL
+    assert [event["withdraw"] for event in bench.events(2)] == [False, True]
+    assert "signal 9 (Killed) before it cleaned up" in bench.said()
+    assert bench.left() == []
+
+
+def test_a_director_that_does_not_heed_a_stop_is_killed_and_cleaned_up_after(bench: Bench) -> None:
+    holder = bench.start("ready deaf", "0", grace=0.1)
+    bench.events(1)
+    holder.terminate()
+    assert holder.wait(10) == 128 + signal.SIGKILL
+    assert [event["withdraw"] for event in bench.events(2)] == [False, True]
+    assert "did not end within 0.1 s: killed" in bench.said()
+    assert bench.left() == []
+
+
+def test_a_stop_between_two_directors_withdraws_at_once(bench: Bench) -> None:
+    holder = bench.start("ready 1", "0", first_pause=30.0)
+    bench.events(1)
+    while "starting it again" not in bench.said():
+        time.sleep(0.005)
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert [event["withdraw"] for event in bench.events(2)] == [False, True]
+    assert bench.left() == []
+
+
+def test_a_clean_up_that_fails_is_said_and_is_the_exit_code(bench: Bench) -> None:
+    holder = bench.start("ready 1", "5", first_pause=30.0)
+    bench.events(1)
+    while "starting it again" not in bench.said():
+        time.sleep(0.005)
+    holder.terminate()
+    assert holder.wait(10) == 5
+    assert "the clean-up exited with code 5" in bench.said()
+
+
+def test_a_taken_name_is_refused_with_the_pid(bench: Bench) -> None:
+    first = bench.start("ready serve")
+    bench.events(1)
+    assert bench.start("ready serve").wait(10) == 4
+    assert bench.said().count("\n") == 1
+    assert f"(pid {first.pid})" in bench.said()
+    assert first.poll() is None
+    assert (bench.run_dir / "lock").exists()
+
+
+def test_the_name_is_free_when_holder_and_director_are_both_gone(bench: Bench) -> None:
+    first = bench.start("ready serve")
+    director = bench.events(1)[0]["pid"]
+    first.kill()
+    first.wait(10)
+    assert bench.start("ready serve").wait(10) == 4
+    os.kill(director, signal.SIGKILL)
+    bench.start("ready serve", patience=5.0)
+    assert len(bench.events(2)) == 2
+
+
+def test_an_api_socket_that_somebody_answers_is_refused_with_the_pid(bench: Bench) -> None:
+    bench.api = bench.folder / "api"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(bench.api))
+        listener.listen()
+        assert bench.start("ready serve").wait(10) == 4
+    assert f"(pid {os.getpid()})" in bench.said()
+    assert bench.api.exists()
+    assert bench.left() == []
+
+
+def test_an_api_path_that_is_another_file_is_refused_and_kept(bench: Bench) -> None:
+    bench.api = bench.folder / "api"
+    bench.api.write_text("mine")
+    assert bench.start("ready serve").wait(10) == 4
+    assert bench.api.read_text() == "mine"
+
+
+def test_an_api_socket_that_a_crash_left_is_no_hindrance_and_goes(bench: Bench) -> None:
+    bench.api = bench.folder / "api"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(bench.api))
+    assert bench.start("ready 0").wait(10) == 0
+    assert not bench.api.exists()
+
+
+def test_a_table_file_of_others_is_refused_and_kept(bench: Bench) -> None:
+    bench.table.touch()
+    bench.table.chmod(0o666)
+    assert bench.start("ready serve").wait(10) == 4
+    assert bench.left() == [bench.table]
+
+
+def test_a_table_that_is_in_use_under_another_run_folder_is_refused(bench: Bench) -> None:
+    first = bench.start("ready serve")
+    bench.events(1)
+    bench.api = bench.folder / "api"
+    assert bench.start("ready serve", env={"NFQLB_RUN_DIR": str(bench.folder / "other")}).wait(10) == 4
+    assert "in use" in bench.said()
+    assert bench.table.exists()
+    assert first.poll() is None
+
+
+def test_ready_is_told_to_systemd_once(bench: Bench) -> None:
+    path = str(bench.folder / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(path)
+        notified.settimeout(10)
+        bench.start("ready kill", "ready serve", env={"NOTIFY_SOCKET": path})
+        bench.events(2)
+        assert notified.recv(100) == b"READY=1"
+        notified.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            notified.recv(100)
+
+
+@pytest.mark.parametrize("config", [b"{", b"\xff"])
+def test_a_broken_configuration_is_refused(bench: Bench, config: bytes) -> None:
+    assert bench.start("ready serve", config=config).wait(10) == 2
+    assert "nfqlb run" in bench.said()
+    assert bench.left() == []
