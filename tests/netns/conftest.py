@@ -1,0 +1,109 @@
+"""Fixtures of the network tests, and the check that none of the expected ones was left out.
+
+expected.txt names every network test, a line each. When all of this directory is asked for, a listed test that neither
+passed nor failed (skipped, deselected, renamed, its file gone) fails the run: a green run means that they all ran.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from netns import Net
+
+HERE = Path(__file__).parent
+RAN = pytest.StashKey[set[str]]()
+
+
+class How(NamedTuple):
+    """One way to run nfqlb: which engine takes the packets and what diverts them."""
+
+    engine: str
+    diverter: str
+
+    @property
+    def args(self) -> list[str]:
+        return ["--engine", self.engine, "--diverter", self.diverter]
+
+
+HOWS = [How(engine, diverter) for engine in ("fast", "reference") for diverter in ("nft", "iptables")]
+
+
+@pytest.fixture(params=HOWS, ids="-".join)
+def how(request: pytest.FixtureRequest) -> How:
+    """Both engines under both diverters."""
+    return request.param
+
+
+@pytest.fixture(params=("nft", "iptables"))
+def diverter(request: pytest.FixtureRequest) -> list[str]:
+    """Both diverters, under the default engine."""
+    return ["--diverter", request.param]
+
+
+@pytest.fixture
+def make_net() -> Iterator[Callable[..., Net]]:
+    """make_net(servers=2): a topology that goes when the test ends."""
+    with ExitStack() as stack:
+        yield lambda **shape: stack.enter_context(Net(**shape))
+
+
+@pytest.fixture
+def net(make_net: Callable[..., Net]) -> Net:
+    """The usual one: a client, a router, a director with the VIP, two web servers."""
+    return make_net(servers=2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("netns")
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="network namespaces need root"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RAN] = set()
+    config.pluginmanager.register(Recorder(config.stash[RAN]))
+
+
+class Recorder:
+    def __init__(self, ran: set[str]) -> None:
+        self.ran = ran
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.outcome != "skipped":
+            self.ran.add(name(report.nodeid))
+
+
+def name(nodeid: str) -> str:
+    return nodeid.removeprefix("tests/netns/")
+
+
+def all_asked_for(config: pytest.Config) -> bool:
+    narrowed = config.option.keyword or config.option.markexpr or config.option.deselect or config.option.collectonly
+    folders = [Path(config.invocation_params.dir, argument).resolve() for argument in config.args]
+    return not narrowed and any(folder == HERE or folder in HERE.parents for folder in folders)
+
+
+def missing(config: pytest.Config) -> tuple[list[str], int]:
+    expected = (HERE / "expected.txt").read_text().split("\n")[:-1]
+    return [test for test in expected if test not in config.stash[RAN]], len(expected)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if all_asked_for(session.config) and missing(session.config)[0]:
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if all_asked_for(config):
+        absent, expected = missing(config)
+        for test in absent:
+            terminalreporter.line(f"expected network test did not run: {test}", red=True)
+        terminalreporter.line(f"network tests: {expected - len(absent)} of {expected} expected ones ran")

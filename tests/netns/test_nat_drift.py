@@ -1,0 +1,103 @@
+"""Others flush rules, destroy sets, reset sysctls and delete the VIP under load: within 3 s all is as before."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from netns import Net, kernelstate, load
+
+BACK_WITHIN = 3.0
+WATCHED = 1.0
+
+
+def flush_iptables(net: Net) -> None:
+    for program in ("iptables", "ip6tables"):
+        for table in ("raw", "mangle", "nat", "filter"):
+            net.director.run([program, "-t", table, "-F"])
+            net.director.run([program, "-t", table, "-X"])
+
+
+def flush_nft(net: Net) -> None:
+    net.director.run(["nft", "flush", "ruleset"])
+
+
+def empty_sets(net: Net) -> None:
+    listing = json.loads(net.director.run(["nft", "-j", "list", "sets"]).stdout)["nftables"]
+    for found in (entry["set"] for entry in listing if "set" in entry):
+        net.director.run(["nft", "flush", "set", found["family"], found["table"], found["name"]])
+    net.director.run(["ipset", "flush"])
+
+
+def destroy_sets(net: Net) -> None:
+    flush_iptables(net)
+    flush_nft(net)
+    net.director.run(["ipset", "destroy"])
+
+
+def reset_forwarding(net: Net) -> None:
+    net.director.sysctl("net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+
+
+def delete_vip(net: Net) -> None:
+    net.director.ip(f"address delete {net.vip()}/32 dev {net.uplink}")
+
+
+def start(net: Net, args: list[str]) -> load.Probe:
+    """nfqlb under load, and a probe that saw no failure yet."""
+    net.director.nfqlb("--vip", net.service(), *net.reals(), "--vip-dev", net.uplink, *args)
+    load.Wrk(net.client, net.url(), connections=5, seconds=8, keepalive=False)
+    probe = load.Probe(net.client, net.url())
+    time.sleep(0.3)
+    assert probe.results()
+    assert all(ok for _, ok in probe.results()), "traffic failed before anything was broken"
+    return probe
+
+
+def check_traffic(probe: load.Probe, since: float) -> None:
+    """Every request from `since` on, for a second, was answered."""
+    time.sleep(max(0.0, since + WATCHED - time.monotonic()))
+    watched = [ok for when, ok in probe.end() if when > since]
+    assert len(watched) >= 10
+    assert all(watched), f"{watched.count(False)} of {len(watched)} requests failed"
+
+
+def wait_until_as_before(net: Net, before: dict[str, str], deadline: float) -> None:
+    while difference := kernelstate.difference(before, net.director.state()):
+        assert time.monotonic() < deadline, f"{BACK_WITHIN} s after the break:\n{difference}"
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [flush_iptables, flush_nft, empty_sets, destroy_sets, reset_forwarding, delete_vip],
+    ids=lambda function: function.__name__,
+)
+def test_all_is_as_before_within_3_seconds(
+    make_net: Callable[..., Net], diverter: list[str], break_it: Callable[[Net], None]
+) -> None:
+    net = make_net(servers=2, vip="free")
+    found = net.director.state()
+    probe = start(net, diverter)
+    before = net.director.state()
+    break_it(net)
+    broken = time.monotonic()
+    assert kernelstate.difference(before, net.director.state())
+    wait_until_as_before(net, before, broken + BACK_WITHIN)
+    check_traffic(probe, time.monotonic())
+    net.director.stop()
+    assert kernelstate.difference(found, net.director.state()) == ""
+
+
+@pytest.mark.parametrize("arms", [1, 2])
+@pytest.mark.parametrize("value", [1, 2])
+def test_reverse_path_filter_set_by_others_stops_nothing(
+    make_net: Callable[..., Net], diverter: list[str], arms: int, value: int
+) -> None:
+    net = make_net(servers=2, arms=arms, vip="free")
+    probe = start(net, diverter)
+    devices = ["all", "default", *net.director.devices]
+    net.director.sysctl(*(f"net.ipv4.conf.{device}.rp_filter={value}" for device in devices))
+    check_traffic(probe, time.monotonic() + BACK_WITHIN)

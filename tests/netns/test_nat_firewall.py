@@ -1,0 +1,105 @@
+"""The same NAT test under the firewalls that directors really have; the servers' own connections keep working."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from netns import Net, load
+from tests import sizes
+from tests.netns.conftest import How
+
+INVALID = [
+    "FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+    "FORWARD -m conntrack --ctstate INVALID -j DROP",
+]
+OUTGOING = "FORWARD -s {inside} -m conntrack --ctstate NEW -j ACCEPT"
+MASQUERADE = "POSTROUTING -t nat -o {uplink} -j MASQUERADE"
+FIREWALLS = {
+    "none": [],
+    "invalid-dropped": [f"-A {rule}" for rule in INVALID],
+    "forward-policy-drop": ["-P FORWARD DROP"],
+    "masquerade": [f"-A {MASQUERADE}"],
+    "all-of-it": ["-P FORWARD DROP", *(f"-A {rule}" for rule in [*INVALID, OUTGOING, MASQUERADE])],
+}
+
+
+def set_up(net: Net, firewall: str) -> None:
+    for program, inside in (("iptables", "10.2.0.0/24"), ("ip6tables", "2001:db8:2::/64")):
+        for rule in FIREWALLS[firewall]:
+            net.director.run([program, *rule.format(inside=inside, uplink=net.uplink).split()])
+
+
+def check_nat(net: Net) -> None:
+    """Split, client's address, both directions in bulk, UDP; for IPv4 and IPv6."""
+    whole = net.storage.fill("whole", sizes.MIB)
+    for family in (4, 6):
+        client = net.client.address(family)
+        assert (
+            sorted(load.whoami(net.client, net.url(family=family), 10)) == [("s1", client)] * 5 + [("s2", client)] * 5
+        )
+        assert load.download(net.client, net.url("/whole", family)) == whole
+        load.upload(net.client, net.storage.files / "whole", net.url(f"/incoming/{family}", family))
+        assert net.storage.sha256(f"incoming/{family}") == whole
+        datagrams = load.udp(net.client, net.vip(family), 10, 500)
+        assert sorted(datagrams, key=str) == [("s1", client)] * 5 + [("s2", client)] * 5
+
+
+def start(net: Net, args: list[str]) -> None:
+    for family in (4, 6):
+        for port in ("80/tcp", "7/udp"):
+            number = int(port.split("/")[0])
+            vip = f"{net.service(number, family)}/{port.split('/')[1]}"
+            rest = [*net.reals(port=number, family=family), "--scheduler", "rr"]
+            if net.director.process is None:
+                net.director.nfqlb("--mode", "nat", "--vip", vip, *rest, *args)
+            else:
+                net.director.cli("service", "add", vip, "--mode", "nat", *rest)
+
+
+@pytest.mark.parametrize("firewall", FIREWALLS)
+def test_nat_under_a_firewall_raised_before(make_net: Callable[..., Net], how: How, firewall: str) -> None:
+    net = make_net(servers=2, echo=True)
+    set_up(net, firewall)
+    start(net, how.args)
+    check_nat(net)
+
+
+@pytest.mark.parametrize("firewall", ["masquerade", "all-of-it"])
+def test_nat_under_a_firewall_raised_later(make_net: Callable[..., Net], diverter: list[str], firewall: str) -> None:
+    net = make_net(servers=2, echo=True)
+    start(net, diverter)
+    set_up(net, firewall)
+    check_nat(net)
+
+
+@pytest.mark.parametrize("firewall", ["masquerade", "all-of-it"])
+@pytest.mark.parametrize("arms", [1, 2])
+def test_servers_own_connections_go_out_masqueraded(
+    make_net: Callable[..., Net], diverter: list[str], firewall: str, arms: int
+) -> None:
+    net = make_net(servers=2, arms=arms, echo=True)
+    net.client.start_echo()
+    set_up(net, firewall)
+    start(net, diverter)
+    director = {4: net.director.v4, 6: net.director.v6}
+    for family in (4, 6):
+        for server in net.servers:
+            seen = ("c1", director[family])
+            assert load.udp(server, net.client.address(family), 3, 100) == [seen] * 3
+            held = load.Held(server, net.client.address(family), 3)
+            assert held.opened == [list(seen)] * 3
+            assert held.alive() == 3
+    check_nat(net)
+
+
+def test_a_chain_of_others_that_still_drops_is_named_in_a_warning(make_net: Callable[..., Net]) -> None:
+    net = make_net(servers=2)
+    for line in (
+        "add table inet castle",
+        "add chain inet castle gate { type filter hook forward priority 10 ; policy drop ; }",
+    ):
+        net.director.run(["nft", *line.split()])
+    process = net.director.nfqlb("--vip", net.service(), *net.reals())
+    assert [line for line in process.text.splitlines() if "castle" in line], process.text

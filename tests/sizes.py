@@ -1,0 +1,17 @@
+"""How much the tests do: at the size of every day (`make test`), or at the size that the issues name (NFQLB_FULL=1)."""
+
+from __future__ import annotations
+
+import os
+
+FULL = os.environ.get("NFQLB_FULL") == "1"
+MIB = 1 << 20
+
+EXAMPLES = 5000 if FULL else 200  # of each property, by hypothesis
+
+TRANSFER = 256 * MIB if FULL else 32 * MIB  # each way, through the director
+CONNECTIONS = 200  # at once, by wrk
+LOAD_SECONDS = 10 if FULL else 2
+HELD = 1000 if FULL else 200  # connections that stay open through a crash
+DATAGRAMS = 4096 if FULL else 512  # of a UDP_SEGMENT sender
+GARBLINGS = 500 if FULL else 40  # random damages of a table file
