@@ -15,3 +15,6 @@ LOAD_SECONDS = 10 if FULL else 2
 HELD = 1000 if FULL else 200  # connections that stay open through a crash
 DATAGRAMS = 4096 if FULL else 512  # of a UDP_SEGMENT sender
 GARBLINGS = 500 if FULL else 40  # random damages of a table file
+SEQUENCES = 60 if FULL else 6  # of the core against the model
+SEQUENCE_STEPS = 10_000 if FULL else 1500  # packets, changes and pauses in each
+MACHINE_RUNS = 300 if FULL else 15  # of the stateful machine, 30 steps each

@@ -125,6 +125,7 @@ cdef enum:
     STRIDE = 65536 + 4096 + 192          # room for a packet and its attributes; not a power of two: caches alias
     HEADER = 36                          # bytes of a verdict in front of its payload
     FLUSH = 1 << 20                      # bytes of verdicts in one sendmsg, at most about
+    TURN = 8                             # full batches from one queue before the next has its turn
     IDLE_POLL = 100                      # milliseconds between looks at the timers while nothing arrives
     EXPIRE_BUDGET = 512                  # timer steps for each batch
     EXPIRE_IDLE = 16384                  # and when there is nothing else to do
@@ -216,23 +217,27 @@ cdef class FastEngine:
 cdef int loop(FastEngine engine) noexcept nogil:
     """Until stopped: 0, or the error number that ended it."""
     cdef pollfd waiting[QUEUES + 1]
-    cdef int i, got, busy
+    cdef int i, got, ready
     for i in range(engine.count):
         waiting[i].fd = engine.queues[i].fd
         waiting[i].events = POLLIN
     waiting[engine.count].fd = engine.wake
     waiting[engine.count].events = POLLIN
     while not load32(&engine.stopping, RELAXED):
-        busy = 0
-        for i in range(engine.count):
-            got = serve(engine, &engine.queues[i])
-            if got < 0:
-                return -got
-            busy += got
-        if busy == 0:
+        ready = poll(waiting, engine.count + 1, IDLE_POLL)
+        if ready < 0 and errno != EINTR:
+            return errno
+        if ready == 0:
             run_batch(&engine.worker.worker, NULL, 0, boottime(), EXPIRE_IDLE)
-            if poll(waiting, engine.count + 1, IDLE_POLL) < 0 and errno != EINTR:
-                return errno
+        for i in range(engine.count):
+            if ready <= 0 or waiting[i].revents == 0:
+                continue
+            for _ in range(TURN):
+                got = serve(engine, &engine.queues[i])
+                if got < 0:
+                    return -got
+                if got < BATCH:
+                    break
     return 0
 
 
