@@ -16,7 +16,7 @@ from setuptools import Extension, setup
 
 WAYS = {
     # way: (compiler flags, macros, further Cython directives)
-    "release": (["-O3"], [("CYTHON_WITHOUT_ASSERTIONS", "1")], {}),
+    "release": (["-O3"], [], {}),  # asserts stay: all of ours run at import
     "debug": (["-O0", "-g3"], [("CYTHON_TRACE_NOGIL", "1")], {"linetrace": True}),
     "sanitize": (["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"], [], {}),
     "none": ([], [], {}),

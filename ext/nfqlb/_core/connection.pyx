@@ -44,10 +44,12 @@ from nfqlb._core.atomic cimport (
 )
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.types cimport (
+    ACTIVE_STATES,
     FREE,
     INACTIVE,
     LIFE,
     LIVE,
+    LONGEST,
     READERS,
     STATE_MASK,
     STATE_SHIFT,
@@ -365,16 +367,22 @@ cdef address_t address_from(bytes packed) except *:
     return address
 
 
-cdef bint sound(const table_t* table, const connection_t* entry, uint32_t now) noexcept:
-    """Whether an entry of an unknown past can be a connection: live, whole, and of a known server."""
+cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t now) noexcept:
+    """The state word of an entry of an unknown past, or 0 unless it is live, whole, timely, and of a known server."""
     cdef const slot_t* slot
-    if entry.word & LIFE != LIVE or (entry.word & STATE_MASK) >> STATE_SHIFT > 10 or entry.expires <= now:
-        return False
-    if (entry.protocol != TCP and entry.protocol != UDP) or not 0 < entry.slot < table.slot_count:
-        return False
+    cdef uint32_t state = (entry.word & STATE_MASK) >> STATE_SHIFT
+    cdef bint active = entry.protocol == TCP and ACTIVE_STATES >> state & 1
+    if entry.word & LIFE != LIVE or state > 10:
+        return 0
+    if (entry.protocol != TCP and (entry.protocol != UDP or state != 0)) or not 0 < entry.slot < table.slot_count:
+        return 0
+    if entry.expires <= now or entry.expires - now > LONGEST:
+        return 0
     slot = &table.slots[entry.slot]
-    return slot.used and slot.protocol == entry.protocol and slot.vport == entry.vport \
-        and same(&slot.virtual, &entry.virtual) and same(&slot.server, &entry.server)
+    if not slot.used or slot.protocol != entry.protocol or slot.vport != entry.vport or slot.sport != entry.sport \
+            or not same(&slot.virtual, &entry.virtual) or not same(&slot.server, &entry.server):
+        return 0
+    return LIVE | state << STATE_SHIFT | (0 if active else INACTIVE)
 
 
 cdef class Table:
@@ -397,6 +405,7 @@ cdef class Table:
         self.capacity = capacity
         self.fd = fd
         self.numbers = {}
+        self.next_slot = 1
         self.table.capacity = capacity
         self.table.slot_count = min(1 << 17, max(1024, capacity // 4))
         slots_size = (self.table.slot_count * sizeof(slot_t) + PAGE - 1) // PAGE * PAGE
@@ -451,6 +460,7 @@ cdef class Table:
         cdef table_t* table = self.table
         cdef connection_t* entry
         cdef slot_t* slot
+        cdef uint32_t word
         cdef uint32_t i
         for i in range(1, table.slot_count):
             slot = &table.slots[i]
@@ -458,13 +468,13 @@ cdef class Table:
                 self.numbers[(
                     slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, (<char*>&slot.server)[:16], slot.sport,
                 )] = i
-                self.next_slot = i
         table.untouched = table.capacity + 1
         for i in range(1, table.capacity + 1):
             entry = &table.entries[i]
-            if sound(table, entry, now):
+            word = sound(table, entry, now)
+            if word:
                 entry.hash = hash_endpoint(table.key, &entry.client, entry.cport, entry.protocol)
-                show(table, entry, entry.word)
+                show(table, entry, word)
                 table.used += 1
             else:
                 entry.word = FREE
@@ -495,20 +505,24 @@ cdef class Table:
         are given.
         """
         cdef slot_t* slot
+        cdef uint32_t number = self.next_slot
         key = (protocol, vip, vport, address, port)
-        if key not in self.numbers:
-            if self.next_slot + 1 >= self.table.slot_count:
-                raise ValueError(f"no room for more than {self.table.slot_count - 1} real servers: raise --connections")
-            slot = &self.table.slots[self.next_slot + 1]
-            slot.virtual = address_from(vip)
-            slot.server = address_from(address)
-            slot.vport = vport
-            slot.sport = port
-            slot.protocol = protocol
-            slot.used = 1
-            self.next_slot += 1
-            self.numbers[key] = self.next_slot
-        return self.numbers[key]
+        if key in self.numbers:
+            return self.numbers[key]
+        while number < self.table.slot_count and self.table.slots[number].used:
+            number += 1
+        if number == self.table.slot_count:
+            raise ValueError(f"no room for more than {self.table.slot_count - 1} real servers: raise --connections")
+        slot = &self.table.slots[number]
+        slot.virtual = address_from(vip)
+        slot.server = address_from(address)
+        slot.vport = vport
+        slot.sport = port
+        slot.protocol = protocol
+        slot.used = 1
+        self.next_slot = number + 1
+        self.numbers[key] = number
+        return number
 
     def load(self, uint32_t slot) -> tuple[int, int]:
         """(ActiveConn, InActConn) of a slot."""

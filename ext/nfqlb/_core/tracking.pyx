@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from nfqlb._core.atomic cimport ACQUIRE, RELAXED, RELEASE, add32, load32, replace32, store32, subtract32
 from nfqlb._core.connection cimport hasten
 from nfqlb._core.types cimport (
+    ACTIVE_STATES,
     INACTIVE,
     LIVE,
     STATE_MASK,
@@ -35,7 +36,7 @@ TRANSITIONS: dict[str, dict[str, str]] = {
         "syn":        "SR  ES  ES  SR  SR  SR  SR  SR  SR  SR  SR",
         "fin":        "CL  CW  SS  TW  TW  TW  CL  CW  LA  LI  TW",
         "ack":        "ES  ES  SS  ES  FW  TW  CL  CW  CL  LI  ES",
-        "rst":        "CL  CL  CL  SR  CL  CL  CL  CL  LA  LI  CL",
+        "rst":        "CL  CL  CL  SR  CL  CL  CL  CL  LA  LI  SR",
     },
     "from server": {
         "syn":        "SS  ES  SS  SR  SS  SS  SS  SS  SS  LI  SR",
@@ -54,16 +55,13 @@ _SHORT = ("NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA")
 
 #                            NO ES   SS   SR  FW   TW   CL  CW  LA  LI   SA
 TIMEOUTS: tuple[int, ...] = (2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120)
-_ACTIVE = ("ES", "SS", "SR", "SA")
 
 cdef uint8_t[3][4][STATES] next_state
-cdef bint[STATES] active
 for _direction, _rows in enumerate(TRANSITIONS.values()):
     for _row, _cells in enumerate(_rows.values()):
         for _column, _cell in enumerate(_cells.split()):
             next_state[_direction][_row][_column] = _SHORT.index(_cell)
-for _column in range(STATES):
-    active[_column] = _SHORT[_column] in _ACTIVE
+assert ACTIVE_STATES == sum(1 << _SHORT.index(_state) for _state in ("ES", "SS", "SR", "SA"))
 
 
 cdef void default_timeouts(snapshot_t* snapshot, uint32_t tcp, uint32_t tcp_fin, uint32_t udp) noexcept:
@@ -111,7 +109,7 @@ cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connec
     else:
         while True:
             state = after(packet, direction, (word & STATE_MASK) >> STATE_SHIFT)
-            wanted = LIVE | <uint32_t>state << STATE_SHIFT | (0 if active[state] else INACTIVE)
+            wanted = LIVE | <uint32_t>state << STATE_SHIFT | (0 if ACTIVE_STATES >> state & 1 else INACTIVE)
             if wanted == word:
                 break
             if word & 0xff != LIVE:                      # expired while this packet was under way

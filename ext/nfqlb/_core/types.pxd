@@ -99,7 +99,7 @@ cdef struct connection_t:
     uint32_t inpackets           # from the client, wraps
     uint64_t hash
     uint64_t freed               # epoch in which it was removed
-    uint64_t reserved[2]
+    uint64_t reserved[3]
 
 
 cdef enum:
@@ -109,6 +109,8 @@ cdef enum:
     STATE_SHIFT = 8
     STATE_MASK = 0xff00
     INACTIVE = 0x10000           # counted in InActConn, not in ActiveConn
+    ACTIVE_STATES = 0x40e        # bit per TCP state that counts as active (tracking.pyx): ES, SS, SR, SA
+    LONGEST = 21474836           # ticks: no timeout is longer (2^31 milliseconds)
 
     NO_OUTPUT = 1                # replies do not pass the director (DR, TUN): the INPUT_ONLY table counts
 
