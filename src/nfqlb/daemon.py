@@ -243,9 +243,10 @@ class Director:
             intent = edit(before.intent)
             if intent == before.intent:
                 return before.revision
-            plan, old_plan = self._plan_of(intent), self._plan_of(before.intent)
-            both = replace(plan, services=plan.services | old_plan.services, reals=plan.reals | old_plan.reals)
+            old_plan = self._plan_of(before.intent)
             snapshot = self._compiler.snapshot(intent)
+            plan = self._plan_of(intent)
+            both = replace(plan, services=plan.services | old_plan.services, reals=plan.reals | old_plan.reals)
             after = msgspec.structs.replace(before, revision=before.revision + 1, intent=intent)
             published = False
             try:
@@ -288,6 +289,7 @@ class Director:
             diverter=self.config.diverter,
             firewall=self.config.firewall,
             vip_dev=self._state.vip_dev or None,
+            leaving=[key for key, slot in self._compiler.left.items() if any(self._table.load(slot))],
         )
 
     # --- the kernel between changes -----------------------------------------------------------------------------------

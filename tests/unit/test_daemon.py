@@ -39,6 +39,7 @@ class Fakes:
         self.found: list[str] = []  # by repair
         self.wrong: list[str] = []  # warnings
         self.adopted, self.used, self.capacity = 0, 0, 64
+        self.loads: dict[int, tuple[int, int]] = {}  # connections by slot
 
     def step(self, what: object) -> None:
         if what in self.fails:
@@ -79,6 +80,9 @@ class Fakes:
         return None
 
     # the table
+    def load(self, slot: int) -> tuple[int, int]:
+        return self.loads.get(slot, (0, 0))
+
     def close(self, clean: bool) -> None:
         self.step(f"close {clean}")
 
@@ -274,6 +278,16 @@ def test_a_change_that_fails_at(made: Made, step: str, order: list[str]) -> None
     assert (fakes.plan, fakes.published) == (plan, published)
     assert fakes.done == order
     assert made.change(exchange) == 2
+
+
+def test_a_removed_server_keeps_the_way_back_until_its_connections_end(made: Made) -> None:
+    fakes = made.fakes
+    fakes.loads = {11: (1, 2)}
+    made.change(delete)
+    assert fakes.done == ["publish", "save"]
+    fakes.loads = {}
+    asyncio.run(made.director._repair())
+    assert fakes.done == ["publish", "save", "kernel 1/1"]
 
 
 def test_an_edit_that_is_refused_touches_nothing(made: Made) -> None:

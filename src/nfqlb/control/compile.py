@@ -25,7 +25,8 @@ SlotKey = tuple[Key, str, int]
 class Compiler:
     """Makes snapshots of successive intents; `slot` gives the stable number of a real server (Table.slot).
 
-    `slots` maps (service, address, port) to the slot, for the last intent that was compiled.
+    `slots` maps (service, address, port) to the slot, for the last intent that was compiled; `left` does for the real
+    servers that were in an earlier one: connections may go on there.
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class Compiler:
         self._slot, self._make_service, self._make_snapshot = slot, make_service, make_snapshot
         self.slots: dict[SlotKey, int] = {}
         self._compiled: dict[Key, tuple[Service, Compiled]] = {}
-        self._before = self._compiled, self.slots
+        self.left: dict[SlotKey, int] = {}
+        self._before = self._compiled, self.slots, self.left
 
     def snapshot(self, intent: Intent) -> Snapshot:
         """Compile; if the snapshot is not published after all, call `undo`."""
@@ -51,13 +53,14 @@ class Compiler:
         snapshot = self._make_snapshot(
             [made for _, made in compiled.values()], timeouts.tcp, timeouts.tcp_fin, timeouts.udp
         )
-        self._before = self._compiled, self.slots
-        self._compiled, self.slots = compiled, slots
+        self._before = self._compiled, self.slots, self.left
+        left = {key: slot for key, slot in (self.left | self.slots).items() if key not in slots}
+        self._compiled, self.slots, self.left = compiled, slots, left
         return snapshot
 
     def undo(self) -> None:
         """Forget the last snapshot: the next one follows the one before."""
-        self._compiled, self.slots = self._before
+        self._compiled, self.slots, self.left = self._before
 
     def _compile(self, service: Service, slots: dict[SlotKey, int]) -> Compiled:
         keys = [(service.key, real.address, real.port) for real in service.reals]
@@ -89,12 +92,17 @@ def compile_plan(
     diverter: str,
     firewall: str,
     vip_dev: str | None,
+    leaving: Iterable[SlotKey] = (),
 ) -> Plan:
-    """What the kernel must hold so that the packets of this intent reach the queues."""
+    """What the kernel must hold so that the packets of this intent reach the queues.
+
+    `leaving` are real servers that are in it no more and still have connections: their replies need the way back.
+    """
+    reals = _endpoints((service.key, real.address, real.port) for service in intent.services for real in service.reals)
     return Plan(
         name=name,
-        services=_endpoints((service, service.address, service.port) for service in intent.services),
-        reals=_endpoints((service, real.address, real.port) for service in intent.services for real in service.reals),
+        services=_endpoints((service.key, service.address, service.port) for service in intent.services),
+        reals=reals | _endpoints(leaving),
         gso=tuple(gso),
         plain=tuple(plain),
         diverter=diverter,
@@ -116,5 +124,5 @@ def unpacked(address: bytes) -> str:
     return str(ipaddress.IPv6Address(address))
 
 
-def _endpoints(items: Iterable[tuple[Service, str, int]]) -> frozenset[tuple[int, str, int]]:
-    return frozenset((PROTOCOLS[service.protocol], address, port) for service, address, port in items)
+def _endpoints(items: Iterable[SlotKey]) -> frozenset[tuple[int, str, int]]:
+    return frozenset((PROTOCOLS[key.protocol], address, port) for key, address, port in items)
