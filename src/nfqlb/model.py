@@ -56,7 +56,7 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A virtual service and its real servers, in the order in which they were added."""
+    """A virtual service and its real servers, in the order in which they were added; `name` is for people."""
 
     address: str
     port: int
@@ -64,6 +64,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: str = "nat"
     scheduler: str = "wlc"
     reals: tuple[Real, ...] = ()
+    name: str = ""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "address", canonical("vip", self.address))

@@ -86,6 +86,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
     assert [service["key"] for service in answer["services"]] == [WEB_KEY, DNS_KEY]
     assert answer["services"][0] == {
         "key": WEB_KEY,
+        "name": "",
         "protocol": "tcp",
         "address": "203.0.113.10",
         "port": 80,

@@ -58,6 +58,7 @@ class RealView(msgspec.Struct):
 
 class ServiceView(msgspec.Struct):
     key: str
+    name: str
     protocol: str
     address: str
     port: int
@@ -156,6 +157,7 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
     total = _sum(counters for _, counters in counted)
     return ServiceView(
         key=str(service.key),
+        name=service.name,
         protocol=service.protocol,
         address=service.address,
         port=service.port,

@@ -94,7 +94,7 @@ class _Reader:
         values = self.table(path, table, SERVICE)
         if "vip" not in values:
             raise self.error(path, "", "has no vip", 'write vip = "ADDRESS:PORT/tcp"')
-        name = values.pop("name", None)
+        name = values.get("name")
         if name is not None and self.names.setdefault(name, path) != path:
             raise self.error((*path, "name"), name, "is there twice", "give each service a name of its own")
         with self.at(path):
