@@ -1,0 +1,228 @@
+"""The table of packet fixtures: what the network sees, row by row.
+
+A row is a configuration, the packets that went before, one packet, and what becomes of it: verdict, reason, bytes.
+The expected bytes come from the builders in nfqlb.testing, which sum up their checksums from scratch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nfqlb.testing import (
+    AUTHENTICATION,
+    DESTINATION_OPTIONS,
+    FORWARD,
+    FRAGMENT,
+    HOP_BY_HOP,
+    INPUT,
+    NOT_READY,
+    NOT_VERIFIED,
+    OUTPUT,
+    PREROUTING,
+    ROUTING,
+    SUPER_PACKET,
+    fragments,
+    ip,
+    tcp,
+    udp,
+)
+from tests.core.lab import Virtual, clients
+
+CLIENT, WEB, FIRST, SECOND = "192.0.2.10:40000", "203.0.113.1:80", "10.0.0.2:8080", "10.0.0.3:8080"
+DNS, RESOLVER = "203.0.113.1:53", "10.0.0.2:5353"
+CLIENT6, WEB6, FIRST6 = "[2001:db8:1::10]:40000", "[2001:db8::1]:80", "[fd00::2]:8080"
+DNS6, RESOLVER6 = "[2001:db8::1]:53", "[fd00::2]:5353"
+
+WEB_SERVICE = Virtual(WEB, {FIRST: 1, SECOND: 1})  # the second, being newer, is asked first
+DNS_SERVICE = Virtual(DNS, {RESOLVER: 1}, protocol="udp")
+CONFIG = (
+    WEB_SERVICE,
+    DNS_SERVICE,
+    Virtual("203.0.113.1:81", {FIRST: 0, SECOND: 0}, "wlc"),
+    Virtual(WEB6, {FIRST6: 1}),
+    Virtual(DNS6, {RESOLVER6: 1}, protocol="udp"),
+)
+Sent = tuple[bytes, int]  # a packet and its hook
+HANDSHAKE: tuple[Sent, ...] = (
+    (tcp(CLIENT, WEB, "S"), PREROUTING),
+    (tcp(SECOND, CLIENT, "SA"), FORWARD),
+    (tcp(CLIENT, WEB, "A"), PREROUTING),
+)
+ASKED: tuple[Sent, ...] = ((udp(CLIENT, DNS, b"?"), PREROUTING),)
+ASKED6: tuple[Sent, ...] = ((udp(CLIENT6, DNS6, b"?"), PREROUTING),)
+CLOSED = (*HANDSHAKE, (tcp(CLIENT, WEB, "FA"), PREROUTING), (tcp(SECOND, CLIENT, "FA"), FORWARD))
+FULL: tuple[Sent, ...] = tuple((udp(end, DNS), PREROUTING) for end in clients(64))
+
+# with this payload the datagram to the resolver sums up to zero, which is sent as ones (RFC 768)
+TO_ZERO = udp(CLIENT, RESOLVER, b"\0\0")[26:28]
+BULK = bytes(range(256)) * 200  # a super-packet: the checksum field holds the sum of the pseudo header
+MSS = b"\2\4\5\xb4\1\3\3\7"
+SOURCE_ROUTE = b"\x83\x07\x04\xc6\x33\x64\x01\0"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packet and its fate. `then` replaces the configuration after the packets `before`."""
+
+    name: str
+    packet: bytes
+    verdict: str
+    reason: str
+    out: bytes | None = None
+    before: tuple[Sent, ...] = ()
+    then: tuple[Virtual, ...] | None = None
+    hook: int = PREROUTING
+    flags: int = 0
+
+
+def forwarded(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = PREROUTING, flags: int = 0) -> Row:
+    return Row(name, packet, "rewrite", "forwarded", out, before, hook=hook, flags=flags)
+
+
+def returned(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = FORWARD, flags: int = 0) -> Row:
+    return Row(name, packet, "rewrite", "returned", out, before, hook=hook, flags=flags)
+
+
+def accepted(name: str, reason: str, packet: bytes, *before: Sent, hook: int = PREROUTING) -> Row:
+    return Row(name, packet, "accept", reason, None, before, hook=hook)
+
+
+def dropped(name: str, reason: str, packet: bytes, *before: Sent, then: tuple[Virtual, ...] | None = None) -> Row:
+    return Row(name, packet, "drop", reason, None, before, then)
+
+
+def swapped(packet: bytes, checksum_of: bytes, at: int) -> bytes:
+    """The packet with the transport checksum of another."""
+    return packet[:at] + checksum_of[at : at + 2] + packet[at + 2 :]
+
+
+def tcp_options(**kind: bytes) -> tuple[bytes, bytes]:
+    return tcp(CLIENT, WEB, "S", **kind), tcp(CLIENT, SECOND, "S", **kind)  # type: ignore[arg-type]
+
+
+ROWS = [
+    # -- from the client, TCP
+    forwarded("tcp syn to the vip goes to the newest server", tcp(CLIENT, WEB), tcp(CLIENT, SECOND)),
+    forwarded(
+        "the next client's syn goes to the other", tcp("192.0.2.11:1", WEB), tcp("192.0.2.11:1", FIRST), *HANDSHAKE
+    ),
+    forwarded("tcp options pass", *tcp_options(options=MSS)),
+    forwarded("ipv4 options pass", *tcp_options(ip_options=SOURCE_ROUTE)),
+    forwarded("ethernet padding passes", *tcp_options(trailer=bytes(6))),
+    forwarded("ttl is left to the kernel's forwarding", tcp(CLIENT, WEB, ttl=1), tcp(CLIENT, SECOND, ttl=1)),
+    forwarded("odd payload", tcp(CLIENT, WEB, "PA", b"odd"), tcp(CLIENT, SECOND, "PA", b"odd"), *HANDSHAKE),
+    forwarded("retransmitted syn", tcp(CLIENT, WEB), tcp(CLIENT, SECOND), *HANDSHAKE[:1]),
+    forwarded("syn on a closed connection, new server", tcp(CLIENT, WEB), tcp(CLIENT, FIRST), *CLOSED),
+    forwarded("rst on an open connection", tcp(CLIENT, WEB, "R"), tcp(CLIENT, SECOND, "R"), *HANDSHAKE),
+    forwarded("the director's own client", tcp(CLIENT, WEB), tcp(CLIENT, SECOND), hook=OUTPUT),
+    forwarded("ipv6 tcp syn", tcp(CLIENT6, WEB6), tcp(CLIENT6, FIRST6)),
+    # -- from the client, UDP
+    forwarded("udp datagram", udp(CLIENT, DNS, b"question"), udp(CLIENT, RESOLVER, b"question")),
+    forwarded("udp datagram of odd length", udp(CLIENT, DNS, b"odd"), udp(CLIENT, RESOLVER, b"odd")),
+    forwarded("empty udp datagram", udp(CLIENT, DNS), udp(CLIENT, RESOLVER)),
+    forwarded(
+        "udp datagram shorter than its packet",
+        udp(CLIENT, DNS, b"abc", room=b"more"),
+        udp(CLIENT, RESOLVER, b"abc", room=b"more"),
+    ),
+    forwarded("the longest udp datagram", udp(CLIENT, DNS, bytes(65507)), udp(CLIENT, RESOLVER, bytes(65507))),
+    forwarded("ipv6 udp datagram", udp(CLIENT6, DNS6, b"abc"), udp(CLIENT6, RESOLVER6, b"abc")),
+    forwarded(
+        "ipv6 udp behind options and an atomic fragment",
+        udp(CLIENT6, DNS6, b"abc", extensions=[(HOP_BY_HOP, b""), (DESTINATION_OPTIONS, b""), (FRAGMENT, bytes(6))]),
+        udp(
+            CLIENT6, RESOLVER6, b"abc", extensions=[(HOP_BY_HOP, b""), (DESTINATION_OPTIONS, b""), (FRAGMENT, bytes(6))]
+        ),
+    ),
+    # -- every state of a checksum that NFQUEUE reports
+    forwarded("tcp checksum not verified", tcp(CLIENT, WEB), tcp(CLIENT, SECOND), flags=NOT_VERIFIED),
+    forwarded("tcp checksum unfinished", tcp(CLIENT, WEB, check="unfinished"), tcp(CLIENT, SECOND), flags=NOT_READY),
+    forwarded(
+        "tcp checksum unfinished, payload of odd length",
+        tcp(CLIENT, WEB, "PA", b"odd", check="unfinished"),
+        tcp(CLIENT, SECOND, "PA", b"odd"),
+        *HANDSHAKE,
+        flags=NOT_READY,
+    ),
+    forwarded(
+        "tcp super-packet keeps its checksum field",
+        tcp(CLIENT, WEB, "PA", BULK, check="unfinished"),
+        swapped(tcp(CLIENT, SECOND, "PA", BULK), tcp(CLIENT, WEB, "PA", BULK, check="unfinished"), 36),
+        *HANDSHAKE,
+        flags=SUPER_PACKET | NOT_READY,
+    ),
+    returned(
+        "tcp super-packet from the server, not marked unfinished",
+        tcp(SECOND, CLIENT, "PA", BULK, check="unfinished"),
+        swapped(tcp(WEB, CLIENT, "PA", BULK), tcp(SECOND, CLIENT, "PA", BULK, check="unfinished"), 36),
+        *HANDSHAKE,
+        flags=SUPER_PACKET,
+    ),
+    forwarded("udp checksum not verified", udp(CLIENT, DNS), udp(CLIENT, RESOLVER), flags=NOT_VERIFIED),
+    forwarded("udp checksum unfinished", udp(CLIENT, DNS, check="unfinished"), udp(CLIENT, RESOLVER), flags=NOT_READY),
+    forwarded("no udp checksum stays none", udp(CLIENT, DNS, check="none"), udp(CLIENT, RESOLVER, check="none")),
+    forwarded(
+        "udp checksum updated to zero is sent as ones", udp(CLIENT, DNS, TO_ZERO), udp(CLIENT, RESOLVER, TO_ZERO)
+    ),
+    forwarded(
+        "udp checksum computed as zero is sent as ones",
+        udp(CLIENT, DNS, TO_ZERO, check="unfinished"),
+        udp(CLIENT, RESOLVER, TO_ZERO),
+        flags=NOT_READY,
+    ),
+    forwarded("ipv6 tcp unfinished", tcp(CLIENT6, WEB6, check="unfinished"), tcp(CLIENT6, FIRST6), flags=NOT_READY),
+    forwarded("ipv6 udp unfinished", udp(CLIENT6, DNS6, check="unfinished"), udp(CLIENT6, RESOLVER6), flags=NOT_READY),
+    # -- from the server
+    returned("syn/ack comes from the vip", tcp(SECOND, CLIENT, "SA"), tcp(WEB, CLIENT, "SA"), *HANDSHAKE[:1]),
+    returned("data comes from the vip", tcp(SECOND, CLIENT, "PA", b"odd"), tcp(WEB, CLIENT, "PA", b"odd"), *HANDSHAKE),
+    returned(
+        "to the director's own client", tcp(SECOND, CLIENT, "SA"), tcp(WEB, CLIENT, "SA"), *HANDSHAKE[:1], hook=INPUT
+    ),
+    returned("at another hook", tcp(SECOND, CLIENT, "A"), tcp(WEB, CLIENT, "A"), *HANDSHAKE, hook=PREROUTING),
+    returned("udp answer", udp(RESOLVER, CLIENT, b"abc"), udp(DNS, CLIENT, b"abc"), *ASKED),
+    returned(
+        "udp answer without checksum", udp(RESOLVER, CLIENT, check="none"), udp(DNS, CLIENT, check="none"), *ASKED
+    ),
+    returned(
+        "udp answer unfinished", udp(RESOLVER, CLIENT, check="unfinished"), udp(DNS, CLIENT), *ASKED, flags=NOT_READY
+    ),
+    returned("ipv6 udp answer", udp(RESOLVER6, CLIENT6, b"abc"), udp(DNS6, CLIENT6, b"abc"), *ASKED6),
+    # -- not ours, or not to be helped
+    accepted("to a port without a service", "no_service", tcp(CLIENT, "203.0.113.1:82")),
+    accepted("udp to a tcp service", "no_service", udp(CLIENT, WEB)),
+    accepted("to an address without a service", "no_service", tcp(CLIENT, "203.0.113.2:80")),
+    accepted("mid-stream tcp without a connection", "no_connection", tcp(CLIENT, WEB, "A")),
+    accepted("rst without a connection", "no_connection", tcp(CLIENT, WEB, "R")),
+    accepted("syn with rst", "no_connection", tcp(CLIENT, WEB, "SR")),
+    accepted("from a real server on its own account", "unrelated", tcp(FIRST, "198.51.100.1:80"), hook=FORWARD),
+    accepted(
+        "from a real server to a client of another", "unrelated", tcp(FIRST, CLIENT, "A"), *HANDSHAKE, hook=FORWARD
+    ),
+    accepted("from another port of the server", "unrelated", tcp("10.0.0.3:81", CLIENT, "A"), *HANDSHAKE, hook=FORWARD),
+    accepted("ping of the vip", "icmp", ip("192.0.2.10", "203.0.113.1", 1, b"\x08\0\xf7\xff" + bytes(4))),
+    accepted("ping of the ipv6 vip", "icmp", ip("2001:db8:1::10", "2001:db8::1", 58, b"\x80\0" + bytes(6))),
+    accepted("gre to the vip", "other_protocol", ip("192.0.2.10", "203.0.113.1", 47, bytes(8))),
+    accepted("sctp to the vip", "other_protocol", ip("192.0.2.10", "203.0.113.1", 132, bytes(12))),
+    accepted(
+        "ah covers what nat would change", "other_protocol", tcp(CLIENT6, WEB6, extensions=[(AUTHENTICATION, b"")])
+    ),
+    accepted(
+        "routing header with more to visit", "other_protocol", tcp(CLIENT6, WEB6, extensions=[(ROUTING, b"\0\1")])
+    ),
+    # -- dropped
+    dropped("no server has a weight", "no_server", tcp(CLIENT, "203.0.113.1:81")),
+    dropped("the table is full", "table_full", tcp(CLIENT, WEB), *FULL),
+    dropped(
+        "the server was removed", "server_gone", tcp(CLIENT, WEB, "A"), *HANDSHAKE, then=(Virtual(WEB, {FIRST: 1}),)
+    ),
+    dropped("the service was removed", "server_gone", tcp(CLIENT, WEB, "A"), *HANDSHAKE, then=(DNS_SERVICE,)),
+    dropped("first fragment", "fragment", fragments(udp(CLIENT, DNS, bytes(64)), 32)[0]),
+    dropped("last fragment", "fragment", fragments(udp(CLIENT, DNS, bytes(64)), 32)[-1]),
+    dropped("ipv6 fragment", "fragment", fragments(udp(CLIENT6, DNS6, bytes(64)), 32)[0]),
+    dropped("cut off", "truncated", tcp(CLIENT, WEB, "PA", b"data")[:-1]),
+    dropped("tcp header cut off", "truncated", tcp(CLIENT, WEB)[:30]),
+    dropped("no bytes", "malformed", b""),
+    dropped("half an ip header", "malformed", tcp(CLIENT, WEB)[:10]),
+    dropped("udp longer than its packet", "malformed", udp(CLIENT, DNS)[:24] + b"\0\x09" + udp(CLIENT, DNS)[26:]),
+    dropped("nine extension headers", "malformed", tcp(CLIENT6, WEB6, extensions=[(DESTINATION_OPTIONS, b"")] * 9)),
+]

@@ -1,0 +1,140 @@
+"""A director without a kernel: a table, a data path, a clock, and services written as text.
+
+Tests say what they want in a `Virtual`; the lab compiles it the way the director does: an unchanged service stays the
+same object, a changed one follows its predecessor, real servers are walked newest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from nfqlb._core.connection import Table
+from nfqlb._core.datapath import Datapath, Drained, Result
+from nfqlb._core.snapshot import Service, Snapshot
+from nfqlb._core.tracking import STATE_NAMES
+from nfqlb.testing import FORWARD, PREROUTING, FakeClock, endpoint, tcp
+
+PROTOCOLS = {"tcp": 6, "udp": 17}
+TICK = 0.1  # seconds
+CLIENT, VIP, REAL = "192.0.2.10:40000", "203.0.113.1:80", "10.0.0.2:8080"
+
+
+class Virtual(NamedTuple):
+    """A virtual service; `reals` maps ADDRESS:PORT to the weight, in the order in which they were added."""
+
+    vip: str
+    reals: Mapping[str, int]
+    scheduler: str = "rr"
+    protocol: str = "tcp"
+
+
+class Timeouts(NamedTuple):
+    """Seconds, as in `ipvsadm --set`."""
+
+    tcp: int = 900
+    tcp_fin: int = 120
+    udp: int = 300
+
+
+DEFAULTS = Timeouts()
+
+
+class Connection(NamedTuple):
+    """A row of the connection list."""
+
+    protocol: int
+    client: bytes
+    cport: int
+    vip: bytes
+    vport: int
+    server: bytes
+    sport: int
+    state: int
+    left: int  # seconds
+
+    @property
+    def name(self) -> str:
+        return STATE_NAMES[self.state]
+
+
+class Lab:
+    """One director's data path, told what time it is."""
+
+    def __init__(
+        self,
+        *virtuals: Virtual,
+        capacity: int = 1024,
+        fd: int = -1,
+        workers: int = 1,
+        clock: FakeClock | None = None,
+        timeouts: Timeouts = DEFAULTS,
+    ) -> None:
+        self.clock = clock or FakeClock()
+        self.table = Table(fd, capacity, self.clock())
+        self.datapath = Datapath(self.table)
+        self.workers = [self.datapath.worker() for _ in range(workers)]
+        self.slots: dict[tuple[str, str, str], int] = {}
+        self._compiled: dict[tuple[str, str], tuple[Virtual, Service]] = {}
+        self.configure(*virtuals, timeouts=timeouts)
+
+    def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS) -> None:
+        """Publish exactly these services."""
+        self._compiled = {(v.protocol, v.vip): (v, self._compile(v)) for v in virtuals}
+        self.datapath.publish(Snapshot([service for _, service in self._compiled.values()], *timeouts))
+
+    def send(self, packet: bytes, *, hook: int = PREROUTING, flags: int = 0, worker: int = 0) -> Result:
+        return self.workers[worker].process(packet, self.clock(), hook=hook, flags=flags)
+
+    def open(self, client: str = CLIENT, vip: str = VIP) -> str:
+        """Shake hands; returns the real server's end as text, for IPv4."""
+        result = self.send(tcp(client, vip, "S"))
+        assert result.packet is not None, result
+        address, port = result.packet[16:20], int.from_bytes(result.packet[22:24], "big")
+        real = f"{'.'.join(map(str, address))}:{port}"
+        assert self.send(tcp(real, client, "SA"), hook=FORWARD).reason == "returned"
+        assert self.send(tcp(client, vip, "A")).reason == "forwarded"
+        return real
+
+    def load(self, real: str, vip: str = VIP, protocol: str = "tcp") -> tuple[int, int]:
+        """(ActiveConn, InActConn)."""
+        return self.table.load(self.slots[protocol, vip, real])
+
+    def connections(self) -> list[Connection]:
+        return [Connection(*row) for row in self.table.connections(self.clock())]
+
+    def state(self) -> tuple[str, int] | None:
+        """(state, seconds left) of the only connection; None when there is none."""
+        rows = self.connections()
+        assert len(rows) <= 1, rows
+        return (rows[0].name, rows[0].left) if rows else None
+
+    def drain(self) -> Drained:
+        return self.datapath.drain()
+
+    def reasons(self) -> dict[str, int]:
+        """Those that were counted."""
+        return {name: count for name, count in self.drain().reasons.items() if count}
+
+    def _compile(self, virtual: Virtual) -> Service:
+        before, made = self._compiled.get((virtual.protocol, virtual.vip), (None, None))
+        if made is not None and before == virtual:
+            return made
+        protocol, vip = PROTOCOLS[virtual.protocol], endpoint(virtual.vip)
+        servers = []
+        for real, weight in reversed(list(virtual.reals.items())):
+            end = endpoint(real)
+            slot = self.table.slot(protocol, *vip, *end)
+            self.slots[virtual.protocol, virtual.vip, real] = slot
+            servers.append((slot, *end, weight))
+        return Service(protocol, *vip, virtual.scheduler, servers, made)
+
+
+def clients(count: int, first: int = 20000) -> Iterator[str]:
+    """Client ends, each with another port and, now and then, another address."""
+    return (f"192.0.2.{1 + at % 250}:{first + at % 40000}" for at in range(count))
+
+
+def served(lab: Lab, ends: Sequence[str], vip: str = VIP) -> list[str]:
+    """The real server that each client gets."""
+    return [lab.open(client, vip) for client in ends]

@@ -1,0 +1,344 @@
+"""The whole data path once more, slow and readable: lists, dicts, and checksums from scratch.
+
+It is the oracle of the property tests: whatever the core does with a sequence of packets, this says what it should
+have done. It shares no code with the core and follows only its manners: a `Virtual` of tests.core.lab describes a
+service, time is nanoseconds, a packet comes out as (verdict, reason, bytes). Two things it leaves out: packets whose
+checksum was wrong before, and the order in which a connection list is told.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from nfqlb.testing import endpoint
+from tests.core.lab import DEFAULTS, PROTOCOLS, Connection, Timeouts, Virtual
+
+TICK = 100_000_000
+TCP, UDP = 6, 17
+End = tuple[bytes, int]
+Key = tuple[int, End]  # protocol, VIP
+Outcome = tuple[str, str, bytes | None]
+
+VERDICTS = {
+    **dict.fromkeys(["forwarded", "returned"], "rewrite"),
+    **dict.fromkeys(["icmp", "other_protocol", "no_service", "no_connection", "unrelated"], "accept"),
+    **dict.fromkeys(["malformed", "truncated", "fragment", "no_server", "table_full", "server_gone"], "drop"),
+}
+STATES = ["NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT"]
+ACTIVE = {"ESTABLISHED", "SYN_SENT", "SYN_RECV"}
+# what a client and a server make of a connection, by the flag that counts; states that no packet leads to are left out
+CLIENT = {
+    "rst": {"SYN_RECV": "SYN_RECV"},  # all others: CLOSE
+    "syn": {"ESTABLISHED": "ESTABLISHED", "SYN_SENT": "ESTABLISHED"},  # all others: SYN_RECV
+    "fin": {"ESTABLISHED": "CLOSE_WAIT", "SYN_RECV": "TIME_WAIT", "FIN_WAIT": "TIME_WAIT"},  # all others: no change
+    "ack": {"SYN_RECV": "ESTABLISHED"},  # all others: no change
+}
+SERVER = {
+    "rst": {"SYN_SENT": "SYN_SENT", "TIME_WAIT": "TIME_WAIT"},  # all others: CLOSE
+    "syn": {"ESTABLISHED": "ESTABLISHED", "SYN_RECV": "SYN_RECV"},  # all others: SYN_SENT
+    "fin": {"ESTABLISHED": "FIN_WAIT", "SYN_RECV": "TIME_WAIT", "CLOSE_WAIT": "TIME_WAIT"},  # all others: no change
+    "ack": {"SYN_RECV": "ESTABLISHED"},  # all others: no change
+}
+
+
+@dataclass
+class Parsed:
+    reason: str = ""
+    protocol: int = 0
+    transport: int = 0
+    end: int = 0  # of the IP packet
+    source: End = (b"", 0)
+    destination: End = (b"", 0)
+    flag: str = ""
+
+
+@dataclass
+class Entry:
+    protocol: int
+    client: End
+    vip: End
+    server: End
+    state: str = "NONE"
+    expires: int = 0
+
+    @property
+    def slot(self) -> tuple[Key, End]:
+        return (self.protocol, self.vip), self.server
+
+
+@dataclass
+class Service:
+    """`servers` newest first, with weights; `last` is the last one chosen, None the head of the list."""
+
+    scheduler: str
+    servers: list[tuple[End, int]] = field(default_factory=list)
+    last: End | None = None
+    threshold: int = 0
+
+
+class Model:
+    """One director's data path."""
+
+    def __init__(self, *virtuals: Virtual, capacity: int = 1024, timeouts: Timeouts = DEFAULTS) -> None:
+        self.capacity = capacity
+        self.services: dict[Key, Service] = {}
+        self.entries: list[Entry] = []
+        self.configure(*virtuals, timeouts=timeouts)
+
+    # -- configuration: as `ipvsadm -A -D -a -d -e` would, one after another
+
+    def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS) -> None:
+        self.timeouts = timeouts
+        old, self.services = self.services, {}
+        for virtual in virtuals:
+            key = PROTOCOLS[virtual.protocol], endpoint(virtual.vip)
+            service = old.get(key)
+            if service is None or service.scheduler != virtual.scheduler:
+                service = Service(virtual.scheduler)
+            self.services[key] = service
+            wanted = {tuple(endpoint(real)): weight for real, weight in virtual.reals.items()}
+            change_servers(service, list(reversed(wanted.items())))  # type: ignore[arg-type]
+
+    # -- packets
+
+    def process(self, packet: bytes, now: int, hook: int = 0, flags: int = 0) -> Outcome:
+        tick = now // TICK
+        self.entries = [entry for entry in self.entries if entry.expires > tick]
+        parsed = parse(packet)
+        reason, new = parsed.reason, None
+        if not reason:
+            reason, entry = self.decide(parsed, tick, reply_hook=hook in (1, 2))
+            if reason == "forwarded":
+                assert entry is not None
+                new = rewritten(packet, parsed, parsed.source, entry.server, flags)
+            elif reason == "returned":
+                assert entry is not None
+                new = rewritten(packet, parsed, entry.vip, parsed.destination, flags)
+        return VERDICTS[reason], reason, new
+
+    def decide(self, parsed: Parsed, tick: int, reply_hook: bool) -> tuple[str, Entry | None]:
+        request = [e for e in self.entries if (e.protocol, e.client, e.vip) == of_request(parsed)]
+        reply = [e for e in self.entries if (e.protocol, e.client, e.server) == of_reply(parsed)]
+        assert len(request) <= 1
+        assert len(reply) <= 1, "two connections look the same to the server: the test's services share a server's port"
+        if reply and (reply_hook or not request):
+            self.track(reply[0], SERVER, parsed, tick)
+            return "returned", reply[0]
+        ended = 0
+        entry = request[0] if request else None
+        if entry is not None and self.starts_anew(entry, parsed):
+            self.entries.remove(entry)
+            entry, ended = None, 1  # its place is not free before the packet is done
+        if entry is None:
+            service = self.services.get((parsed.protocol, parsed.destination))
+            if service is None:
+                return ("unrelated" if reply_hook else "no_service"), None
+            if parsed.protocol == TCP and parsed.flag != "syn":
+                return "no_connection", None
+            server = self.pick((parsed.protocol, parsed.destination), service)
+            if server is None:
+                return "no_server", None
+            if len(self.entries) + ended == self.capacity:
+                return "table_full", None
+            entry = Entry(parsed.protocol, parsed.source, parsed.destination, server)
+            self.entries.append(entry)
+        if not self.has_server(entry):
+            return "server_gone", None
+        self.track(entry, CLIENT, parsed, tick)
+        return "forwarded", entry
+
+    def starts_anew(self, entry: Entry, parsed: Parsed) -> bool:
+        if parsed.protocol == UDP:
+            return not self.has_server(entry)
+        return parsed.flag == "syn" and (entry.state in ("TIME_WAIT", "CLOSE") or not self.has_server(entry))
+
+    def has_server(self, entry: Entry) -> bool:
+        service = self.services.get((entry.protocol, entry.vip))
+        return service is not None and entry.server in dict(service.servers)
+
+    def track(self, entry: Entry, table: dict[str, dict[str, str]], parsed: Parsed, tick: int) -> None:
+        if entry.protocol == UDP:
+            entry.expires = tick + self.timeouts.udp * 10
+            return
+        if not parsed.flag:
+            entry.state = "CLOSE"
+        else:
+            opening = "SYN_RECV" if table is CLIENT else "SYN_SENT"
+            other = {"rst": "CLOSE", "syn": opening}.get(parsed.flag, entry.state)
+            entry.state = table[parsed.flag].get(entry.state, other)
+        seconds = {"SYN_SENT": 120, "SYN_RECV": 60, "TIME_WAIT": 120, "CLOSE": 10, "CLOSE_WAIT": 60}
+        seconds |= {"ESTABLISHED": self.timeouts.tcp, "FIN_WAIT": self.timeouts.tcp_fin}
+        entry.expires = tick + seconds[entry.state] * 10
+
+    # -- schedulers
+
+    def pick(self, key: Key, service: Service) -> End | None:
+        willing = [(server, weight) for server, weight in service.servers if weight > 0]
+        if not willing:
+            return None
+        if service.scheduler in ("lc", "wlc"):
+            by_weight = service.scheduler == "wlc"
+            return min(willing, key=lambda one: Fraction(self.overhead(key, one[0]), one[1] if by_weight else 1))[0]
+        names = [server for server, _ in service.servers]
+        at = names.index(service.last) if service.last is not None else -1
+        if service.scheduler == "rr":
+            service.last = next(name for name in names[at + 1 :] + names[: at + 1] if name in dict(willing))
+            return service.last
+        step, top = gcd_and_top(service)
+        while True:
+            at += 1
+            if at == len(names):
+                at, service.threshold = 0, service.threshold - step
+                if service.threshold <= 0:
+                    service.threshold = top
+            if service.servers[at][1] >= service.threshold:
+                service.last = names[at]
+                return service.last
+
+    def overhead(self, key: Key, server: End) -> int:
+        active, inactive = self.load(key, server)
+        return 256 * active + inactive
+
+    def load(self, key: Key, server: End) -> tuple[int, int]:
+        """(ActiveConn, InActConn)."""
+        active = [entry.state in ACTIVE for entry in self.entries if entry.slot == (key, server)]
+        return sum(active), len(active) - sum(active)
+
+    def connections(self, now: int) -> list[Connection]:
+        """In no order."""
+        tick = now // TICK
+        return [
+            Connection(
+                *(e.protocol, *e.client, *e.vip, *e.server, STATES.index(e.state), math.ceil((e.expires - tick) / 10))
+            )
+            for e in self.entries
+            if e.expires > tick
+        ]
+
+
+def change_servers(service: Service, wanted: list[tuple[End, int]]) -> None:
+    """Deletions, then additions, then new weights, each with what its hook does to the scheduler."""
+    names = [server for server, _ in wanted]
+    while service.last is not None and service.last not in names:  # rr goes on behind the one before
+        before = [server for server, _ in service.servers]
+        at = before.index(service.last)
+        service.last = before[at - 1] if at else None
+    changed = wanted != service.servers
+    service.servers = wanted
+    if changed and service.scheduler == "wrr":
+        step, top = gcd_and_top(service)
+        service.last = None
+        if service.threshold > top or service.threshold == 0:
+            service.threshold = top
+        elif step > 1:
+            service.threshold = service.threshold // step * step + 1
+
+
+def gcd_and_top(service: Service) -> tuple[int, int]:
+    """What wrr's threshold falls by, and where it begins."""
+    weights = [weight for _, weight in service.servers if weight]
+    step = math.gcd(*weights) or 1
+    return step, max(weights, default=0) - (step - 1) if weights else 0
+
+
+def of_request(parsed: Parsed) -> tuple[int, End, End]:
+    return parsed.protocol, parsed.source, parsed.destination
+
+
+def of_reply(parsed: Parsed) -> tuple[int, End, End]:
+    return parsed.protocol, parsed.destination, parsed.source
+
+
+# -- bytes
+
+
+def parse(packet: bytes) -> Parsed:
+    if len(packet) < 20 or packet[0] >> 4 not in (4, 6):
+        return Parsed("malformed")
+    if packet[0] >> 4 == 4:
+        header, length = (packet[0] & 15) * 4, int.from_bytes(packet[2:4], "big")
+        if header < 20 or length < header:
+            return Parsed("malformed")
+        if length > len(packet):
+            return Parsed("truncated")
+        if packet[6] & 0x3F or packet[7]:
+            return Parsed("fragment")
+        mapped = bytes(10) + b"\xff\xff"
+        addresses = mapped + packet[12:16], mapped + packet[16:20]
+        return parse_transport(packet[:length], packet[9], header, addresses, icmp=1)
+    if len(packet) < 40:
+        return Parsed("malformed")
+    length = 40 + int.from_bytes(packet[4:6], "big")
+    if length > len(packet):
+        return Parsed("truncated")
+    packet = packet[:length]
+    kind, at = packet[6], 40
+    for _ in range(9):
+        if kind not in (0, 43, 44, 51, 60):
+            return parse_transport(packet, kind, at, (packet[8:24], packet[24:40]), icmp=58)
+        if at + 8 > length:
+            return Parsed("malformed")
+        if kind == 44 and int.from_bytes(packet[at + 2 : at + 4], "big") & ~6:
+            return Parsed("fragment")
+        if kind == 51 or (kind == 43 and packet[at + 3]):
+            return Parsed("other_protocol")
+        kind, at = packet[at], at + (8 if kind == 44 else 8 * (packet[at + 1] + 1))
+    return Parsed("malformed")
+
+
+def parse_transport(packet: bytes, protocol: int, at: int, addresses: tuple[bytes, bytes], icmp: int) -> Parsed:
+    segment = packet[at:]
+    if protocol not in (TCP, UDP):
+        return Parsed("icmp" if protocol == icmp else "other_protocol")
+    least = 20 if protocol == TCP else 8
+    if len(segment) < least:
+        return Parsed("malformed")
+    size = segment[12] // 16 * 4 if protocol == TCP else int.from_bytes(segment[4:6], "big")
+    if not least <= size <= len(segment):
+        return Parsed("malformed")
+    sport, dport = struct.unpack_from("!HH", segment)
+    flag = ""
+    if protocol == TCP:
+        bits = {"rst": 4, "syn": 2, "fin": 1, "ack": 16}
+        flag = next((name for name, bit in bits.items() if segment[13] & bit), "")
+    return Parsed("", protocol, at, len(packet), (addresses[0], sport), (addresses[1], dport), flag)
+
+
+def rewritten(packet: bytes, parsed: Parsed, source: End, destination: End, flags: int) -> bytes:
+    """The packet between other ends, its checksums summed up anew."""
+    new = bytearray(packet)
+    at = parsed.transport
+    if packet[0] >> 4 == 4:
+        new[12:20] = source[0][12:] + destination[0][12:]
+        new[10:12] = bytes(2)
+        new[10:12] = ones_complement([new[: (new[0] & 15) * 4]])
+    else:
+        new[8:40] = source[0] + destination[0]
+    new[at : at + 4] = struct.pack("!HH", source[1], destination[1])
+    field_at = at + (16 if parsed.protocol == TCP else 6)
+    finished_by_kernel = flags & 2
+    none = parsed.protocol == UDP and not flags & 1 and new[field_at : field_at + 2] == bytes(2)
+    if not finished_by_kernel and not none:
+        length = parsed.end - at if parsed.protocol == TCP else int.from_bytes(new[at + 4 : at + 6], "big")
+        new[field_at : field_at + 2] = bytes(2)
+        pseudo = source[0] + destination[0] + struct.pack("!II", length, parsed.protocol)
+        if packet[0] >> 4 == 4:
+            pseudo = source[0][12:] + destination[0][12:] + struct.pack("!HH", parsed.protocol, length)
+        value = ones_complement([pseudo, new[at : at + length]])
+        new[field_at : field_at + 2] = b"\xff\xff" if parsed.protocol == UDP and value == bytes(2) else value
+    return bytes(new)
+
+
+def ones_complement(parts: Iterable[bytes | bytearray]) -> bytes:
+    """The internet checksum of parts that each begin at an even offset."""
+    total = 0
+    for part in parts:
+        padded = bytes(part) + bytes(len(part) % 2)
+        total += sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    while total > 0xFFFF:
+        total = total % 0x10000 + total // 0x10000
+    return struct.pack("!H", 0xFFFF - total)

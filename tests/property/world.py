@@ -1,0 +1,133 @@
+"""A small world in which random things happen to the core and to the model alike.
+
+Few clients, few services, few servers and a small table, so that what is rare in life is frequent here: reused ports,
+full tables, servers that are gone. Each step is one call; `Twin` makes it on both sides and compares what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from nfqlb.testing import FORWARD, INPUT, OUTPUT, PREROUTING, SUPER_PACKET, Check, Endpoint, endpoint, tcp, udp
+from tests.core.lab import Lab, Timeouts, Virtual
+from tests.model import Entry, Model
+
+CAPACITY = 64
+HOOKS = [PREROUTING] * 8 + [FORWARD] * 8 + [INPUT, OUTPUT]
+WEIGHTS = [1, 1, 1, 2, 3, 4, 6, 0]
+SCHEDULERS = ["rr", "wrr", "lc", "wlc"]
+SEGMENTS = ["S"] * 4 + ["SA", "A", "A", "PA", "FA", "FA", "F", "R", "RA", "", "SF"]
+PAYLOADS = [b"", b"x", b"odd", bytes(range(40))]
+SECONDS = [0.0, 0.01, 0.1, 0.1, 1, 9.9, 10, 31, 60, 119.9, 120, 300, 900]
+# each service's servers have ports of their own: what they send tells which service it belongs to
+VIPS = {
+    ("tcp", "203.0.113.1:80"): "10.0.0.{}:8080",
+    ("tcp", "203.0.113.1:81"): "10.0.0.{}:8081",
+    ("udp", "203.0.113.1:80"): "10.0.0.{}:5353",
+    ("tcp", "[2001:db8::1]:80"): "[fd00::{}]:8080",
+    ("udp", "[2001:db8::1]:53"): "[fd00::{}]:5353",
+}
+SERVERS = range(2, 7)
+
+
+@dataclass
+class Step:
+    """What may happen, drawn from a source of chance."""
+
+    chance: Random
+
+    def client(self, vip: str) -> str:
+        host = self.chance.choice(
+            ["[2001:db8:1::10]", "[2001:db8:1::11]"] if "[" in vip else ["192.0.2.10", "192.0.2.11"]
+        )
+        return f"{host}:{self.chance.randrange(1000, 1020)}"
+
+    def packet(self, known: Sequence[Entry]) -> tuple[bytes, int, int]:
+        """(bytes, hook, flags) of a packet between a client and a VIP or one of its servers, often of a known flow."""
+        chance = self.chance
+        (protocol, vip), real = chance.choice(list(VIPS.items()))
+        client, real = self.client(vip), real.format(chance.choice(SERVERS))
+        if chance.random() < 0.03:
+            vip = vip.rpartition(":")[0] + ":99"  # no service there
+        elif known and chance.random() < 0.4:
+            entry = chance.choice(known)
+            protocol = "tcp" if entry.protocol == 6 else "udp"
+            client, vip, real = (str(Endpoint(*end)) for end in (entry.client, entry.vip, entry.server))
+        from_server = chance.random() < 0.4
+        source, destination = (real, client) if from_server else (client, vip)
+        hook = chance.choice(HOOKS) if chance.random() < 0.2 else FORWARD if from_server else PREROUTING
+        check: Check = chance.choice(["right", "right", "unfinished", "none" if protocol == "udp" else "right"])
+        flags = (
+            chance.choice([1, 1, 3] if protocol == "tcp" else [1]) if check == "unfinished" else chance.choice([0, 4])
+        )
+        payload = chance.choice(PAYLOADS)
+        if protocol == "udp":
+            return udp(source, destination, payload, check=check), hook, flags
+        segment = chance.choice(SEGMENTS)
+        if check == "unfinished" and not flags & SUPER_PACKET:
+            return tcp(source, destination, segment, payload, check=check, trailer=b"pad"), hook, flags
+        return tcp(source, destination, segment, payload, check=check), hook, flags
+
+    def configuration(self, old: dict[tuple[str, str], Virtual]) -> dict[tuple[str, str], Virtual]:
+        """One change: a service added, deleted, or given another scheduler; a server added, deleted, or edited."""
+        chance, new = self.chance, dict(old)
+        key = chance.choice(list(VIPS))
+        protocol, vip = key
+        if key not in new:
+            reals = {VIPS[key].format(at): chance.choice(WEIGHTS) for at in SERVERS if chance.random() < 0.6}
+            new[key] = Virtual(vip, reals, chance.choice(SCHEDULERS), protocol)
+            return new
+        virtual, reals = new[key], dict(new[key].reals)
+        real = VIPS[key].format(chance.choice(SERVERS))
+        what = chance.random()
+        if what < 0.05:
+            del new[key]
+        elif what < 0.1:
+            new[key] = virtual._replace(scheduler=chance.choice(SCHEDULERS))
+        elif real in reals and what < 0.5:
+            del reals[real]
+            new[key] = virtual._replace(reals=reals)
+        else:
+            reals[real] = chance.choice(WEIGHTS)
+            new[key] = virtual._replace(reals=reals)
+        return new
+
+    def timeouts(self) -> Timeouts:
+        return Timeouts(*(self.chance.choice([1, 30, 120, 300, 900, 3600]) for _ in range(3)))
+
+
+class Twin:
+    """The core, with several workers, and the model."""
+
+    def __init__(self, workers: int = 3) -> None:
+        self.lab = Lab(capacity=CAPACITY, workers=workers)
+        self.model = Model(capacity=CAPACITY)
+        self.virtuals: dict[tuple[str, str], Virtual] = {}
+        self.timeouts = Timeouts()
+
+    def send(self, packet: bytes, hook: int, flags: int, worker: int = 0) -> str:
+        """The reason that both agree on."""
+        now = self.lab.clock()
+        got = self.lab.send(packet, hook=hook, flags=flags, worker=worker % len(self.lab.workers))
+        expected = self.model.process(packet, now, hook, flags)
+        assert got == expected, f"{packet.hex()} at hook {hook}, flags {flags}"
+        return got.reason
+
+    def configure(self, virtuals: dict[tuple[str, str], Virtual], timeouts: Timeouts) -> None:
+        self.virtuals, self.timeouts = virtuals, timeouts
+        self.lab.configure(*virtuals.values(), timeouts=timeouts)
+        self.model.configure(*virtuals.values(), timeouts=timeouts)
+
+    def compare(self) -> None:
+        """Connection list, ActiveConn and InActConn of every server that ever was."""
+        now = self.lab.clock()
+        self.lab.workers[0].expire(now)
+        expected = self.model.connections(now)
+        assert sorted(self.lab.connections()) == sorted(expected)
+        assert self.lab.table.used == len(expected)
+        self.model.entries = [entry for entry in self.model.entries if entry.expires > now // 10**8]
+        for protocol, vip, real in self.lab.slots:
+            key = {"tcp": 6, "udp": 17}[protocol], endpoint(vip)
+            assert self.lab.load(real, vip, protocol) == self.model.load(key, endpoint(real)), (protocol, vip, real)
