@@ -20,3 +20,4 @@ SEQUENCE_STEPS = 10_000 if FULL else 1500  # packets, changes and pauses in each
 MACHINE_RUNS = 300 if FULL else 15  # of the stateful machine, 30 steps each
 PUBLISHES = 3000 if FULL else 300  # while packets flow
 ROUNDS = 300 if FULL else 25  # of packets dealt to several workers at once
+SYNS = 40_000 if FULL else 4000  # each given to four workers at once

@@ -17,7 +17,7 @@ import pytest
 from nfqlb._core.datapath import Result
 from nfqlb.testing import FORWARD, tcp, udp
 from tests.core.lab import REAL, VIP, Lab, Virtual, clients
-from tests.sizes import PUBLISHES, ROUNDS
+from tests.sizes import PUBLISHES, ROUNDS, SYNS
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ def test_publishing_under_traffic_loses_and_misroutes_nothing() -> None:
 
 
 def test_every_publish_is_seen_by_the_next_packet() -> None:
-    lab = Lab(workers=3)
+    lab = Lab(capacity=4096, workers=3)
     for number in range(PUBLISHES):
         real = f"10.0.{number % 7}.2:8080"
         lab.configure(Virtual(VIP, {real: 1}))
@@ -162,19 +162,19 @@ def test_four_workers_share_out_new_connections_exactly(scheduler: str) -> None:
 
 
 def test_one_syn_at_all_workers_makes_one_connection() -> None:
-    lab = Lab(Virtual(VIP, {REAL: 1, OTHER: 1}), workers=4)
-    ends = list(clients(300))
-    seen: list[list[bytes | None]] = [[], [], [], []]
+    lab = Lab(Virtual(VIP, {REAL: 1, OTHER: 1}), capacity=2 * SYNS, workers=4)
+    packets = [tcp(client, VIP) for client in clients(SYNS)]
+    seen: list[list[Result]] = [[], [], [], []]
 
     def opened(worker: int) -> None:
-        for client in ends:
-            seen[worker].append(lab.send(tcp(client, VIP), worker=worker).packet)
+        process, now = lab.workers[worker].process, lab.clock()
+        seen[worker].extend(process(packet, now) for packet in packets)
 
     together(*(partial(opened, worker) for worker in range(4)))
+    assert lab.table.used == SYNS
     assert seen[0] == seen[1] == seen[2] == seen[3]
-    assert lab.table.used == 300
-    assert sum(sum(lab.load(real)) for real in (REAL, OTHER)) == 300
-    assert sum(slot[0] for slot in lab.drain().slots.values()) == 300
+    assert sum(sum(lab.load(real)) for real in (REAL, OTHER)) == SYNS
+    assert sum(slot[0] for slot in lab.drain().slots.values()) == SYNS
 
 
 def test_a_crowded_table_under_four_workers_stays_whole() -> None:

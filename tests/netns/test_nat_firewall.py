@@ -8,7 +8,6 @@ import pytest
 
 from netns import Net, load
 from tests import sizes
-from tests.netns.conftest import How
 
 INVALID = [
     "FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
@@ -59,10 +58,10 @@ def start(net: Net, args: list[str]) -> None:
 
 
 @pytest.mark.parametrize("firewall", FIREWALLS)
-def test_nat_under_a_firewall_raised_before(make_net: Callable[..., Net], how: How, firewall: str) -> None:
+def test_nat_under_a_firewall_raised_before(make_net: Callable[..., Net], diverter: list[str], firewall: str) -> None:
     net = make_net(servers=2, echo=True)
     set_up(net, firewall)
-    start(net, how.args)
+    start(net, diverter)
     check_nat(net)
 
 
@@ -74,8 +73,7 @@ def test_nat_under_a_firewall_raised_later(make_net: Callable[..., Net], diverte
     check_nat(net)
 
 
-@pytest.mark.parametrize("firewall", ["masquerade", "all-of-it"])
-@pytest.mark.parametrize("arms", [1, 2])
+@pytest.mark.parametrize(("firewall", "arms"), [("masquerade", 2), ("all-of-it", 1)])
 def test_servers_own_connections_go_out_masqueraded(
     make_net: Callable[..., Net], diverter: list[str], firewall: str, arms: int
 ) -> None:
@@ -83,13 +81,14 @@ def test_servers_own_connections_go_out_masqueraded(
     net.client.start_echo()
     set_up(net, firewall)
     start(net, diverter)
-    director = {4: net.director.v4, 6: net.director.v6}
     for family in (4, 6):
+        masquerades = {("c1", net.director.address(family)), ("c1", net.vip(family))}
         for server in net.servers:
-            seen = ("c1", director[family])
-            assert load.udp(server, net.client.address(family), 3, 100) == [seen] * 3
+            datagrams = load.udp(server, net.client.address(family), 3, 100)
+            assert set(datagrams) <= masquerades
             held = load.Held(server, net.client.address(family), 3)
-            assert held.opened == [list(seen)] * 3
+            assert len(held.opened) == 3
+            assert {(name, seen) for name, seen in held.opened} <= masquerades
             assert held.alive() == 3
     check_nat(net)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
 
-from netns import Net, kernelstate
+from netns import Net, Process, kernelstate
 from netns.director import NFQLB, Director
 
 GOOD = {"--mode": "nat", "--vip": "10.2.0.100:80", "--real": "10.2.0.11:80", "--scheduler": "wlc"}
@@ -34,9 +34,17 @@ WRONG = {  # option, value, what the sentence must name
 }
 
 
+@pytest.fixture(scope="module")
+def director() -> Iterator[Director]:
+    with Net(servers=1, web=False) as net:
+        yield net.director
+
+
 @pytest.fixture
-def director(make_net: Callable[..., Net]) -> Director:
-    return make_net(servers=1, web=False).director
+def running(director: Director) -> Iterator[Process]:
+    """A director that serves, on queue 77."""
+    yield director.nfqlb(*arguments("--queue", "77"))
+    assert director.stop() == 0
 
 
 def arguments(*more: str) -> list[str]:
@@ -85,17 +93,15 @@ def test_missing_program_is_named_with_the_apt_line(director: Director, program:
     assert kernelstate.difference(found, director.state()) == ""
 
 
-def test_name_that_is_taken(director: Director) -> None:
-    process = director.nfqlb(*arguments())
-    running = director.state()
-    check_refusal(director.refused(*arguments()), director.instance, str(process.pid))
-    assert kernelstate.difference(running, director.state()) == ""
+def test_name_that_is_taken(director: Director, running: Process) -> None:
+    found = director.state()
+    check_refusal(director.refused(*arguments()), director.instance, str(running.pid))
+    assert kernelstate.difference(found, director.state()) == ""
     assert director.show("services")
 
 
-def test_queue_that_is_taken(director: Director) -> None:
-    process = director.nfqlb(*arguments("--queue", "77"))
-    running = director.state()
+def test_queue_that_is_taken(director: Director, running: Process) -> None:
+    found = director.state()
     other = arguments("--queue", "77", "--name", f"{director.instance[:13]}-o", "--vip", "10.2.0.100:81")
-    check_refusal(director.refused(*other), "77", str(process.pid))
-    assert kernelstate.difference(running, director.state()) == ""
+    check_refusal(director.refused(*other), "77", str(running.pid))
+    assert kernelstate.difference(found, director.state()) == ""

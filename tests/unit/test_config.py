@@ -48,12 +48,15 @@ SERVICE = '[[service]]\nvip = "203.0.113.10:80"\n'
 REAL = '[[service.real]]\naddress = "10.0.1.11"\n'
 
 
+WEB_REALS = (Real("10.0.1.11", 8080, 3), Real("10.0.1.12", 80))
+
+
 def test_a_whole_file() -> None:
     director, intent = loads(WHOLE, "nfqlb.toml")
     assert director == {"name": "web", "workers": 2, "queue": 10, "vip_dev": "eth0", "firewall": "leave"}
     assert intent == Intent(
         (
-            Service("203.0.113.10", 80, "tcp", "nat", "wrr", (Real("10.0.1.11", 8080, 3), Real("10.0.1.12", 80)), "web"),
+            Service("203.0.113.10", 80, "tcp", "nat", "wrr", WEB_REALS, "web"),
             Service("2001:db8::10", 53, "udp", reals=(Real("2001:db8:1::11", 5353, 0),)),
         ),
         Timeouts(tcp=600, udp=30),
