@@ -97,11 +97,13 @@ class Model:
         for virtual in virtuals:
             key = PROTOCOLS[virtual.protocol], endpoint(virtual.vip)
             service = old.get(key)
+            wanted: list[tuple[End, int]] = [(endpoint(real), weight) for real, weight in virtual.reals.items()]
             if service is None or service.scheduler != virtual.scheduler:
                 service = Service(virtual.scheduler)
+                for size in range(1, len(wanted)):  # one after another
+                    change_servers(service, wanted[:size][::-1])
             self.services[key] = service
-            wanted = {tuple(endpoint(real)): weight for real, weight in virtual.reals.items()}
-            change_servers(service, list(reversed(wanted.items())))  # type: ignore[arg-type]
+            change_servers(service, wanted[::-1])
 
     # -- packets
 

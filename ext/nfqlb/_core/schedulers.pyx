@@ -122,21 +122,37 @@ cdef int32_t greatest_common_divisor(int32_t a, int32_t b) noexcept:
 
 
 cdef void prepare(service_t* service) noexcept:
-    """Work out what depends on the weights alone, and start the state as a new service's."""
+    """Work out what depends on the weights alone, and start the state as that of a new service.
+
+    The servers count as added one after another, oldest first: the kernel knows no other way, and wrr's threshold
+    remembers it (ip_vs_wrr_dest_changed).
+    """
     cdef int32_t gcd = 0
     cdef int32_t greatest = 0
     cdef int32_t weight
-    cdef uint64_t at
-    for at in range(service.count):
+    cdef int32_t at
+    service.gcd = 1
+    service.ceiling = 0
+    service.state.lock = 0
+    service.state.cursor = -1
+    service.state.current = 0
+    for at in range(<int32_t>service.count - 1, -1, -1):      # oldest first
         weight = service.servers[at].weight
         if weight > 0:
             gcd = greatest_common_divisor(weight, gcd)
             greatest = max(greatest, weight)
-    service.gcd = gcd or 1
-    service.ceiling = greatest - (service.gcd - 1) if greatest else 0
-    service.state.lock = 0
-    service.state.cursor = -1
-    service.state.current = service.ceiling
+        service.gcd = gcd or 1
+        service.ceiling = greatest - (service.gcd - 1) if greatest else 0
+        lower(service, service.state.current)
+
+
+cdef void lower(service_t* service, int32_t current) noexcept:
+    """The threshold that wrr goes on with after its servers changed (ip_vs_wrr_dest_changed)."""
+    if current > service.ceiling or current == 0:
+        current = service.ceiling
+    elif service.gcd > 1:
+        current = current // service.gcd * service.gcd + 1
+    service.state.current = current
 
 
 cdef int32_t position(const service_t* service, unsigned int slot) noexcept:
@@ -162,8 +178,4 @@ cdef void succeed(service_t* service, const service_t* previous) noexcept:
             at -= 1
         service.state.cursor = position(service, previous.servers[at].slot) if at >= 0 else -1
     elif service.scheduler == WRR:
-        if current > service.ceiling or current == 0:
-            current = service.ceiling
-        elif service.gcd > 1:
-            current = current // service.gcd * service.gcd + 1
-        service.state.current = current
+        lower(service, current)
