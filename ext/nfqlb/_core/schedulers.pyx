@@ -5,7 +5,7 @@ ip_vs_wlc.c), over the servers as the kernel walks them, newest first. What a sc
 service's scheduler_state_t, under its lock; lc and wlc remember nothing. A new configuration makes a new service with
 a state of its own: `succeed` carries over what the kernel's add, delete and edit hooks would.
 """
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t
 
 from nfqlb._core.atomic cimport RELAXED, load32, lock, unlock
 from nfqlb._core.types cimport load_t, scheduler_state_t, server_t, service_t
