@@ -48,7 +48,7 @@ class Replay:
         self.service: Service | None = None
         for number, weight in enumerate(series["weights"], 1):
             self.edit("add", number, weight)
-            self.publish(self.vip(0))
+        self.publish(self.vip(0))  # all at once, as a director starts; the kernel had them one by one
 
     def real(self, number: int) -> str:
         return f"10.2.{number}.1:{PORT}"
