@@ -4,7 +4,7 @@
 #   make test          everything that CI runs, at small sizes; test-full: at the sizes that the issues name
 #   make quick         lint, types, unit tests: no root, under a minute
 #   make netns-test    the end-to-end tests, each named as it runs
-#   make bench         peers side by side; bench-compare: against the kept baseline
+#   make bench         figures with their bars: start of commands, packets per second beside peers
 #   make setup clean
 #
 # PYTHON chooses the interpreter (3.11 or later, with headers), NFQLB_BUILD how the core is compiled (see setup.py),
@@ -25,9 +25,8 @@ CORE := $(shell find ext -name '*.py[xd]' -o -name '*.h')
 PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
 	nginx-light wrk curl tcpdump conntrack procps
 PYTEST := $(BIN)/pytest
-BENCH := $(if $(wildcard bench/test_*.py),bench-compare)
 
-.PHONY: setup packages lint types unit tests quick test test-full netns-test demo bench bench-compare clean
+.PHONY: setup packages lint types unit tests quick test test-full netns-test demo bench clean
 
 # -- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -91,7 +90,7 @@ tests: setup
 netns-test: setup
 	$(PYTEST) -v --junitxml=build/reports/netns.xml tests/netns $(ARGS)
 
-test: lint types tests netns-test $(BENCH)
+test: lint types tests netns-test
 
 test-full: export NFQLB_FULL = 1
 test-full: test
@@ -100,7 +99,5 @@ demo: setup
 	@$(BIN)/python -m netns.demo $(ARGS)
 
 bench: setup
-	$(PYTEST) bench/peers $(ARGS)
-
-bench-compare: setup
-	$(PYTEST) bench --ignore=bench/peers --benchmark-only $(ARGS)
+	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.nat

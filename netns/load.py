@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -67,6 +68,12 @@ class Wrk:
         argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "2s", "-H", header, url]
         self.process = client.spawn(argv, log="wrk.log")
 
+    def stop(self) -> Figures:
+        """End it now."""
+        assert self.process.running, f"wrk ended before:\n{self.process.text}"
+        self.process.end(signal.SIGINT)
+        return self.figures()
+
     def figures(self) -> Figures:
         """Wait for the end of the run."""
         code, text = self.process.wait(self.seconds + 20), self.process.text
@@ -108,6 +115,14 @@ class Probe:
 
     def __init__(self, client: Host, url: str, interval: float = 0.05) -> None:
         self.process = client.spawn([*ASK, "probe", url, str(interval)], log="probe.log")
+
+    def wait(self, count: int = 5, timeout: float = 10.0) -> None:
+        """Return when that many requests are over."""
+        end = time.monotonic() + timeout
+        while len(self.results()) < count:
+            if not self.process.running or time.monotonic() > end:
+                raise CommandError(f"no answer from netns.ask probe:\n{self.process.text}")
+            time.sleep(0.01)
 
     def results(self) -> list[tuple[float, bool]]:
         lines = self.process.text.splitlines(keepends=True)

@@ -195,6 +195,11 @@ def test_a_family_comes_and_goes(host: Host, kernel: KernelProxy, plan: Plan) ->
     assert changed(host, found) == ""
 
 
+def unordered(state: dict[str, str]) -> dict[str, list[str]]:
+    """Without the order in which tables and sets were made, which an undo need not restore."""
+    return {kind: sorted(text.splitlines()) for kind, text in state.items()}
+
+
 def test_a_failure_undoes_what_was_done(host: Host, kernel: KernelProxy, plan: Plan) -> None:
     found = state(host)
     with pytest.raises(KernelError, match="nosuch"):
@@ -205,7 +210,7 @@ def test_a_failure_undoes_what_was_done(host: Host, kernel: KernelProxy, plan: P
     with pytest.raises(KernelError):
         kernel.apply(replace(plan, services=frozenset({(6, "10.2.0.105", 81)}), vip_dev="nosuch"))
     assert kernel.check() == []
-    assert {**state(host), "ipset": ""} == {**with_plan, "ipset": ""}
+    assert unordered(state(host)) == unordered(with_plan)
     kernel.withdraw()
     assert changed(host, found) == ""
 
@@ -242,15 +247,12 @@ def test_two_directors_of_similar_names(host: Host, plan: Plan) -> None:
     assert changed(host, found) == ""
 
 
-def test_more_services_than_an_ipset_holds_by_default(host: Host, kernel: KernelProxy, plan: Plan) -> None:
+def test_more_services_than_an_ipset_holds_by_default(host: Host, kernel: KernelProxy) -> None:
     many = frozenset((6, f"10.{100 + i // 65536}.{i // 256 % 256}.{i % 256}", 80) for i in range(70_000))
-    small = replace(plan, vip_dev=None)
-    kernel.apply(small)
-    kernel.apply(replace(small, services=small.services | many))
-    assert kernel.check() == []
-    kernel.apply(small)
-    assert kernel.check() == []
-    kernel.withdraw()
+    small = replace(PLAN, diverter="nft", vip_dev=None)  # fills nft's sets and, for the firewall, ipsets
+    for plan in (small, replace(small, services=small.services | many), small):
+        kernel.apply(plan)
+        assert kernel.check() == []
 
 
 def test_firewall_leave_touches_no_firewall(host: Host, kernel: KernelProxy, plan: Plan) -> None:

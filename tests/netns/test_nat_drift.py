@@ -51,8 +51,7 @@ def start(net: Net, args: list[str]) -> load.Probe:
     net.director.nfqlb("--vip", net.service(), *net.reals(), "--vip-dev", net.uplink, *args)
     load.Wrk(net.client, net.url(), connections=5, seconds=8, keepalive=False)
     probe = load.Probe(net.client, net.url())
-    time.sleep(0.3)
-    assert probe.results()
+    probe.wait()
     assert all(ok for _, ok in probe.results()), "traffic failed before anything was broken"
     return probe
 
@@ -92,12 +91,11 @@ def test_all_is_as_before_within_3_seconds(
 
 
 @pytest.mark.parametrize("arms", [1, 2])
-@pytest.mark.parametrize("value", [1, 2])
-def test_reverse_path_filter_set_by_others_stops_nothing(
-    make_net: Callable[..., Net], diverter: list[str], arms: int, value: int
+def test_strict_reverse_path_filter_set_by_others_stops_nothing(
+    make_net: Callable[..., Net], diverter: list[str], arms: int
 ) -> None:
     net = make_net(servers=2, arms=arms, vip="free")
     probe = start(net, diverter)
     devices = ["all", "default", *net.director.devices]
-    net.director.sysctl(*(f"net.ipv4.conf.{device}.rp_filter={value}" for device in devices))
+    net.director.sysctl(*(f"net.ipv4.conf.{device}.rp_filter=1" for device in devices))
     check_traffic(probe, time.monotonic() + BACK_WITHIN)

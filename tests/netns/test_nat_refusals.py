@@ -88,7 +88,7 @@ def test_without_the_rights(director: Director, wrapper: list[str], word: str) -
 def test_missing_program_is_named_with_the_apt_line(director: Director, program: str, diverter: str) -> None:
     found = director.state()
     hide = f'mount --bind /dev/null $(readlink -f $(command -v {program})) && exec "$@"'
-    argv = [NFQLB, "run", "--name", director.instance, *arguments("--diverter", "iptables")]
+    argv = [NFQLB, "run", "--name", director.instance, *arguments("--diverter", diverter)]
     check_refusal(director.run(["sh", "-c", hide, "sh", *argv], check=False, timeout=15), program, "apt")
     assert kernelstate.difference(found, director.state()) == ""
 

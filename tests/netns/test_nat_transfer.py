@@ -32,9 +32,9 @@ def test_transfer_with_checksum_offload_off_on_all_devices(net: Net, engine: str
     down_and_up(net, family)
 
 
-def test_transfer_between_two_networks(make_net: Callable[..., Net], how: How) -> None:
+def test_transfer_between_two_networks(make_net: Callable[..., Net], diverter: list[str]) -> None:
     net = make_net(servers=2, arms=2)
-    net.director.nfqlb("--vip", net.service(), *net.reals(), *how.args)
+    net.director.nfqlb("--vip", net.service(), *net.reals(), *diverter)
     down_and_up(net, 4)
 
 
