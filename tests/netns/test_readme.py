@@ -26,8 +26,9 @@ def shape(text: str) -> list[str]:
     return [re.sub(r"[0-9a-f]{16}|[\d.,]+", "N", " ".join(line.split())) for line in text.splitlines() if line.strip()]
 
 
-def path() -> dict[str, str]:
-    return {"PATH": f"{PROJECT / '.venv/bin'}:{os.environ['PATH']}"}
+def environment(instance: str) -> dict[str, str]:
+    """The program within reach, and a name that no other director on this machine has."""
+    return {"NFQLB_NAME": instance, "PATH": f"{PROJECT / '.venv/bin'}:{os.environ['PATH']}"}
 
 
 def test_make_demo_prints_what_the_readme_shows() -> None:
@@ -58,10 +59,10 @@ def test_every_nfqlb_command_of_the_readme_works(make_net: Callable[..., Net]) -
             if "--vip-dev" not in line:
                 net.director.ip(f"address add {net.vip()}/32 dev eth0")
             argv = ["bash", "-c", f"cd {folder}; exec {line.removesuffix('&')}"]
-            running = net.director.spawn(argv, log="readme.log", env=path())
+            running = net.director.spawn(argv, log="readme.log", env=environment(net.director.instance))
             running.says("ready", 20)
             assert {name for name, _ in load.whoami(net.client, net.url(), 8)} == {"s1", "s2"}
         else:
-            net.director.run(["bash", "-c", line], env=path())
+            net.director.run(["bash", "-c", line], env=environment(net.director.instance))
     assert running
     assert running.end() == 0
