@@ -9,6 +9,7 @@ the end how many packets the kernel took and in how many seconds.
 from __future__ import annotations
 
 import ctypes
+import signal
 import socket
 import struct
 import sys
@@ -43,7 +44,7 @@ class Message(ctypes.Structure):
 
 
 def checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
 
@@ -69,7 +70,9 @@ def frames(mac: bytes, own: bytes, source: str, destinations: list[str], port: i
 
 
 def blast(link: socket.socket, batch: list[bytes], seconds: float) -> tuple[int, float]:
-    """Send the batch over and over: how many packets the kernel took, and the seconds that it needed."""
+    """Send the batch over and over until SIGTERM or so long: how many packets the kernel took, in how many seconds."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     buffers = [ctypes.create_string_buffer(frame, len(frame)) for frame in batch]
     vectors = (Iovec * len(batch))(*[Iovec(ctypes.addressof(buffer), len(buffer)) for buffer in buffers])
     messages = (Message * len(batch))()
@@ -79,7 +82,7 @@ def blast(link: socket.socket, batch: list[bytes], seconds: float) -> tuple[int,
     count, start = 0, time.monotonic()
     end = start + seconds
     print("going", flush=True)
-    while (now := time.monotonic()) < end:
+    while (now := time.monotonic()) < end and not told:
         for _ in range(16):
             sent = send(fd, messages, size, 0)
             if sent < 0:

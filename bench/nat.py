@@ -25,7 +25,7 @@ from bench.road import PORT, Road
 FULL = os.environ.get("NFQLB_FULL") == "1"
 ROUNDS = 15 if FULL else 5
 SECONDS = 1.0 if FULL else 0.5
-LEAD = 0.25  # seconds of traffic before and after the measurement
+LEAD = 0.25  # seconds of traffic before the measurement
 WAYS = ("plain", "nfqlb", "callback")
 BARS = {"nfqlb / plain": 0.5, "nfqlb / callback": 3.0}
 CALLBACK_BAR = 55_000.0
@@ -64,13 +64,12 @@ def awake(pids: list[int]) -> Iterator[None]:
 
 def sample(road: Road, name: str) -> dict[str, float]:
     way = road.ways[name]
-    destinations = way.reals if name == "plain" else [way.vip]
-    sender = road.blast(name, destinations, SECONDS + 2 * LEAD)
+    sender = road.blast(name, way.reals if name == "plain" else [way.vip])
     time.sleep(LEAD)
-    rate = road.rate(SECONDS)
-    sender.wait()
+    rate, blur = road.rate(SECONDS)
+    sender.end()
     sent, seconds = sender.text.split()[1:]
-    return {"rate": rate, "offered": int(sent) / float(seconds)}
+    return {"rate": rate, "blur": blur, "offered": int(sent) / float(seconds)}
 
 
 def measure(road: Road) -> list[dict[str, dict[str, float]]]:
@@ -91,6 +90,7 @@ def measure(road: Road) -> list[dict[str, dict[str, float]]]:
 
 
 def main() -> int:
+    share.hasten()
     with Road(*WAYS) as road:
         rounds = measure(road)
     about = figures.circumstances()

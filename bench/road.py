@@ -14,14 +14,24 @@ import subprocess
 import sys
 import time
 from types import TracebackType
+from typing import NamedTuple
 
 from netns import CommandError, Host, Process, claim
 from netns.director import Director
 
 PORT = 9000
 SERVERS = (1, 2)
+LONGEST = 20.0  # seconds, should nobody end the sender
 DROP = ["iptables", "-t", "raw", "-A", "PREROUTING", "-p", "udp", "--dport", str(PORT), "-j", "DROP"]
 COUNTED = re.compile(r"^ *(\d+) +\d+ +DROP\b", re.MULTILINE)
+
+
+class Reading(NamedTuple):
+    """Packets that had arrived at a time, give or take half of what the reading took."""
+
+    time: float
+    took: float
+    packets: int
 
 
 class Way:
@@ -85,24 +95,32 @@ class Road:
         a.ip(f"address add {address}/24 dev {device}", f"link set {device} up")
         b.ip(f"address add {other}/24 dev {peer}", f"link set {peer} up")
 
-    def blast(self, name: str, destinations: list[str], seconds: float) -> Process:
-        """Start sending through a way; returns when the first packets are out."""
+    def blast(self, name: str, destinations: list[str]) -> Process:
+        """Start sending through a way; returns when the first packets are out. SIGTERM ends it."""
         way = self.ways[name]
-        words = [way.device, way.mac, way.client, ",".join(destinations), str(PORT), str(seconds)]
+        words = [way.device, way.mac, way.client, ",".join(destinations), str(PORT), str(LONGEST)]
         process = self.client.spawn([sys.executable, "-m", "bench.blast", *words], log="blast.log")
         process.says("going")
         return process
 
-    def rate(self, seconds: float) -> float:
-        """Packets per second that arrive at the servers, over so long a time from now on."""
+    def rate(self, seconds: float) -> tuple[float, float]:
+        """Packets per second that arrive at the servers over so long a time from now on, and the share of that time
+        that reading the counters took: by so much the rate is uncertain.
+        """
         before = [self._arrived(server) for server in self.servers]
         time.sleep(seconds)
         after = [self._arrived(server) for server in self.servers]
-        return sum((to - of) / (end - start) for (start, of), (end, to) in zip(before, after, strict=True))
+        rate = blur = 0.0
+        for first, last in zip(before, after, strict=True):
+            rate += (last.packets - first.packets) / (last.time - first.time)
+            blur = max(blur, (last.took + first.took) / 2 / (last.time - first.time))
+        return rate, blur
 
-    def _arrived(self, server: Host) -> tuple[float, int]:
+    def _arrived(self, server: Host) -> Reading:
+        began = time.monotonic()
         listing = server.run(["iptables", "-t", "raw", "-vnxL", "PREROUTING"]).stdout
+        took = time.monotonic() - began
         count = COUNTED.search(listing)
         if not count:
             raise CommandError(f"no rule that counts at {server.name}:\n{listing}")
-        return time.monotonic(), int(count[1])
+        return Reading(began + took / 2, took, int(count[1]))
