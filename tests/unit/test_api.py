@@ -52,17 +52,6 @@ with socket.socket(socket.AF_UNIX) as connection:
 
 
 @pytest.fixture
-def director() -> FakeDirector:
-    return FakeDirector()
-
-
-@pytest.fixture
-def client(director: FakeDirector, tmp_path: Path) -> Iterator[Client]:
-    with serving(director, tmp_path / "api.sock") as client:
-        yield client
-
-
-@pytest.fixture
 def everybodys() -> Iterator[Path]:
     """A folder that other users may enter."""
     with tempfile.TemporaryDirectory() as folder:

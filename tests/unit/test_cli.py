@@ -20,21 +20,10 @@ from nfqlb.cli import COMMANDS, main
 from nfqlb.cli.env import Env
 from nfqlb.model import Intent, Real, Service
 from nfqlb.runconfig import RunConfig
-from tests.unit.fakes import DNS, WEB, Command, FakeDirector, serving
+from tests.unit.fakes import DNS, WEB, Command, FakeDirector
 
 VIP, REAL = "203.0.113.10:80", "10.0.1.11:8080"
 HEAVY = ("aiohttp", "asyncio", "http.client", "msgspec", "nfqlb._core", "nfqlb.model", "pathlib", "pyroute2", "ssl")
-
-
-@pytest.fixture
-def director() -> FakeDirector:
-    return FakeDirector()
-
-
-@pytest.fixture
-def client(director: FakeDirector, tmp_path: Path) -> Iterator[Client]:
-    with serving(director, tmp_path / "api.sock") as client:
-        yield client
 
 
 @pytest.fixture
