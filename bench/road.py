@@ -13,11 +13,11 @@ import re
 import subprocess
 import sys
 import time
-from types import TracebackType
 from typing import NamedTuple
 
-from netns import CommandError, Host, Process, claim
+from netns import CommandError, Host, Process
 from netns.director import Director
+from netns.machines import Machines
 
 PORT = 9000
 SERVERS = (1, 2)
@@ -44,40 +44,25 @@ class Way:
         self.mac = ""
 
 
-class Road:
+class Road(Machines):
     """`with Road("plain", "fast") as road`: ready to send, and nothing of it is left at the end."""
 
     def __init__(self, *ways: str) -> None:
-        self.claim = claim.take()
+        super().__init__()
         tag, folder = self.claim.tag, self.claim.folder
         self.client = Host(tag, "c", folder)
         self.servers = [Host(tag, f"s{number}", folder) for number in SERVERS]
         self.ways = {name: Way(number, Director(tag, name, folder)) for number, name in enumerate(ways, 1)}
         self.hosts = [self.client, *self.servers, *(way.director for way in self.ways.values())]
 
-    def __enter__(self) -> Road:
-        try:
-            for host in self.hosts:
-                subprocess.run(["ip", "netns", "add", host.namespace], check=True)
-                host.ip("link set lo up")
-            for way in self.ways.values():
-                self._build(way)
-            for server in self.servers:
-                server.run(DROP)
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def build(self) -> None:
         for host in self.hosts:
-            host.close()
-        claim.release(self.claim)
+            subprocess.run(["ip", "netns", "add", host.namespace], check=True)
+            host.ip("link set lo up")
+        for way in self.ways.values():
+            self._build(way)
+        for server in self.servers:
+            server.run(DROP)
 
     def _build(self, way: Way) -> None:
         director = way.director

@@ -12,16 +12,14 @@ what nfqlb needs there, nfqlb has to set.
 
 from __future__ import annotations
 
-from types import TracebackType
-
-from netns import claim
 from netns.director import Director
 from netns.host import Host
+from netns.machines import Machines
 from netns.web import Storage, WebServer
 from netns.wiring import INSIDE, ROUTED, UPLINK, Wiring, endpoint, lan
 
 
-class Net:
+class Net(Machines):
     """Build it with `with Net(servers=2) as net:`; nothing of it is left at the end.
 
     vip: "local" puts it on the director; "routed" is an address that the router routes to the director, who does not
@@ -42,7 +40,7 @@ class Net:
         self.arms, self.web, self.echo = arms, web, echo
         self.outside = UPLINK if arms == 2 else INSIDE
         self.vip_kind, self.vips = vip, ROUTED if vip == "routed" else self.outside.at(100)
-        self.claim = claim.take()
+        super().__init__()
         tag, folder = self.claim.tag, self.claim.folder
         self.clients = [Host(tag, f"c{n}", folder) for n in range(1, clients + 1)]
         self.router, self.switch = Host(tag, "r", folder), Host(tag, "sw", folder)
@@ -82,28 +80,13 @@ class Net:
         for host in self.hosts:
             host.offload(on)
 
-    def __enter__(self) -> Net:
-        try:
-            self._wire().apply(self.switch, self.router)
-            for server in self.servers:
-                if self.web:
-                    server.start()
-                if self.echo:
-                    server.start_echo()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for host in self.hosts:
-            host.close()
-        claim.release(self.claim)
+    def build(self) -> None:
+        self._wire().apply(self.switch, self.router)
+        for server in self.servers:
+            if self.web:
+                server.start()
+            if self.echo:
+                server.start_echo()
 
     def _wire(self) -> Wiring:
         wiring = Wiring(self.hosts)
