@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nfqlb._core.tracking import STATE_NAMES, TIMEOUTS, TRANSITIONS
+from nfqlb.api.schema import TCP_STATES
 from nfqlb.testing import FORWARD, tcp, udp
 from tests.core.lab import CLIENT, REAL, TICK, VIP, Lab, Timeouts, Virtual
 
@@ -67,6 +68,10 @@ def send(lab: Lab, direction: str, segment: str) -> None:
         assert lab.send(tcp(REAL, CLIENT, segment), hook=FORWARD).reason == "returned"
     else:
         assert lab.send(tcp(CLIENT, VIP, segment)).reason == "forwarded"
+
+
+def test_listings_name_the_states_as_the_core_does() -> None:
+    assert TCP_STATES == STATE_NAMES
 
 
 def test_the_table_is_the_kernels() -> None:

@@ -57,7 +57,6 @@ from nfqlb._core.types cimport (
     TICK,
     UDP,
     WHEEL,
-    address_t,
     bucket_t,
     connection_t,
     header_t,
@@ -66,7 +65,7 @@ from nfqlb._core.types cimport (
     slot_t,
     table_t,
 )
-from nfqlb._core.wire cimport same
+from nfqlb._core.wire cimport address_from, same
 
 cdef uint64_t MAGIC = 0x31747362_6c71666eULL          # "nfqlbst1" as it lies in memory
 cdef uint64_t IDLE = 0xffffffff_ffffffffULL
@@ -358,14 +357,6 @@ cdef bint passed(table_t* table, uint64_t epoch) noexcept nogil:
 
 
 # --- as Python sees it -----------------------------------------------------------------------------------------------
-
-cdef address_t address_from(bytes packed) except *:
-    cdef address_t address
-    if len(packed) != 16:
-        raise ValueError(f"an address is 16 bytes, not {len(packed)}")
-    memcpy(&address, <const char*>packed, 16)
-    return address
-
 
 cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t now) noexcept:
     """The state word of an entry of an unknown past, or 0 unless it is live, whole, timely, and of a known server."""

@@ -33,10 +33,11 @@ from nfqlb._core.packet cimport load, parse
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
-from nfqlb._core.tracking cimport CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, initial_word, track
+from nfqlb._core.tracking cimport CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
 from nfqlb._core.types cimport (
     FORWARD,
     INPUT,
+    NEWBORN,
     NO_CONNECTION,
     NO_SERVER,
     NO_SERVICE,
@@ -160,7 +161,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     # where its first packet will put it (ip_vs_conn_new says 3 s, until that packet is tracked)
     entry.expires = worker.now + (
         worker.snapshot.timeouts[SYN_RECV] if packet.protocol == TCP else worker.snapshot.udp_timeout)
-    show(table, entry, initial_word(packet.protocol))
+    show(table, entry, NEWBORN)
     let_go(table, hash)
     worker.telemetry.slots[server.slot].connections += 1
     connection[0] = entry

@@ -13,8 +13,8 @@ import os
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.tracking cimport default_timeouts
-from nfqlb._core.types cimport address_t, packet_t, scheduler_state_t, server_t, service_t, snapshot_t
-from nfqlb._core.wire cimport same
+from nfqlb._core.types cimport packet_t, scheduler_state_t, server_t, service_t, snapshot_t
+from nfqlb._core.wire cimport address_from, same
 from nfqlb._core.schedulers import SCHEDULERS
 
 
@@ -34,13 +34,13 @@ cdef class Service:
         self.service.state = <scheduler_state_t*>calloc(1, sizeof(scheduler_state_t))
         if self.service.servers == NULL or self.service.state == NULL:
             raise MemoryError
-        copy_address(&self.service.address, address)
+        self.service.address = address_from(address)
         self.service.port = port
         self.service.protocol = protocol
         self.service.scheduler = SCHEDULERS.index(scheduler)
         for slot, packed, server_port, weight in servers:
             server = &self.service.servers[self.service.count]
-            copy_address(&server.address, packed)
+            server.address = address_from(packed)
             server.slot = slot
             server.port = server_port
             server.weight = weight
@@ -94,13 +94,6 @@ cdef class Snapshot:
             free(self.snapshot.index)
             free(self.snapshot.available)
             free(self.snapshot)
-
-
-cdef int copy_address(address_t* to, bytes packed) except -1:
-    if len(packed) != 16:
-        raise ValueError(f"an address is 16 bytes, not {len(packed)}")
-    memcpy(to, <const char*>packed, 16)
-    return 0
 
 
 cdef int insert(snapshot_t* snapshot, service_t* service) except -1:

@@ -26,5 +26,4 @@ cdef enum direction_t:
 
 cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connection, const packet_t* packet,
                 direction_t direction, uint32_t now) noexcept nogil
-cdef uint32_t initial_word(uint8_t protocol) noexcept nogil
 cdef void default_timeouts(snapshot_t* snapshot, uint32_t tcp, uint32_t tcp_fin, uint32_t udp) noexcept

@@ -74,11 +74,6 @@ cdef void default_timeouts(snapshot_t* snapshot, uint32_t tcp, uint32_t tcp_fin,
     snapshot.udp_timeout = udp * 10
 
 
-cdef uint32_t initial_word(uint8_t protocol) noexcept nogil:
-    """A connection is born in state NONE and inactive (ip_vs_conn_new); its first packet is tracked at once."""
-    return LIVE | NONE << STATE_SHIFT | INACTIVE
-
-
 cdef inline uint8_t after(const packet_t* packet, direction_t direction, uint8_t state) noexcept nogil:
     """The state that a segment leads to. RST counts before SYN, FIN and ACK; with none of them the state is CLOSE."""
     cdef uint8_t segment = packet.segment

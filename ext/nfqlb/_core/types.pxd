@@ -109,6 +109,7 @@ cdef enum:
     STATE_SHIFT = 8
     STATE_MASK = 0xff00
     INACTIVE = 0x10000           # counted in InActConn, not in ActiveConn
+    NEWBORN = 0x10001            # LIVE, state NONE, INACTIVE (ip_vs_conn_new): its first packet is tracked at once
     ACTIVE_STATES = 0x40e        # bit per TCP state that counts as active (tracking.pyx): ES, SS, SR, SA
     LONGEST = 21474836           # ticks: no timeout is longer (2^31 milliseconds)
 

@@ -95,6 +95,15 @@ cdef inline address_t get_address6(const uint8_t* at) noexcept nogil:
     return address
 
 
+cdef inline address_t address_from(bytes packed) except *:
+    """An address that came from Python; ValueError unless it has 16 bytes."""
+    cdef address_t address
+    if len(packed) != 16:
+        raise ValueError(f"an address is 16 bytes, not {len(packed)}")
+    memcpy(&address, <const char*>packed, 16)
+    return address
+
+
 cdef inline bint same(const address_t* a, const address_t* b) noexcept nogil:
     return ((a.high ^ b.high) | (a.low ^ b.low)) == 0
 
