@@ -23,6 +23,7 @@ MODES = ("nat",)
 SCHEDULERS = ("rr", "wrr", "lc", "wlc")
 WEIGHT_MAX = 2**31 - 1
 NAME_MAX = 15
+PORT_MAX = 65535
 
 
 class Key(NamedTuple):
@@ -45,7 +46,7 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "address", canonical("real", self.address))
-        _check_port("real port", self.port)
+        check_range("real port", self.port, 1, PORT_MAX)
         if not 0 <= self.weight <= WEIGHT_MAX:
             raise ConfigError(
                 "weight", self.weight, "out of range", f"use 0 to {WEIGHT_MAX}, 0 takes no new connections"
@@ -68,10 +69,10 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "address", canonical("vip", self.address))
-        _check_port("vip port", self.port)
-        _check_choice("protocol", self.protocol, tuple(PROTOCOLS))
-        _check_choice("mode", self.mode, MODES)
-        _check_choice("scheduler", self.scheduler, SCHEDULERS)
+        check_range("vip port", self.port, 1, PORT_MAX)
+        check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+        check_choice("mode", self.mode, MODES)
+        check_choice("scheduler", self.scheduler, SCHEDULERS)
         seen: set[tuple[str, int]] = set()
         for real in self.reals:
             if family(real.address) != family(self.address):
@@ -148,7 +149,7 @@ def parse_vip(text: str) -> Key:
     if port is None:
         raise ConfigError("vip", text, "has no port", "write ADDRESS:PORT, as in 203.0.113.10:80")
     if slash:
-        _check_choice("protocol", protocol, tuple(PROTOCOLS))
+        check_choice("protocol", protocol, tuple(PROTOCOLS))
     return Key(protocol or "tcp", canonical("vip", address), port)
 
 
@@ -200,11 +201,11 @@ def _number(field: str, text: str) -> int:
         raise ConfigError(field, text, "is not a whole number") from None
 
 
-def _check_port(field: str, port: int) -> None:
-    if not 1 <= port <= 65535:
-        raise ConfigError(field, port, "out of range", "use 1 to 65535")
+def check_range(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(field, value, "out of range", f"use {low} to {high}")
 
 
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")

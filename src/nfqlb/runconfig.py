@@ -10,7 +10,7 @@ import re
 import msgspec
 
 from nfqlb.errors import ConfigError
-from nfqlb.model import Intent, parse_name
+from nfqlb.model import Intent, check_choice, check_range, parse_name
 
 ENGINES = ("fast", "reference")
 DIVERTERS = ("auto", "nft", "iptables")
@@ -43,13 +43,13 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_socket_path(self.api)
         if self.vip_dev is not None and not DEVICE.fullmatch(self.vip_dev):
             raise ConfigError("vip_dev", self.vip_dev, "is not the name of a network device", "see `ip link`")
-        _check_range("workers", self.workers, 1, WORKERS_MAX)
+        check_range("workers", self.workers, 1, WORKERS_MAX)
         if self.queue is not None:
-            _check_range("queue", self.queue, 0, 65536 - QUEUES_PER_WORKER * self.workers)
-        _check_choice("engine", self.engine, ENGINES)
-        _check_choice("diverter", self.diverter, DIVERTERS)
-        _check_choice("firewall", self.firewall, FIREWALLS)
-        _check_range("connections", self.connections, 1, CONNECTIONS_MAX)
+            check_range("queue", self.queue, 0, 65536 - QUEUES_PER_WORKER * self.workers)
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("diverter", self.diverter, DIVERTERS)
+        check_choice("firewall", self.firewall, FIREWALLS)
+        check_range("connections", self.connections, 1, CONNECTIONS_MAX)
 
 
 def encode(config: RunConfig) -> bytes:
@@ -63,13 +63,3 @@ def decode(data: bytes) -> RunConfig:
 def check_socket_path(path: str) -> None:
     if len(path.encode()) > SOCKET_PATH_MAX:
         raise ConfigError("api", path, "is too long for a socket", f"use at most {SOCKET_PATH_MAX} bytes")
-
-
-def _check_range(field: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(field, value, "out of range", f"use {low} to {high}")
-
-
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")
