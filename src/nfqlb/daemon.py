@@ -35,6 +35,7 @@ from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
 from nfqlb.control.compile import Compiler, compile_plan, packed
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
+from nfqlb.kernel.netlink import Events
 from nfqlb.kernel.plan import Plan
 from nfqlb.kernel.queues import queues as listeners
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
@@ -46,7 +47,8 @@ from nfqlb.worker import Queue, Worker, assign, inherited
 if TYPE_CHECKING:
     from aiohttp.web import AppRunner
 
-REPAIR_SECONDS = 2.0
+REPAIR_SECONDS = 2.0  # between looks at the kernel while nobody is heard to change it
+CALM_SECONDS = 0.1  # between hearing somebody and looking: what others do comes in bursts
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CRASHED = 70  # exit code (EX_SOFTWARE)
 PR_SET_PDEATHSIG = 1
@@ -295,10 +297,19 @@ class Director:
     # --- the kernel between changes -----------------------------------------------------------------------------------
 
     async def _mind_kernel(self) -> NoReturn:
-        while True:
-            await asyncio.sleep(REPAIR_SECONDS)
-            async with self._lock:
-                await self._repair()
+        loop, heard = asyncio.get_running_loop(), asyncio.Event()
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # without nftables or the right to listen, the interval has to do
+                events = stack.enter_context(contextlib.closing(Events()))
+                loop.add_reader(events, lambda: heard.set() if events.others() else None)
+                stack.callback(loop.remove_reader, events)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(heard.wait(), REPAIR_SECONDS)
+                    await asyncio.sleep(CALM_SECONDS)
+                heard.clear()
+                async with self._lock:
+                    await self._repair()
 
     async def _repair(self) -> None:
         """Put right what others changed in the kernel; what fails is said once, and tried again while packets flow."""

@@ -66,6 +66,12 @@ def changed(host: Host, found: dict[str, str]) -> str:
     return kernelstate.difference(found, state(host))
 
 
+def close_forward(host: Host) -> None:
+    """Have a firewall that would drop what is forwarded."""
+    for program in ("iptables", "ip6tables"):
+        host.run([program, "-P", "FORWARD", "DROP"])
+
+
 def rules(host: Host) -> list[str]:
     """Every rule with its handle or its place, without the members of sets."""
     listed = json.loads(host.run(["nft", "-j", "-s", "-a", "list", "ruleset"]).stdout)["nftables"]
@@ -119,6 +125,8 @@ def test_routers_are_still_listened_to(host: Host, kernel: KernelProxy, plan: Pl
 def test_repair(host: Host, kernel: KernelProxy, plan: Plan) -> None:
     kernel.apply(plan)
     for what, how in BREAKS.items():
+        close_forward(host)
+        kernel.repair()
         host.run(["sh", "-c", how])
         assert kernel.check(), what
         assert kernel.repair(), what
@@ -130,7 +138,28 @@ def test_repair(host: Host, kernel: KernelProxy, plan: Plan) -> None:
     assert "10.2.0.100" not in left["addresses"]
 
 
+def test_forward_is_opened_only_while_it_filters(host: Host, kernel: KernelProxy, plan: Plan) -> None:
+    """A chain that accepts what passes anyway would only cost."""
+    kernel.apply(plan)
+    found = state(host)
+    for close, undo in (
+        ("iptables -P FORWARD DROP", "iptables -P FORWARD ACCEPT"),
+        ("ip6tables -A FORWARD -p udp -j DROP", "ip6tables -F FORWARD"),
+    ):
+        host.run(close.split())
+        assert kernel.repair() == ["the chain FORWARD filters now"]
+        for program in ("iptables", "ip6tables"):
+            assert f"-A FORWARD -j nfqlb-{NAME}" in host.run([program, "-S"]).stdout
+        assert kernel.check() == []
+        host.run(undo.split())
+        assert kernel.repair() == ["the chain FORWARD filters no more"]
+        assert kernel.check() == []
+        assert "nfqlb" not in host.run(["iptables-save", "-t", "filter"]).stdout
+    assert unordered(state(host))["ipset"] == unordered(found)["ipset"]
+
+
 def test_crash_then_withdraw(host: Host, kernel: KernelProxy, plan: Plan) -> None:
+    close_forward(host)
     found = state(host)
     kernel.apply(plan)
     kernel.crash()
@@ -140,6 +169,7 @@ def test_crash_then_withdraw(host: Host, kernel: KernelProxy, plan: Plan) -> Non
 
 
 def test_crash_then_apply_then_withdraw(host: Host, kernel: KernelProxy, plan: Plan) -> None:
+    close_forward(host)
     found = state(host)
     kernel.apply(plan)
     kernel.crash()
@@ -163,6 +193,7 @@ def test_saved_originals_of_another_namespace_are_not_used(
 
 
 def test_one_more_server_touches_no_rule(host: Host, kernel: KernelProxy, plan: Plan) -> None:
+    close_forward(host)
     kernel.apply(plan)
     before = rules(host)
     more = replace(
@@ -181,6 +212,7 @@ def test_one_more_server_touches_no_rule(host: Host, kernel: KernelProxy, plan: 
 
 def test_a_family_comes_and_goes(host: Host, kernel: KernelProxy, plan: Plan) -> None:
     nothing = replace(plan, services=frozenset(), reals=frozenset())
+    close_forward(host)
     found = state(host)
     kernel.apply(nothing)
     assert changed(host, found) == ""
@@ -249,6 +281,7 @@ def test_two_directors_of_similar_names(host: Host, plan: Plan) -> None:
 
 def test_more_services_than_an_ipset_holds_by_default(host: Host, kernel: KernelProxy) -> None:
     many = frozenset((6, f"10.{100 + i // 65536}.{i // 256 % 256}.{i % 256}", 80) for i in range(70_000))
+    close_forward(host)
     small = replace(PLAN, diverter="nft", vip_dev=None)  # fills nft's sets and, for the firewall, ipsets
     for plan in (small, replace(small, services=small.services | many), small):
         kernel.apply(plan)
@@ -256,6 +289,7 @@ def test_more_services_than_an_ipset_holds_by_default(host: Host, kernel: Kernel
 
 
 def test_firewall_leave_touches_no_firewall(host: Host, kernel: KernelProxy, plan: Plan) -> None:
+    close_forward(host)
     kernel.apply(replace(plan, firewall="leave"))
     assert kernel.check() == []
     for program in ("iptables", "ip6tables"):
@@ -271,6 +305,7 @@ def test_connection_tracking_is_used_only_where_it_is_in_use(
     host: Host, kernel: KernelProxy, plan: Plan, use: str
 ) -> None:
     host.run(["sh", "-c", use])
+    close_forward(host)
     kernel.apply(plan)
     assert ("UNTRACKED" in host.run(["iptables", "-S", f"nfqlb-{NAME}"]).stdout) == ("conntrack" in use)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -45,6 +46,15 @@ def check_nat(net: Net) -> None:
         assert sorted(datagrams, key=str) == [("s1", client)] * 5 + [("s2", client)] * 5
 
 
+def wait_until_opened(net: Net, firewall: str) -> None:
+    """A firewall that came up behind our back is heard and opened at once, not at the next look."""
+    deadline = time.monotonic() + 1
+    opened = any(rule.startswith(("-A FORWARD", "-P FORWARD")) for rule in FIREWALLS[firewall])
+    for program in ("iptables", "ip6tables") if opened else ():
+        while "-A FORWARD -j nfqlb" not in net.director.run([program, "-S"]).stdout:
+            assert time.monotonic() < deadline, f"{program}: FORWARD is still closed"
+
+
 def start(net: Net, args: list[str]) -> None:
     for family in (4, 6):
         for port in ("80/tcp", "7/udp"):
@@ -70,6 +80,7 @@ def test_nat_under_a_firewall_raised_later(make_net: Callable[..., Net], diverte
     net = make_net(servers=2, echo=True)
     start(net, diverter)
     set_up(net, firewall)
+    wait_until_opened(net, firewall)
     check_nat(net)
 
 

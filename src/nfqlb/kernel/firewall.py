@@ -2,9 +2,10 @@
 
 Strategy: those who come from IPVS never needed a FORWARD rule, and under Docker's policy DROP every NAT flow would
 die. So an own chain, jumped to from the top of filter FORWARD, accepts packets that our NOTRACK rules marked as
-untracked and that go to or come from a service; with the rest the operator's rules go on as before. The match on the
-connection state itself turns connection tracking on (nf_ct_netns_get), which costs every packet of the machine, so it
-is used only where tracking is in use anyway; elsewhere addresses and ports alone decide.
+untracked and that go to or come from a service; with the rest the operator's rules go on as before. Where FORWARD lets
+everything pass there is no such chain: it would cost an eighth of the packets that one CPU can forward (bench/).
+The match on the connection state itself turns connection tracking on (nf_ct_netns_get), which costs every packet of the
+machine, so it is used only where tracking is in use anyway; elsewhere addresses and ports alone decide.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Firewall:
         self._stateful = False
         self._applied: tuple[object, ...] = ()
 
+    def needed(self, plan: Plan) -> bool:
+        """Whether a FORWARD chain of iptables could drop what is forwarded."""
+        return any(program.filters("filter", "FORWARD") for family in plan.families for program in self._used(family))
+
     def apply(self, plan: Plan, *, afresh: bool = False) -> None:
         if plan.firewall == "leave" or (self._applied == plan.families and not afresh):
             return
@@ -53,7 +58,9 @@ class Firewall:
                 for program in candidates:
                     if programs.there(program.program):
                         program.remove("filter")
-        self._applied = tuple(family for family in self._applied if family in plan.families)
+        self._applied = tuple(
+            family for family in self._applied if family in plan.families and plan.firewall != "leave"
+        )
 
     def check(self, plan: Plan) -> list[str]:
         if plan.firewall == "leave":

@@ -49,7 +49,8 @@ class Kernel:
         self._firewall = Firewall(name, self._saved)
         self._diverters: dict[str, Diverter] = {"nft": nft.Nft(name), "iptables": Iptables(name, self._saved)}
         self._addresses = Addresses(self._saved)
-        self._plan: Plan | None = None
+        self._asked: Plan | None = None
+        self._plan: Plan | None = None  # what was asked for, as this machine needs it
         self._lock = threading.RLock()
 
     @property
@@ -63,7 +64,7 @@ class Kernel:
             raise MissingError("nfqlb needs CAP_NET_ADMIN to divert packets: run it as root")
         if plan.vip_dev and not _capable(NET_RAW):
             raise MissingError("nfqlb needs CAP_NET_RAW to announce the VIPs of --vip-dev: run it as root")
-        plan = _resolved(plan)
+        plan = _diverted(plan)
         if plan.firewall == "accept" or plan.diverter == "iptables":
             for program in PROGRAMS:
                 if not programs.there(program):
@@ -76,11 +77,11 @@ class Kernel:
 
     def apply(self, plan: Plan) -> None:
         """Go from whatever is there to `plan`, all or nothing."""
-        plan = _resolved(plan)
         with self._lock, _told():
             before, adopted = self._plan, self._saved.adopted
+            needed = self._resolved(plan)
             try:
-                self._make(plan)
+                self._make(needed)
             except (NfqlbError, OSError):
                 with suppress(NfqlbError, OSError):
                     if before is not None:
@@ -88,22 +89,30 @@ class Kernel:
                     elif not adopted:  # a predecessor's rules stay, for the next try or for withdraw()
                         self.withdraw()
                 raise
-            self._plan = plan
+            self._asked, self._plan = plan, needed
 
     def check(self) -> list[str]:
         """What differs from the last plan, a sentence each."""
         with self._lock, _told():
             plan = self._plan
-            return [sentence for part in self._parts(plan) for sentence in part.check(plan)] if plan else []
+            if plan is None:
+                return []
+            return [*self._overtaken(), *(sentence for part in self._parts(plan) for sentence in part.check(plan))]
 
     def repair(self) -> list[str]:
         """Put right what differs from the last plan, and say what that was; KernelError if some of it stays wrong."""
         found: list[str] = []
         failed: list[str] = []
         with self._lock:
-            plan = self._plan
-            if plan is None:
+            if self._asked is None or self._plan is None:
                 return []
+            try:
+                found += self._overtaken()
+                if found:
+                    self.apply(self._asked)
+            except NfqlbError as error:
+                failed.append(str(error))
+            plan = self._plan
             for part in self._parts(plan):
                 try:
                     with _told():
@@ -133,10 +142,27 @@ class Kernel:
                         part.prune(plan)
                 except NfqlbError as error:
                     failed.append(str(error))
-            self._plan = None
+            self._asked = self._plan = None
             if failed:
                 raise KernelError("; ".join(failed))
             self._saved.clear()
+
+    def _resolved(self, plan: Plan) -> Plan:
+        """The plan without a question left: which diverter, and whether the firewall has to be opened at all."""
+        plan = _diverted(plan)
+        if plan.firewall == "accept" and not self._firewall.needed(plan):
+            return dataclasses.replace(plan, firewall="leave")
+        return plan
+
+    def _overtaken(self) -> list[str]:
+        """Whether the machine came to need something else for the same plan."""
+        if self._asked is None or self._plan is None:
+            return []
+        with _told():
+            now = self._resolved(self._asked).firewall
+        if now == self._plan.firewall:
+            return []
+        return [f"the chain FORWARD filters {'now' if now == 'accept' else 'no more'}"]
 
     def _parts(self, plan: Plan) -> tuple[Part, ...]:
         """In the order in which they are made."""
@@ -157,7 +183,7 @@ class Kernel:
         addresses.apply(plan, afresh=afresh)
 
 
-def _resolved(plan: Plan) -> Plan:
+def _diverted(plan: Plan) -> Plan:
     if plan.diverter != "auto":
         return plan
     return dataclasses.replace(plan, diverter="nft" if nft.loads() else "iptables")

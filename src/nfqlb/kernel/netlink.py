@@ -26,7 +26,8 @@ BOTH = 46  # nftables' inet tables, which see IPv4 and IPv6
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6, BOTH: 1}
 
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE = range(8)
-NEWSET, NEWSETELEM, GETSETELEM, DELSETELEM, GETGEN = 9, 12, 13, 14, 16
+NEWSET, NEWSETELEM, GETSETELEM, DELSETELEM, NEWGEN, GETGEN = 9, 12, 13, 14, 15, 16
+ADD_MEMBERSHIP, EVENTS = 1, 7  # NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES
 
 _HEADER = struct.Struct("=IHHII")
 _NFGEN = struct.Struct("!BBH")
@@ -129,6 +130,33 @@ def generation() -> int:
                 break
             return int(struct.unpack("!I", dict(attributes(payload[4:]))[1])[0])
     raise OSError(errno.EOPNOTSUPP, "this kernel has no nftables")
+
+
+class Events:
+    """Readable when somebody changed nftables (or iptables-nft) in this network namespace; needs CAP_NET_ADMIN."""
+
+    def __init__(self) -> None:
+        self._socket = _open()
+        try:
+            self._socket.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, EVENTS)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def others(self) -> bool:
+        """Whether another process did it, or there was more than could be kept."""
+        try:
+            messages = list(_received(self._socket))
+        except OSError:
+            return True
+        bodies = [payload[4:] for kind, _, _, payload in messages if kind == SUBSYSTEM_NFTABLES << 8 | NEWGEN]
+        return any(int.from_bytes(dict(attributes(body)).get(2, b""), "big") != os.getpid() for body in bodies)
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 def _open(size: int = 0) -> socket.socket:

@@ -6,7 +6,7 @@ come in (prerouting, and output for the director's own clients), replies where t
 and output for a real server on the director itself): a source that is rewritten before routing is a martian. A
 request never comes from a real server's own endpoint; else a service that shares the port would catch replies.
 
-    base chain -> requests | replies -> request | reply -> the chain of one queue: the NFQUEUE target alone
+    base chain -> requests | replies, of-server -> request | reply -> the chain of one queue: the NFQUEUE target alone
 
 With several workers the client's address and port are hashed, and a verdict map picks the queue's chain. The NFQUEUE
 rules have no bypass: without a listener packets are dropped and repeated by TCP, not answered by the local stack.
@@ -33,7 +33,7 @@ BASE_CHAINS = (  # name, type, hook, priority, what it jumps to
     ("forward", "filter", FORWARD, DIVERT, ("replies",)),
     ("output", "route", OUTPUT, DIVERT, ("requests", "replies")),
 )
-CHAINS = ("untracked-output", "untracked", "request", "requests", "reply", "replies")
+CHAINS = ("untracked-output", "untracked", "request", "requests", "reply", "replies", "of-server")
 CLASSES = ("gso", "plain")
 PROTOCOL, ADDRESS, SERVICE, ICMP_TYPE, MARK = 12, {4: 7, 6: 8}, 13, {4: 14, 6: 29}, 19  # nft's data type numbers
 HOST_ORDER = struct.pack("=BBI", 0, 4, 1)  # user data of a set that lets the nft program print its keys right
@@ -135,9 +135,10 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
         ("requests", [*fragment, *to_vip, *to("plain", *_address(family, source))]),
         ("request", [*tcp, *to("gso", *_client(family, source))]),
         ("request", to("plain", *_client(family, source))),
-        ("replies", [*reply, x.verdict(x.GOTO, "reply")]),
+        ("replies", [*of_server, x.verdict(x.JUMP, "of-server")]),  # by the address alone: most packets stop here
         ("replies", [*about_server, *to("plain", *_quoted_client(family, source))]),
-        ("replies", [*fragment, *of_server, *to("plain", *_address(family, destination))]),
+        ("of-server", [*reply, x.verdict(x.GOTO, "reply")]),
+        ("of-server", [*fragment, *to("plain", *_address(family, destination))]),
         ("reply", [*tcp, *to("gso", *_client(family, destination))]),
         ("reply", to("plain", *_client(family, destination))),
     ]

@@ -35,6 +35,7 @@ class Xtables:
         self._own = f"nfqlb-{name}"
         self._written: dict[str, list[str]] = {}
         self._generation = -1
+        self._filtering: dict[tuple[str, str], tuple[int, bool]] = {}
 
     def put(self, wanted: dict[str, Rules]) -> None:
         """Make these tables hold exactly these own chains and jumps."""
@@ -53,7 +54,7 @@ class Xtables:
 
     def differences(self) -> list[str]:
         """What is not as `put` left it; nothing is read while nftables stands still."""
-        generation = nl.generation() if programs.is_nft(self.program) else -1
+        generation = self._now()
         if generation == self._generation != -1:
             return []
         found = [] if self._written else [f"{self.program}: the chains of {self._own} are not there"]
@@ -65,6 +66,20 @@ class Xtables:
                 found.append(f"{self.program}: another rule came before {self._own} in chain {hook} of table {table}")
         self._generation = -1 if found else generation
         return found
+
+    def filters(self, table: str, hook: str) -> bool:
+        """Whether a packet may be dropped there: the policy is not ACCEPT, or there is a rule that is no director's."""
+        generation = self._now()
+        known, answer = self._filtering.get((table, hook), (-1, False))
+        if generation == known != -1:
+            return answer
+        answer = self.exists(table) and any(
+            (line.startswith(f":{hook} ") and line.split()[1] != "ACCEPT")
+            or (line.startswith(f"-A {hook} ") and not _names(line)[1].startswith("nfqlb-"))
+            for line in self.save(table).splitlines()
+        )
+        self._filtering[table, hook] = generation, answer
+        return answer
 
     def remove(self, *tables: str) -> None:
         """Take out every own chain and every jump to one, and what was made for them."""
@@ -86,6 +101,10 @@ class Xtables:
 
     def save(self, table: str) -> str:
         return programs.run(f"{self.program}-save", "-t", table)
+
+    def _now(self) -> int:
+        """What stands still while no rule changes; -1 where only reading tells."""
+        return nl.generation() if programs.is_nft(self.program) else -1
 
     def _restore(self, lines: list[str]) -> None:
         programs.run(f"{self.program}-restore", *WAIT, "--noflush", stdin="\n".join([*lines, "COMMIT", ""]))
