@@ -4,7 +4,8 @@
 #   make test          everything that CI runs, at small sizes; test-full: at the sizes that the issues name
 #   make quick         lint, types, unit tests: no root, under a minute
 #   make netns-test    the end-to-end tests, each named as it runs
-#   make bench         figures with their bars: start of commands, packets per second beside peers
+#   make bench         figures with their bars: start of commands, the core alone, packets per second beside peers
+#   make bench-compare no step of the core costs much more than it did
 #   make setup clean
 #
 # PYTHON chooses the interpreter (3.11 or later, with headers), NFQLB_BUILD how the core is compiled (see setup.py),
@@ -26,7 +27,7 @@ PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev ipta
 	nginx-light wrk curl tcpdump conntrack procps
 PYTEST := $(BIN)/pytest
 
-.PHONY: setup packages lint types unit tests quick test test-full netns-test demo bench clean
+.PHONY: setup packages lint types unit tests quick test test-full netns-test demo bench bench-compare clean
 
 # -- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ tests: setup
 netns-test: setup
 	$(PYTEST) -v --junitxml=build/reports/netns.xml tests/netns $(ARGS)
 
-test: lint types tests netns-test
+test: lint types tests netns-test bench-compare
 
 test-full: export NFQLB_FULL = 1
 test-full: test
@@ -98,6 +99,11 @@ test-full: test
 demo: setup
 	@$(BIN)/python -m netns.demo $(ARGS)
 
+# Each step of the core as a ratio to a read from memory, against the kept ratios of bench/baseline.json.
+bench-compare: setup
+	$(PYTEST) --benchmark-columns=median,iqr --junitxml=build/reports/bench.xml bench/test_core_bench.py $(ARGS)
+
 bench: setup
 	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.core
 	$(BIN)/python -m bench.nat

@@ -17,7 +17,7 @@ DIVERTERS = ("auto", "nft", "iptables")
 FIREWALLS = ("accept", "leave")
 WORKERS_MAX = 64
 QUEUES_PER_WORKER = 2  # one of class gso, one of class plain
-CONNECTIONS_MAX = 2**26
+CONNECTIONS_MIN, CONNECTIONS_MAX = 64, 2**26
 DEVICE = re.compile(r"[^/\s]{1,15}")  # IFNAMSIZ - 1
 SOCKET_PATH_MAX = 107  # sun_path without its zero byte
 
@@ -49,7 +49,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_choice("engine", self.engine, ENGINES)
         check_choice("diverter", self.diverter, DIVERTERS)
         check_choice("firewall", self.firewall, FIREWALLS)
-        check_range("connections", self.connections, 1, CONNECTIONS_MAX)
+        check_range("connections", self.connections, CONNECTIONS_MIN, CONNECTIONS_MAX)
 
 
 def encode(config: RunConfig) -> bytes:

@@ -13,13 +13,13 @@ import pytest
 
 CORE = Path(__file__).parents[2] / "ext/nfqlb/_core"
 LAYERS = [
-    {"queue"},
+    {"queue", "probe"},
     {"datapath"},
     {"forward", "schedulers", "connection", "tracking", "snapshot"},
     {"packet"},
     {"wire", "telemetry"},
     {"checksum", "hash"},
-    {"types", "atomic"},
+    {"types", "atomic", "memory"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 SOURCES = sorted(path for path in CORE.iterdir() if path.suffix in {".pyx", ".pxd"} and path.stem != "__init__")

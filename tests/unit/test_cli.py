@@ -412,7 +412,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
         ("--engine slow", "engine 'slow': is not known; choose from fast, reference"),
         ("--diverter pf", "diverter 'pf': is not known; choose from auto, nft, iptables"),
         ("--firewall drop", "firewall 'drop': is not known; choose from accept, leave"),
-        ("--connections 0", "connections '0': out of range; use 1 to 67108864"),
+        ("--connections 0", "connections '0': out of range; use 64 to 67108864"),
         ("extra", "got unexpected extra argument (extra); see `nfqlb run --help`"),
     ],
 )

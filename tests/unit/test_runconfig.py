@@ -29,7 +29,7 @@ from tests.unit.fakes import DNS, WEB
             engine="reference",
             diverter="iptables",
             firewall="leave",
-            connections=1,
+            connections=64,
         ),
     ],
 )
@@ -53,7 +53,7 @@ def test_what_is_handed_over_comes_back(config: RunConfig) -> None:
         ({"engine": "slow"}, "engine 'slow': is not known; choose from fast, reference"),
         ({"diverter": "pf"}, "diverter 'pf': is not known; choose from auto, nft, iptables"),
         ({"firewall": "drop"}, "firewall 'drop': is not known; choose from accept, leave"),
-        ({"connections": 0}, "connections '0': out of range; use 1 to 67108864"),
+        ({"connections": 63}, "connections '63': out of range; use 64 to 67108864"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], sentence: str) -> None:

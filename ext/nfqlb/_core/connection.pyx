@@ -20,7 +20,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from posix.fcntl cimport posix_fallocate
-from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
 from posix.unistd cimport ftruncate
 
 import os
@@ -43,6 +43,7 @@ from nfqlb._core.atomic cimport (
     unlock,
 )
 from nfqlb._core.hash cimport hash_endpoint
+from nfqlb._core.memory cimport allow_huge, anonymous, give_back
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
     FREE,
@@ -74,6 +75,7 @@ cdef uint64_t LAYOUT = VERSION << 48 | <uint64_t>sizeof(slot_t) << 32 | sizeof(c
 cdef enum:
     PAGE = 4096
     POPPED = 32                                      # entries taken out of the wheel at a time
+    GROUP = 64                                       # entries adopted at a time
 
 assert sizeof(connection_t) == 128 and sizeof(bucket_t) == 64
 
@@ -385,11 +387,14 @@ cdef class Table:
     ValueError for a capacity out of range. `now` is CLOCK_BOOTTIME in nanoseconds.
     """
 
+    ENTRY = sizeof(connection_t)             # bytes of a connection
+
     def __cinit__(self, int fd, int capacity, now):
         cdef size_t slots_size
         cdef int error
-        if not 64 <= capacity <= 1 << 27:
-            raise ValueError(f"capacity {capacity}: use 64 to {1 << 27}")
+        cdef bint fresh = True
+        if not 64 <= capacity <= 1 << 26:
+            raise ValueError(f"capacity {capacity}: use 64 to {1 << 26}")
         self.table = <table_t*>calloc(1, sizeof(table_t))
         if self.table == NULL:
             raise MemoryError
@@ -402,22 +407,26 @@ cdef class Table:
         slots_size = (self.table.slot_count * sizeof(slot_t) + PAGE - 1) // PAGE * PAGE
         self.size = PAGE + slots_size + (<size_t>capacity + 1) * sizeof(connection_t)
         if fd >= 0:
-            if os.fstat(fd).st_size != self.size and ftruncate(fd, 0) != 0:
+            fresh = os.fstat(fd).st_size != self.size
+            if fresh and ftruncate(fd, 0) != 0:
                 raise OSError(errno, os.strerror(errno))
             error = posix_fallocate(fd, 0, self.size)
             if error:
                 raise OSError(error, f"{os.strerror(error)}: {self.size >> 20} MiB for {capacity} connections")
             self.memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+            if self.memory == MAP_FAILED:
+                self.memory = NULL
+                raise OSError(errno, os.strerror(errno))
+            allow_huge(self.memory, self.size)
         else:
-            self.memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if self.memory == MAP_FAILED:
-            self.memory = NULL
-            raise OSError(errno, os.strerror(errno))
+            self.memory = anonymous(self.size)
+            if self.memory == NULL:
+                raise MemoryError
         self.table.header = <header_t*>self.memory
         self.table.slots = <slot_t*>(<uint8_t*>self.memory + PAGE)
         self.table.entries = <connection_t*>(<uint8_t*>self.memory + PAGE + slots_size)
         self.table.bucket_mask = (1 << max(4, (capacity // 4 - 1).bit_length())) - 1
-        self.table.buckets = <bucket_t*>calloc(self.table.bucket_mask + 1, sizeof(bucket_t))
+        self.table.buckets = <bucket_t*>anonymous((self.table.bucket_mask + 1) * sizeof(bucket_t))
         self.table.wheel = <uint32_t*>calloc(WHEEL, sizeof(uint32_t))
         self.table.loads = <load_t*>calloc(self.table.slot_count, sizeof(load_t))
         if self.table.buckets == NULL or self.table.wheel == NULL or self.table.loads == NULL:
@@ -427,16 +436,16 @@ cdef class Table:
         self.table.untouched = 1
         self.table.epoch = 1
         self.table.wheel_tick = now // TICK
-        self._open(now // TICK)
+        self._open(now // TICK, fresh)
 
-    def _open(self, uint32_t now):
-        """Take over what the file holds, or clear it."""
+    def _open(self, uint32_t now, bint fresh):
+        """Take over what the file holds, or clear it; a `fresh` one is all zeros."""
         cdef header_t* header = self.table.header
         cdef bytes boot = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
         if header.magic == MAGIC and header.layout == LAYOUT and header.capacity == self.table.capacity \
                 and header.slots == self.table.slot_count and memcmp(header.boot, <const char*>boot, 16) == 0:
             self._adopt(now)
-        elif self.fd >= 0:
+        elif not fresh:
             memset(self.memory, 0, self.size)
         header.magic = MAGIC
         header.layout = LAYOUT
@@ -451,8 +460,8 @@ cdef class Table:
         cdef table_t* table = self.table
         cdef connection_t* entry
         cdef slot_t* slot
-        cdef uint32_t word
-        cdef uint32_t i
+        cdef uint32_t words[GROUP]
+        cdef uint32_t first, i
         for i in range(1, table.slot_count):
             slot = &table.slots[i]
             if slot.used:
@@ -460,23 +469,27 @@ cdef class Table:
                     slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, (<char*>&slot.server)[:16], slot.sport,
                 )] = i
         table.untouched = table.capacity + 1
-        for i in range(1, table.capacity + 1):
-            entry = &table.entries[i]
-            word = sound(table, entry, now)
-            if word:
-                entry.hash = hash_endpoint(table.key, &entry.client, entry.cport, entry.protocol)
-                show(table, entry, word)
-                table.used += 1
-            else:
-                entry.word = FREE
-                free_entry(table, entry, 0)
+        for first in range(1, table.capacity + 1, GROUP):
+            for i in range(min(GROUP, table.capacity + 1 - first)):
+                entry = &table.entries[first + i]
+                words[i] = sound(table, entry, now)
+                if words[i]:
+                    entry.hash = hash_endpoint(table.key, &entry.client, entry.cport, entry.protocol)
+                    prefetch(bucket_of(table, entry.hash))
+            for i in range(min(GROUP, table.capacity + 1 - first)):
+                entry = &table.entries[first + i]
+                if words[i]:
+                    show(table, entry, words[i])
+                    table.used += 1
+                else:
+                    entry.word = FREE
+                    free_entry(table, entry, 0)
         self.adopted = table.used
 
     def __dealloc__(self):
         if self.table != NULL:
-            if self.memory != NULL:
-                munmap(self.memory, self.size)
-            free(self.table.buckets)
+            give_back(self.memory, self.size)
+            give_back(self.table.buckets, (self.table.bucket_mask + 1) * sizeof(bucket_t))
             free(self.table.wheel)
             free(self.table.loads)
             free(self.table)
@@ -490,6 +503,11 @@ cdef class Table:
     def expired(self) -> int:
         """Connections that ended by their timer since the table was opened, modulo 2**32."""
         return self.table.expired
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes of the entries and of the index over them, all that grows with the capacity."""
+        return (<size_t>self.capacity + 1) * sizeof(connection_t) + (self.table.bucket_mask + 1) * sizeof(bucket_t)
 
     def slot(self, int protocol, vip: bytes, int vport, address: bytes, int port) -> int:
         """The stable number of a real server of a virtual service: found, or given now. Raises ValueError when all

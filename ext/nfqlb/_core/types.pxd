@@ -1,8 +1,8 @@
 """Every struct that two modules share, once. Read this page first.
 
 Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2), so that nothing behind `parse` asks
-for the family. Ports are host order. Time is in ticks of 100 ms of CLOCK_BOOTTIME. Indices stand where pointers would:
-0 means none.
+for the family. Ports are host order. Time is in ticks of 100 ms of CLOCK_BOOTTIME, good for 13 years of uptime. Indices
+stand where pointers would: 0 means none.
 """
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
