@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from nfqlb.testing import endpoint
-from tests.core.lab import DEFAULTS, PROTOCOLS, Connection, Timeouts, Virtual
+from tests.core.lab import DEFAULTS, KIND, PROTOCOLS, Connection, Policy, Timeouts, Virtual
 
 TICK = 100_000_000
 TCP, UDP = 6, 17
@@ -24,9 +24,10 @@ Key = tuple[int, End]  # protocol, VIP
 Outcome = tuple[str, str, bytes | None]
 
 VERDICTS = {
-    **dict.fromkeys(["forwarded", "returned"], "rewrite"),
+    **dict.fromkeys(["forwarded", "returned", "error_forwarded", "error_returned"], "rewrite"),
     **dict.fromkeys(["icmp", "other_protocol", "no_service", "no_connection", "unrelated"], "accept"),
     **dict.fromkeys(["malformed", "truncated", "fragment", "no_server", "table_full", "server_gone"], "drop"),
+    **dict.fromkeys(["bad_checksum", "refused"], "drop"),
 }
 STATES = ["NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT"]
 ACTIVE = {"ESTABLISHED", "SYN_SENT", "SYN_RECV"}
@@ -34,8 +35,13 @@ ACTIVE = {"ESTABLISHED", "SYN_SENT", "SYN_RECV"}
 CLIENT = {
     "rst": {"SYN_RECV": "SYN_RECV"},  # all others: CLOSE
     "syn": {"ESTABLISHED": "ESTABLISHED", "SYN_SENT": "ESTABLISHED"},  # all others: SYN_RECV
-    "fin": {"ESTABLISHED": "CLOSE_WAIT", "SYN_RECV": "TIME_WAIT", "FIN_WAIT": "TIME_WAIT"},  # all others: no change
-    "ack": {"SYN_RECV": "ESTABLISHED"},  # all others: no change
+    "fin": {
+        "NONE": "CLOSE",
+        "ESTABLISHED": "CLOSE_WAIT",
+        "SYN_RECV": "TIME_WAIT",
+        "FIN_WAIT": "TIME_WAIT",
+    },  # all others: no change
+    "ack": {"NONE": "ESTABLISHED", "SYN_RECV": "ESTABLISHED"},  # all others: no change
 }
 SERVER = {
     "rst": {"SYN_SENT": "SYN_SENT", "TIME_WAIT": "TIME_WAIT"},  # all others: CLOSE
@@ -91,8 +97,8 @@ class Model:
 
     # -- configuration: as `ipvsadm -A -D -a -d -e` would, one after another
 
-    def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS) -> None:
-        self.timeouts = timeouts
+    def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS, policy: Policy = KIND) -> None:
+        self.timeouts, self.policy = timeouts, policy
         old, self.services = self.services, {}
         for virtual in virtuals:
             key = PROTOCOLS[virtual.protocol], endpoint(virtual.vip)
@@ -120,6 +126,9 @@ class Model:
             elif reason == "returned":
                 assert entry is not None
                 new = rewritten(packet, parsed, entry.vip, parsed.destination, flags)
+        elif reason == "icmp":
+            reason, new = self.relate(packet[: parsed.end], reply_hook=hook in (1, 2))
+            new = new and new + packet[parsed.end :]
         return VERDICTS[reason], reason, new
 
     def decide(self, parsed: Parsed, tick: int, reply_hook: bool) -> tuple[str, Entry | None]:
@@ -139,8 +148,9 @@ class Model:
             service = self.services.get((parsed.protocol, parsed.destination))
             if service is None:
                 return ("unrelated" if reply_hook else "no_service"), None
-            if parsed.protocol == TCP and parsed.flag != "syn":
-                return "no_connection", None
+            begins = parsed.flag != "rst" if self.policy.sloppy else parsed.flag == "syn"
+            if parsed.protocol == TCP and not begins:
+                return "no_connection" if self.policy.no_connection == "pass" else "refused", None
             server = self.pick((parsed.protocol, parsed.destination), service)
             if server is None:
                 return "no_server", None
@@ -152,6 +162,49 @@ class Model:
             return "server_gone", None
         self.track(entry, CLIENT, parsed, tick)
         return "forwarded", entry
+
+    def relate(self, packet: bytes, reply_hook: bool) -> tuple[str, bytes | None]:
+        """An ICMP error: the reason, and the packet with what it quotes as the other side knows it."""
+        wide = packet[0] >> 4 == 6
+        at = parse_icmp(packet)
+        quoted = quoted_ends(packet[at:], 6 if wide else 4) if at else None
+        if quoted is None:
+            return "icmp", None
+        protocol, source, destination = quoted
+        about_reply = [e for e in self.entries if (e.protocol, e.vip, e.client) == (protocol, source, destination)]
+        about_request = [e for e in self.entries if (e.protocol, e.client, e.server) == (protocol, source, destination)]
+        if not about_reply and not about_request:
+            return "icmp", None
+        message = packet[at:]
+        pseudo = packet[8:40] + struct.pack("!II", len(message), 58) if wide else b""
+        if ones_complement([pseudo, message]) != bytes(2):
+            return "bad_checksum", None
+        to_client = bool(about_request and (reply_hook or not about_reply))
+        entry = about_request[0] if to_client else about_reply[0]
+        if not to_client and not self.has_server(entry):
+            return "server_gone", None
+        end = entry.vip if to_client else entry.server
+        size = 16 if wide else 4
+        outer = (8 if wide else 12) + (0 if to_client else size)  # its source, or its destination
+        inner = at + 8 + (8 if wide else 12) + (size if to_client else 0)  # the opposite one
+        port = at + 8 + quoted_transport(message[8:]) + (2 if to_client else 0)
+        new = bytearray(packet)
+        new[outer : outer + size] = new[inner : inner + size] = end[0][-size:]
+        new[port : port + 2] = struct.pack("!H", end[1])
+        if not wide:
+            old = packet[inner : inner + 4]
+            was = struct.unpack_from("!H", packet, at + 8 + 10)[0]
+            total = (was ^ 0xFFFF) + sum(0xFFFF - word for word in struct.unpack("!2H", old))
+            total += sum(struct.unpack("!2H", end[0][-4:]))
+            while total > 0xFFFF:
+                total = total % 0x10000 + total // 0x10000
+            new[at + 18 : at + 20] = struct.pack("!H", total ^ 0xFFFF)
+            new[10:12] = bytes(2)
+            new[10:12] = ones_complement([new[: (new[0] & 15) * 4]])
+        new[at + 2 : at + 4] = bytes(2)
+        pseudo = bytes(new[8:40]) + struct.pack("!II", len(message), 58) if wide else b""
+        new[at + 2 : at + 4] = ones_complement([pseudo, new[at:]])
+        return "error_returned" if to_client else "error_forwarded", bytes(new)
 
     def starts_anew(self, entry: Entry, parsed: Parsed) -> bool:
         if parsed.protocol == UDP:
@@ -295,7 +348,7 @@ def parse(packet: bytes) -> Parsed:
 def parse_transport(packet: bytes, protocol: int, at: int, addresses: tuple[bytes, bytes], icmp: int) -> Parsed:
     segment = packet[at:]
     if protocol not in (TCP, UDP):
-        return Parsed("icmp" if protocol == icmp else "other_protocol")
+        return Parsed("icmp" if protocol == icmp else "other_protocol", end=at + len(segment))
     least = 20 if protocol == TCP else 8
     if len(segment) < least:
         return Parsed("malformed")
@@ -308,6 +361,54 @@ def parse_transport(packet: bytes, protocol: int, at: int, addresses: tuple[byte
         bits = {"rst": 4, "syn": 2, "fin": 1, "ack": 16}
         flag = next((name for name, bit in bits.items() if segment[13] & bit), "")
     return Parsed("", protocol, at, len(packet), (addresses[0], sport), (addresses[1], dport), flag)
+
+
+def parse_icmp(packet: bytes) -> int:
+    """Where an ICMP error begins; 0 for any other ICMP."""
+    wide = packet[0] >> 4 == 6
+    at = quoted_transport(packet)
+    return at if at < len(packet) and packet[at] in ((1, 2, 3, 4) if wide else (3, 4, 11, 12)) else 0
+
+
+def quoted_transport(packet: bytes) -> int:
+    """Where the transport of a packet begins that may be cut off behind it; 0 when that is not there."""
+    if packet[0] >> 4 == 4:
+        return (packet[0] & 15) * 4
+    kind, at = packet[6], 40
+    for _ in range(9):
+        if kind not in (0, 43, 44, 51, 60):
+            return at
+        if at + 8 > len(packet) or kind == 51 or (kind == 43 and packet[at + 3]):
+            return 0
+        if kind == 44 and int.from_bytes(packet[at + 2 : at + 4], "big") & ~6:
+            return 0
+        kind, at = packet[at], at + (8 if kind == 44 else 8 * (packet[at + 1] + 1))
+    return 0
+
+
+def quoted_protocol(packet: bytes) -> int:
+    if packet[0] >> 4 == 4:
+        return packet[9]
+    kind, at = packet[6], 40
+    while kind in (0, 43, 44, 51, 60):
+        kind, at = packet[at], at + (8 if kind == 44 else 8 * (packet[at + 1] + 1))
+    return kind
+
+
+def quoted_ends(message: bytes, version: int) -> tuple[int, End, End] | None:
+    """Protocol, source and destination of the TCP or UDP packet that an ICMP error quotes."""
+    packet = message[8:]
+    if len(packet) < (20 if version == 4 else 40) or packet[0] >> 4 != version:
+        return None
+    if version == 4 and ((packet[0] & 15) < 5 or packet[6] & 0x1F or packet[7]):
+        return None
+    at = quoted_transport(packet)
+    if not at or quoted_protocol(packet) not in (TCP, UDP) or len(packet) < at + 4:
+        return None
+    mapped = bytes(10) + b"\xff\xff"
+    ends = (packet[8:24], packet[24:40]) if version == 6 else (mapped + packet[12:16], mapped + packet[16:20])
+    sport, dport = struct.unpack_from("!HH", packet, at)
+    return quoted_protocol(packet), (ends[0], sport), (ends[1], dport)
 
 
 def rewritten(packet: bytes, parsed: Parsed, source: End, destination: End, flags: int) -> bytes:

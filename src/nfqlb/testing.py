@@ -17,7 +17,17 @@ from nfqlb._core.datapath import Result, Worker
 
 PREROUTING, INPUT, FORWARD, OUTPUT = range(4)  # netfilter hooks
 NOT_READY, SUPER_PACKET, NOT_VERIFIED = 1, 2, 4  # what NFQUEUE says of checksums (NFQA_SKB_INFO)
-HOP_BY_HOP, TCP, UDP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS = 0, 6, 17, 43, 44, 51, 60
+HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, AUTHENTICATION, ICMP6, DESTINATION_OPTIONS = (
+    0,
+    1,
+    6,
+    17,
+    43,
+    44,
+    51,
+    58,
+    60,
+)
 SEGMENT_BITS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32}
 
 # right; none (UDP without a checksum); unfinished (the sum of the pseudo header, as a sender leaves it to its card)
@@ -99,6 +109,25 @@ def udp(
     (src, sport), (dst, dport) = _ends(source, destination)
     datagram = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
     return _network(src, dst, UDP, _filled(src, dst, UDP, datagram, 6, check) + room, network)
+
+
+def icmp(
+    source: str,
+    destination: str,
+    kind: int,
+    code: int,
+    body: bytes,
+    *,
+    rest: bytes = bytes(4),
+    **network: Unpack[Network],
+) -> bytes:
+    """An ICMP or ICMPv6 message between addresses; `rest` is the second half of its header, `body` what it quotes."""
+    src, dst = (ipaddress.ip_address(end).packed for end in (source, destination))
+    protocol = ICMP if len(src) == 4 else ICMP6
+    message = struct.pack("!BBH", kind, code, 0) + rest + body
+    pseudo = b"" if len(src) == 4 else src + dst + struct.pack("!II", len(message), protocol)
+    message = message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:]
+    return _network(src, dst, protocol, message, network)
 
 
 def fragments(packet: bytes, size: int, identification: int = 7) -> list[bytes]:

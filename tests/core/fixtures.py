@@ -22,23 +22,28 @@ from nfqlb.testing import (
     ROUTING,
     SUPER_PACKET,
     fragments,
+    icmp,
     ip,
     tcp,
     udp,
 )
-from tests.core.lab import Virtual, clients
+from tests.core.lab import KIND, Policy, Virtual, clients
 
 CLIENT, WEB, FIRST, SECOND = "192.0.2.10:40000", "203.0.113.1:80", "10.0.0.2:8080", "10.0.0.3:8080"
 DNS, RESOLVER = "203.0.113.1:53", "10.0.0.2:5353"
 CLIENT6, WEB6, FIRST6 = "[2001:db8:1::10]:40000", "[2001:db8::1]:80", "[fd00::2]:8080"
 DNS6, RESOLVER6 = "[2001:db8::1]:53", "[fd00::2]:5353"
 
+DRAINED, DRAINED6 = "203.0.113.1:81", "[2001:db8::1]:81"
+
 WEB_SERVICE = Virtual(WEB, {FIRST: 1, SECOND: 1})  # the second, being newer, is asked first
 DNS_SERVICE = Virtual(DNS, {RESOLVER: 1}, protocol="udp")
 CONFIG = (
     WEB_SERVICE,
     DNS_SERVICE,
-    Virtual("203.0.113.1:81", {FIRST: 0, SECOND: 0}, "wlc"),
+    Virtual(DRAINED, {FIRST: 0, SECOND: 0}, "wlc"),
+    Virtual(DRAINED, {}, protocol="udp"),
+    Virtual(DRAINED6, {}, protocol="udp"),
     Virtual(WEB6, {FIRST6: 1}),
     Virtual(DNS6, {RESOLVER6: 1}, protocol="udp"),
 )
@@ -53,8 +58,24 @@ ASKED6: tuple[Sent, ...] = ((udp(CLIENT6, DNS6, b"?"), PREROUTING),)
 CLOSED = (*HANDSHAKE, (tcp(CLIENT, WEB, "FA"), PREROUTING), (tcp(SECOND, CLIENT, "FA"), FORWARD))
 FULL: tuple[Sent, ...] = tuple((udp(end, DNS), PREROUTING) for end in clients(64))
 
+
+def swapped(packet: bytes, checksum_of: bytes, at: int) -> bytes:
+    """The packet with the transport checksum of another."""
+    return packet[:at] + checksum_of[at : at + 2] + packet[at + 2 :]
+
+
 # with this payload the datagram to the resolver sums up to zero, which is sent as ones (RFC 768)
 TO_ZERO = udp(CLIENT, RESOLVER, b"\0\0")[26:28]
+TOO_BIG = icmp("192.0.2.1", "203.0.113.1", 3, 4, tcp(WEB, CLIENT, "A", b"reply"), rest=b"\0\0\5\0")
+# the quoted segment keeps its checksum
+TOO_BIG_INSIDE = icmp(
+    "192.0.2.1",
+    "10.0.0.3",
+    3,
+    4,
+    swapped(tcp(SECOND, CLIENT, "A", b"reply"), tcp(WEB, CLIENT, "A", b"reply"), 36),
+    rest=b"\0\0\5\0",
+)
 BULK = bytes(range(256)) * 200  # a super-packet: the checksum field holds the sum of the pseudo header
 MSS = b"\2\4\5\xb4\1\3\3\7"
 SOURCE_ROUTE = b"\x83\x07\x04\xc6\x33\x64\x01\0"
@@ -62,7 +83,7 @@ SOURCE_ROUTE = b"\x83\x07\x04\xc6\x33\x64\x01\0"
 
 @dataclass(frozen=True)
 class Row:
-    """One packet and its fate. `then` replaces the configuration after the packets `before`."""
+    """One packet and its fate. `then` replaces the configuration after the packets `before`; `answer` is sent back."""
 
     name: str
     packet: bytes
@@ -73,6 +94,8 @@ class Row:
     then: tuple[Virtual, ...] | None = None
     hook: int = PREROUTING
     flags: int = 0
+    policy: Policy = KIND
+    answer: bytes | None = None
 
 
 def forwarded(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = PREROUTING, flags: int = 0) -> Row:
@@ -91,9 +114,13 @@ def dropped(name: str, reason: str, packet: bytes, *before: Sent, then: tuple[Vi
     return Row(name, packet, "drop", reason, None, before, then)
 
 
-def swapped(packet: bytes, checksum_of: bytes, at: int) -> bytes:
-    """The packet with the transport checksum of another."""
-    return packet[:at] + checksum_of[at : at + 2] + packet[at + 2 :]
+def refused(name: str, packet: bytes, answer: bytes | None, *before: Sent, policy: Policy = KIND) -> Row:
+    reason = "no_server" if policy.no_connection == "pass" else "refused"
+    return Row(name, packet, "drop", reason, None, before, policy=policy, answer=answer)
+
+
+def error(name: str, kind: str, packet: bytes, out: bytes, *before: Sent, hook: int) -> Row:
+    return Row(name, packet, "rewrite", f"error_{kind}", out, before, hook=hook)
 
 
 def tcp_options(**kind: bytes) -> tuple[bytes, bytes]:
@@ -209,8 +236,103 @@ ROWS = [
     accepted(
         "routing header with more to visit", "other_protocol", tcp(CLIENT6, WEB6, extensions=[(ROUTING, b"\0\1")])
     ),
+    # -- icmp errors, in the direction of the connection against which they travel
+    error(
+        "from behind the director about a request",
+        "returned",
+        icmp("10.0.0.1", "192.0.2.10", 3, 1, tcp(CLIENT, SECOND)[:28]),
+        icmp("203.0.113.1", "192.0.2.10", 3, 1, tcp(CLIENT, WEB)[:24] + tcp(CLIENT, SECOND)[24:28]),
+        *HANDSHAKE,
+        hook=FORWARD,
+    ),
+    error(
+        "from the server to the director's own client",
+        "returned",
+        icmp("10.0.0.2", "192.0.2.10", 3, 3, udp(CLIENT, RESOLVER, b"?")),
+        icmp("203.0.113.1", "192.0.2.10", 3, 3, swapped(udp(CLIENT, DNS, b"?"), udp(CLIENT, RESOLVER, b"?"), 26)),
+        *ASKED,
+        hook=INPUT,
+    ),
+    error("from the client's side about a reply", "forwarded", TOO_BIG, TOO_BIG_INSIDE, *HANDSHAKE, hook=PREROUTING),
+    error(
+        "ipv6 time exceeded about a reply",
+        "forwarded",
+        icmp("2001:db8:2::1", "2001:db8::1", 3, 0, udp(DNS6, CLIENT6, b"abc")),
+        icmp(
+            "2001:db8:2::1", "fd00::2", 3, 0, swapped(udp(RESOLVER6, CLIENT6, b"abc"), udp(DNS6, CLIENT6, b"abc"), 46)
+        ),
+        *ASKED6,
+        hook=PREROUTING,
+    ),
+    error(
+        "ipv6 packet too big about a request",
+        "returned",
+        icmp("fd00::1", "2001:db8:1::10", 2, 0, udp(CLIENT6, RESOLVER6, b"abc"), rest=b"\0\0\5\0"),
+        icmp(
+            "2001:db8::1",
+            "2001:db8:1::10",
+            2,
+            0,
+            swapped(udp(CLIENT6, DNS6, b"abc"), udp(CLIENT6, RESOLVER6, b"abc"), 46),
+            rest=b"\0\0\5\0",
+        ),
+        *ASKED6,
+        hook=FORWARD,
+    ),
+    accepted("an error about no connection", "icmp", TOO_BIG),
+    accepted("an error that quotes too little", "icmp", icmp("192.0.2.1", "203.0.113.1", 3, 4, bytes(19)), *HANDSHAKE),
+    accepted(
+        "an error about a later fragment",
+        "icmp",
+        icmp("192.0.2.1", "203.0.113.1", 11, 1, tcp(WEB, CLIENT, fragment=1)[:28]),
+        *HANDSHAKE,
+    ),
+    # -- nobody is there
+    refused(
+        "no server has a weight",
+        tcp(CLIENT, DRAINED),
+        icmp("203.0.113.1", "192.0.2.10", 3, 3, tcp(CLIENT, DRAINED), identification=0),
+    ),
+    refused(
+        "no server, a long packet is quoted in part",
+        udp(CLIENT, DRAINED, bytes(2000)),
+        icmp("203.0.113.1", "192.0.2.10", 3, 3, udp(CLIENT, DRAINED, bytes(2000))[:548], identification=0),
+    ),
+    refused(
+        "no server, ipv6",
+        udp(CLIENT6, DRAINED6, bytes(2000)),
+        icmp("2001:db8::1", "2001:db8:1::10", 1, 4, udp(CLIENT6, DRAINED6, bytes(2000))[:1232]),
+    ),
+    refused(
+        "no server, the syn is reset",
+        tcp(CLIENT, DRAINED, "S", b"early", seq=2**32 - 3),
+        tcp(DRAINED, CLIENT, "RA", seq=0, ack=3, window=0, identification=0),
+        policy=Policy("reset"),
+    ),
+    refused("no server, and nobody is told", tcp(CLIENT, DRAINED), None, policy=Policy("silence")),
+    refused(
+        "no server, but from nowhere",
+        udp("0.0.0.0:40000", DRAINED),
+        None,
+    ),
+    refused(
+        "mid-stream tcp is reset",
+        tcp(CLIENT, WEB, "A", ack=77),
+        tcp(WEB, CLIENT, "R", seq=77, window=0, identification=0),
+        policy=Policy(no_connection="reset"),
+    ),
+    refused("mid-stream tcp is dropped", tcp(CLIENT, WEB, "A"), None, policy=Policy(no_connection="silence")),
+    refused("a reset is not answered", tcp(CLIENT, WEB, "R"), None, policy=Policy(no_connection="reset")),
+    Row(
+        "mid-stream tcp begins a connection",
+        tcp(CLIENT, WEB, "A"),
+        "rewrite",
+        "forwarded",
+        tcp(CLIENT, SECOND, "A"),
+        policy=Policy(sloppy=True),
+    ),
     # -- dropped
-    dropped("no server has a weight", "no_server", tcp(CLIENT, "203.0.113.1:81")),
+    dropped("an icmp error damaged on its way", "bad_checksum", TOO_BIG[:-1] + b"!", *HANDSHAKE),
     dropped("the table is full", "table_full", tcp(CLIENT, WEB), *FULL),
     dropped(
         "the server was removed", "server_gone", tcp(CLIENT, WEB, "A"), *HANDSHAKE, then=(Virtual(WEB, {FIRST: 1}),)

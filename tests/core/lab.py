@@ -40,6 +40,17 @@ class Timeouts(NamedTuple):
 DEFAULTS = Timeouts()
 
 
+class Policy(NamedTuple):
+    """What becomes of packets that no real server gets (Snapshot)."""
+
+    no_server: str = "unreachable"
+    no_connection: str = "pass"
+    sloppy: bool = False
+
+
+KIND = Policy()
+
+
 class Connection(NamedTuple):
     """A row of the connection list."""
 
@@ -69,6 +80,7 @@ class Lab:
         workers: int = 1,
         clock: FakeClock | None = None,
         timeouts: Timeouts = DEFAULTS,
+        policy: Policy = KIND,
     ) -> None:
         self.clock = clock or FakeClock()
         self.table = Table(fd, capacity, self.clock())
@@ -76,12 +88,13 @@ class Lab:
         self.workers = [self.datapath.worker() for _ in range(workers)]
         self.slots: dict[tuple[str, str, str], int] = {}
         self._compiled: dict[tuple[str, str], tuple[Virtual, Service]] = {}
-        self.configure(*virtuals, timeouts=timeouts)
+        self.configure(*virtuals, timeouts=timeouts, policy=policy)
 
-    def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS) -> None:
+    def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS, policy: Policy = KIND) -> None:
         """Publish exactly these services."""
         self._compiled = {(v.protocol, v.vip): (v, self._compile(v)) for v in virtuals}
-        self.datapath.publish(Snapshot([service for _, service in self._compiled.values()], *timeouts))
+        services = [service for _, service in self._compiled.values()]
+        self.datapath.publish(Snapshot(services, *timeouts, **policy._asdict()))
 
     def send(self, packet: bytes, *, hook: int = PREROUTING, flags: int = 0, worker: int = 0) -> Result:
         return self.workers[worker].process(packet, self.clock(), hook=hook, flags=flags)

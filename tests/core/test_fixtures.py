@@ -13,13 +13,14 @@ from tests.core.lab import Lab
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_packet(row: Row) -> None:
-    lab = Lab(*CONFIG, capacity=64)
+    lab = Lab(*CONFIG, capacity=64, policy=row.policy)
     for packet, hook in row.before:
         assert lab.send(packet, hook=hook).verdict == "rewrite"
     if row.then is not None:
         lab.configure(*row.then)
     before = lab.reasons()
     assert lab.send(row.packet, hook=row.hook, flags=row.flags) == (row.verdict, row.reason, row.out)
+    assert lab.workers[0].outgoing() == ([row.answer] if row.answer else [])
     assert Counter(lab.reasons()) - Counter(before) == {row.reason: 1}, "counted once, under its reason"
 
 

@@ -15,7 +15,7 @@ CORE = Path(__file__).parents[2] / "ext/nfqlb/_core"
 LAYERS = [
     {"queue", "probe"},
     {"datapath"},
-    {"forward", "schedulers", "connection", "tracking", "snapshot"},
+    {"forward", "icmp", "schedulers", "connection", "tracking", "snapshot"},
     {"packet"},
     {"wire", "telemetry"},
     {"checksum", "hash"},

@@ -6,7 +6,7 @@ import ipaddress
 
 from hypothesis import strategies as st
 
-from nfqlb.testing import fragments, ip, tcp, udp
+from nfqlb.testing import fragments, icmp, ip, tcp, udp
 
 End = tuple[str, str, str]  # client, VIP, real server
 
@@ -44,6 +44,8 @@ CORPUS = [
     udp(*ENDS4, room=b"behind", trailer=b"padding"),
     *(make(*ENDS6, extensions=chain) for make in (tcp, udp) for chain in CHAINS),
     *(piece for pair in (ENDS4, ENDS6) for piece in fragments(udp(*pair, bytes(40)), 24)),
+    *(icmp("192.0.2.10", "203.0.113.1", kind, 1, tcp(*ENDS4[::-1], "A")[:28]) for kind in (3, 4, 11, 12, 8)),
+    *(icmp("2001:db8:1::10", "2001:db8::1", kind, 0, udp(*ENDS6[::-1])) for kind in (1, 2, 3, 4, 128)),
     *(ip("192.0.2.10", "203.0.113.1", protocol, bytes(24)) for protocol in (1, 2, 47, 58, 132)),
     *(ip("2001:db8:1::10", "2001:db8::1", protocol, bytes(24)) for protocol in (1, 58, 59, 132)),
 ]

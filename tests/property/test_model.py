@@ -17,7 +17,7 @@ from tests.sizes import MACHINE_RUNS, SEQUENCE_STEPS, SEQUENCES
 pytestmark = pytest.mark.slow
 
 # reasons that well-formed packets can have
-POSSIBLE = set(REASON_NAMES) - {"malformed", "truncated", "fragment", "icmp", "other_protocol"}
+POSSIBLE = set(REASON_NAMES) - {"malformed", "truncated", "fragment", "other_protocol"}
 
 
 @pytest.mark.parametrize("seed", range(SEQUENCES))
@@ -35,7 +35,7 @@ def test_the_core_equals_the_model_over_a_long_sequence(seed: int) -> None:
         elif what < quiet + 0.04:
             twin.configure(step.configuration(twin.virtuals), twin.timeouts)
         elif what < quiet + 0.045:
-            twin.configure(twin.virtuals, step.timeouts())
+            twin.configure(twin.virtuals, step.timeouts(), step.policy())
         else:
             reasons[twin.send(*step.packet(twin.model.entries), worker=chance.randrange(3))] += 1
         if number % 25 == 0:
@@ -53,7 +53,7 @@ def test_the_sequences_meet_every_reason_that_they_can() -> None:
         step, twin = Step(Random(1000 + seed)), Twin(1)
         for number in range(800):
             if number % 20 == 0:
-                twin.configure(step.configuration(twin.virtuals), twin.timeouts)
+                twin.configure(step.configuration(twin.virtuals), twin.timeouts, step.policy())
             met[twin.send(*step.packet(twin.model.entries))] += 1
     assert set(met) == POSSIBLE
 
@@ -71,7 +71,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 2**32))
     def set_the_timeouts(self, seed: int) -> None:
-        self.twin.configure(self.twin.virtuals, Step(Random(seed)).timeouts())
+        self.twin.configure(self.twin.virtuals, Step(Random(seed)).timeouts(), Step(Random(seed)).policy())
 
     @rule(seconds=st.sampled_from(SECONDS))
     def pass_time(self, seconds: float) -> None:

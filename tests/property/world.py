@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from nfqlb.testing import FORWARD, INPUT, OUTPUT, PREROUTING, SUPER_PACKET, Check, Endpoint, endpoint, tcp, udp
-from tests.core.lab import Lab, Timeouts, Virtual
+from nfqlb.testing import FORWARD, INPUT, OUTPUT, PREROUTING, SUPER_PACKET, Check, Endpoint, endpoint, icmp, tcp, udp
+from tests.core.lab import KIND, Lab, Policy, Timeouts, Virtual
 from tests.model import Entry, Model
 
 CAPACITY = 64
@@ -63,12 +63,36 @@ class Step:
             chance.choice([1, 1, 3] if protocol == "tcp" else [1]) if check == "unfinished" else chance.choice([0, 4])
         )
         payload = chance.choice(PAYLOADS)
+        if chance.random() < 0.06:
+            return self.error(protocol, client, vip, real, payload), hook, 0
         if protocol == "udp":
             return udp(source, destination, payload, check=check), hook, flags
         segment = chance.choice(SEGMENTS)
         if check == "unfinished" and not flags & SUPER_PACKET:
             return tcp(source, destination, segment, payload, check=check, trailer=b"pad"), hook, flags
         return tcp(source, destination, segment, payload, check=check), hook, flags
+
+    def error(self, protocol: str, client: str, vip: str, real: str, payload: bytes) -> bytes:
+        """An ICMP error about a request behind the director, or about a reply in front of it; sometimes damaged."""
+        chance = self.chance
+        make = udp if protocol == "udp" else tcp
+        source, destination = (client, real) if chance.random() < 0.5 else (vip, client)
+        quoted = make(source, destination, payload) if make is udp else tcp(source, destination, "A", payload)
+        wide = "[" in vip
+        kind = chance.choice([1, 2, 3, 4, 128] if wide else [3, 11, 12, 4, 8])
+        ends = [end.rpartition(":")[0].strip("[]") for end in (chance.choice([client, destination]), source)]
+        message = icmp(ends[0], ends[1], kind, chance.randrange(5), quoted[: chance.choice([200, 200, 48, 28, 20])])
+        if chance.random() < 0.1:
+            message = message[:-1] + bytes([message[-1] ^ 1])
+        return message
+
+    def policy(self) -> Policy:
+        chance = self.chance
+        answers = (
+            chance.choice(["unreachable", "reset", "silence"]),
+            chance.choice(["pass", "pass", "silence", "reset"]),
+        )
+        return Policy(*answers, chance.random() < 0.2)
 
     def configuration(self, old: dict[tuple[str, str], Virtual]) -> dict[tuple[str, str], Virtual]:
         """One change: a service added, deleted, or given another scheduler; a server added, deleted, or edited."""
@@ -106,6 +130,7 @@ class Twin:
         self.model = Model(capacity=CAPACITY)
         self.virtuals: dict[tuple[str, str], Virtual] = {}
         self.timeouts = Timeouts()
+        self.policy = KIND
 
     def send(self, packet: bytes, hook: int, flags: int, worker: int = 0) -> str:
         """The reason that both agree on."""
@@ -113,12 +138,16 @@ class Twin:
         got = self.lab.send(packet, hook=hook, flags=flags, worker=worker % len(self.lab.workers))
         expected = self.model.process(packet, now, hook, flags)
         assert got == expected, f"{packet.hex()} at hook {hook}, flags {flags}"
+        answers = self.lab.workers[worker % len(self.lab.workers)].outgoing()
+        assert not answers or got.reason in ("no_server", "refused")
         return got.reason
 
-    def configure(self, virtuals: dict[tuple[str, str], Virtual], timeouts: Timeouts) -> None:
-        self.virtuals, self.timeouts = virtuals, timeouts
-        self.lab.configure(*virtuals.values(), timeouts=timeouts)
-        self.model.configure(*virtuals.values(), timeouts=timeouts)
+    def configure(
+        self, virtuals: dict[tuple[str, str], Virtual], timeouts: Timeouts, policy: Policy | None = None
+    ) -> None:
+        self.virtuals, self.timeouts, self.policy = virtuals, timeouts, policy or self.policy
+        self.lab.configure(*virtuals.values(), timeouts=timeouts, policy=self.policy)
+        self.model.configure(*virtuals.values(), timeouts=timeouts, policy=self.policy)
 
     def compare(self) -> None:
         """Connection list, ActiveConn and InActConn of every server that ever was."""

@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from nfqlb._core.connection cimport Table
 from nfqlb._core.telemetry cimport telemetry_t
-from nfqlb._core.types cimport packet_t, snapshot_t, table_t
+from nfqlb._core.types cimport outbox_t, packet_t, snapshot_t, table_t
 
 
 cdef struct worker_t:
@@ -11,6 +11,7 @@ cdef struct worker_t:
     snapshot_t** published           # where publish() leaves the current configuration
     snapshot_t* snapshot             # the one of this batch
     telemetry_t* telemetry
+    outbox_t* outbox                 # of the last batch
     int reader
     uint32_t now                     # tick of this batch
 

@@ -7,6 +7,7 @@ pointer: a change costs traffic nothing and is seen by whole batches only. Both 
 which one a packet is comes from the hook it was taken at, and where that guess fails, from the other look-up.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 from typing import NamedTuple
 
@@ -29,20 +30,27 @@ from nfqlb._core.connection cimport (
     warm_entry,
 )
 from nfqlb._core.forward cimport nat_reply, nat_request
-from nfqlb._core.packet cimport load, parse
+from nfqlb._core.icmp cimport is_sound, nat_error, refuse
+from nfqlb._core.packet cimport load, parse, parse_quoted
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
 from nfqlb._core.tracking cimport CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
 from nfqlb._core.types cimport (
+    BAD_CHECKSUM,
+    ERROR_FORWARDED,
+    ERROR_RETURNED,
     FORWARD,
+    ICMP_MESSAGE,
     INPUT,
     NEWBORN,
     NO_CONNECTION,
     NO_SERVER,
     NO_SERVICE,
     PARSED,
+    PASS,
     REASONS,
+    REFUSED,
     REWRITE,
     SERVER_GONE,
     STATE_MASK,
@@ -51,8 +59,10 @@ from nfqlb._core.types cimport (
     TCP,
     TICK,
     UNRELATED,
+    answer_t,
     connection_t,
     counter_t,
+    outbox_t,
     packet_t,
     server_t,
     service_t,
@@ -71,6 +81,7 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
     cdef int i
     enter(worker.table, worker.reader)
     worker.now = now // TICK
+    worker.outbox.count = 0
     worker.snapshot = <snapshot_t*>load_pointer(<void**>worker.published, SEQUENTIAL)
     for i in range(count):
         packet = &packets[i]
@@ -85,6 +96,12 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
         packet = &packets[i]
         if packet.reason == PARSED:
             packet.reason = decide(worker, packet)
+            if packet.reason == NO_SERVER:
+                refuse(worker.outbox, packet, <answer_t>worker.snapshot.no_server, now)
+            elif packet.reason == REFUSED:
+                refuse(worker.outbox, packet, <answer_t>worker.snapshot.no_connection, now)
+        elif packet.reason == ICMP_MESSAGE:
+            packet.reason = relate(worker, packet)
         packet.verdict = VERDICTS[packet.reason]
         worker.telemetry.reasons[packet.reason] += 1
     worker.telemetry.packets += count
@@ -133,8 +150,8 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     cdef int chosen
     if service == NULL:
         return UNRELATED if from_server(packet) else NO_SERVICE
-    if packet.protocol == TCP and packet.segment & (SYN | RST) != SYN:
-        return NO_CONNECTION
+    if packet.protocol == TCP and not begins(worker.snapshot, packet):
+        return NO_CONNECTION if worker.snapshot.no_connection == PASS else REFUSED
     hash = flow_hash(table, packet, False)
     hold(table, hash)
     connection[0] = find(table, packet, hash, False)          # another worker may have been first
@@ -166,6 +183,39 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     worker.telemetry.slots[server.slot].connections += 1
     connection[0] = entry
     return PARSED
+
+
+cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
+    """An ICMP error goes the way of the connection whose packet it quotes; state and timer stay as they are."""
+    cdef bint reply = from_server(error)
+    cdef connection_t* connection
+    cdef packet_t quoted, turned
+    if parse_quoted(error, &quoted) != PARSED:
+        return ICMP_MESSAGE
+    turned = quoted                                          # a packet that goes the way of the error
+    turned.source, turned.destination = quoted.destination, quoted.source
+    turned.sport, turned.dport = quoted.dport, quoted.sport
+    connection = find(worker.table, &turned, flow_hash(worker.table, &turned, reply), reply)
+    if connection == NULL:
+        reply = not reply
+        connection = find(worker.table, &turned, flow_hash(worker.table, &turned, reply), reply)
+    if connection == NULL:
+        return ICMP_MESSAGE
+    if not is_sound(error):
+        return BAD_CHECKSUM
+    if reply:
+        count_out(worker.telemetry, connection, error)
+    elif not has_server(worker, connection):
+        return SERVER_GONE
+    else:
+        count_in(worker.telemetry, connection, error)
+    nat_error(error, &quoted, connection, reply)
+    return ERROR_RETURNED if reply else ERROR_FORWARDED
+
+
+cdef inline bint begins(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
+    """Whether a TCP segment may begin a connection: a SYN; any but RST where mid-stream segments may, too."""
+    return packet.segment & (RST if snapshot.sloppy else SYN | RST) == (0 if snapshot.sloppy else SYN)
 
 
 cdef inline bint from_server(const packet_t* packet) noexcept nogil:
@@ -272,10 +322,14 @@ cdef class Worker:
         self.worker.table = datapath.table.table
         self.worker.published = &datapath.published
         self.worker.telemetry = telemetry_new(datapath.table.table.slot_count)
+        self.worker.outbox = <outbox_t*>calloc(1, sizeof(outbox_t))
+        if self.worker.outbox == NULL:
+            raise MemoryError
         self.worker.reader = new_reader(datapath.table.table)
 
     def __dealloc__(self):
         telemetry_free(self.worker.telemetry)
+        free(self.worker.outbox)
 
     def process(self, packet: bytes, now: int, *, int hook = 0, unsigned int mark = 0, int flags = 0) -> Result:
         """One packet as a batch of its own, at `now` (CLOCK_BOOTTIME, nanoseconds); pure but for the table and
@@ -292,6 +346,15 @@ cdef class Worker:
         with nogil:
             run_batch(&self.worker, &p, 1, when, 0)
         return Result(VERDICT_NAMES[p.verdict], REASON_NAMES[p.reason], bytes(buffer) if p.verdict == REWRITE else None)
+
+    def outgoing(self) -> list[bytes]:
+        """Packets of our own that the last batch wants sent: answers to clients that no real server gets."""
+        cdef outbox_t* outbox = self.worker.outbox
+        cdef uint32_t i
+        packets = []
+        for i in range(outbox.count):
+            packets.append(outbox.messages[i].data[:outbox.messages[i].length])
+        return packets
 
     def expire(self, now: int, int budget = 0x7fffffff) -> int:
         """End what timed out by `now`, `budget` steps long; returns how many connections ended."""

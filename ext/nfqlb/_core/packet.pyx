@@ -26,6 +26,7 @@ from nfqlb._core.types cimport (
 )
 from nfqlb._core.wire cimport (
     DESTINATION_PORT,
+    ICMP_HEADER,
     IP4_DESTINATION,
     IP4_FRAGMENT,
     IP4_HEADER,
@@ -150,6 +151,43 @@ cdef uint8_t parse_transport(packet_t* packet) noexcept nogil:
         return OTHER_PROTOCOL
     packet.sport = get16(at + SOURCE_PORT)
     packet.dport = get16(at + DESTINATION_PORT)
+    return PARSED
+
+
+cdef uint8_t parse_quoted(const packet_t* error, packet_t* quoted) noexcept nogil:
+    """Find the TCP or UDP packet that an ICMP error quotes; ICMP_MESSAGE when it is no error or quotes none.
+
+    Only the ends of `quoted` are certain: of its transport, 4 bytes need be there (RFC 792 asks for 8), and `length` ends
+    with the quotation. Both versions have the quotation behind 8 bytes (RFC 792, RFC 4443 3).
+    """
+    cdef uint8_t* at = error.data + error.transport
+    cdef uint32_t header
+    if error.length < error.transport + ICMP_HEADER + IP4_HEADER:
+        return ICMP_MESSAGE
+    quoted.data = at + ICMP_HEADER
+    quoted.length = error.length - error.transport - ICMP_HEADER
+    quoted.version = quoted.data[0] >> 4
+    if quoted.version != error.version:
+        return ICMP_MESSAGE
+    if quoted.version == 4:
+        header = (quoted.data[0] & 15) * 4
+        if at[0] != 3 and at[0] != 4 and at[0] != 11 and at[0] != 12:
+            return ICMP_MESSAGE
+        if header < IP4_HEADER or get16(quoted.data + IP4_FRAGMENT) & 0x1fff:
+            return ICMP_MESSAGE
+        quoted.protocol = quoted.data[IP4_PROTOCOL]
+        quoted.source = get_address4(quoted.data + IP4_SOURCE)
+        quoted.destination = get_address4(quoted.data + IP4_DESTINATION)
+    else:
+        if not 1 <= at[0] <= 4 or quoted.length < IP6_HEADER or skip_extensions(quoted, &header) != PARSED:
+            return ICMP_MESSAGE
+        quoted.source = get_address6(quoted.data + IP6_SOURCE)
+        quoted.destination = get_address6(quoted.data + IP6_DESTINATION)
+    if (quoted.protocol != TCP and quoted.protocol != UDP) or header + 4 > quoted.length:
+        return ICMP_MESSAGE
+    quoted.transport = header
+    quoted.sport = get16(quoted.data + header + SOURCE_PORT)
+    quoted.dport = get16(quoted.data + header + DESTINATION_PORT)
     return PARSED
 
 

@@ -18,6 +18,9 @@ from nfqlb._core.wire cimport address_from, same
 from nfqlb._core.schedulers import SCHEDULERS
 
 
+ANSWERS: tuple[str, ...] = ("pass", "silence", "unreachable", "reset")
+
+
 cdef class Service:
     """A virtual service. `servers` are (slot, 16-byte address, port, weight), newest first; protocol 6 or 17.
 
@@ -57,12 +60,15 @@ cdef class Service:
 
 
 cdef class Snapshot:
-    """All services, and timeouts in seconds: established TCP, TCP after a FIN, UDP.
+    """All services, timeouts in seconds (established TCP, TCP after a FIN, UDP), and what becomes of packets that no
+    real server gets: `no_server` "silence", "unreachable" or "reset", `no_connection` (mid-stream TCP) "pass",
+    "silence" or "reset"; `sloppy` mid-stream TCP begins a connection.
 
     Raises ValueError when two services have one key.
     """
 
-    def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300):
+    def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300, *,
+                  no_server: str = "unreachable", no_connection: str = "pass", bint sloppy = False):
         cdef Service service
         cdef uint64_t places
         cdef uint32_t i
@@ -78,6 +84,9 @@ cdef class Snapshot:
         key = os.urandom(16)
         memcpy(self.snapshot.key, <const char*>key, 16)
         default_timeouts(self.snapshot, tcp, tcp_fin, udp)
+        self.snapshot.no_server = ANSWERS.index(no_server)
+        self.snapshot.no_connection = ANSWERS.index(no_connection)
+        self.snapshot.sloppy = sloppy
         for service in self.services:
             for i in range(service.service.count):
                 self.snapshot.slot_count = max(self.snapshot.slot_count, service.service.servers[i].slot + 1)

@@ -9,7 +9,10 @@ from libc.stdint cimport uint32_t
 
 from nfqlb._core.types cimport (
     ACCEPT,
+    BAD_CHECKSUM,
     DROP,
+    ERROR_FORWARDED,
+    ERROR_RETURNED,
     FORWARDED,
     FRAGMENT,
     ICMP_MESSAGE,
@@ -19,6 +22,7 @@ from nfqlb._core.types cimport (
     NO_SERVICE,
     OTHER_PROTOCOL,
     REASONS,
+    REFUSED,
     RETURNED,
     REWRITE,
     SERVER_GONE,
@@ -35,14 +39,18 @@ _TABLE = (
     (MALFORMED,          "malformed",        DROP,    "headers that contradict themselves or the packet's length"),
     (TRUNCATED,          "truncated",        DROP,    "longer than the queue can copy: it cannot be rewritten"),
     (FRAGMENT,           "fragment",         DROP,    "IP fragment that the kernel did not reassemble"),
-    (ICMP_MESSAGE,       "icmp",             ACCEPT,  "ICMP to the VIP: the local stack answers echo"),
+    (ICMP_MESSAGE,       "icmp",             ACCEPT,  "ICMP that concerns no connection: the local stack answers echo"),
     (OTHER_PROTOCOL,     "other_protocol",   ACCEPT,  "neither TCP nor UDP"),
     (NO_SERVICE,         "no_service",       ACCEPT,  "to no virtual service"),
     (NO_CONNECTION,      "no_connection",    ACCEPT,  "mid-stream TCP without a connection: the local stack resets it"),
-    (NO_SERVER,          "no_server",        DROP,    "the scheduler found no real server with a weight"),
+    (NO_SERVER,          "no_server",        DROP,    "the scheduler found no real server with a weight; the client is told"),
     (TABLE_FULL,         "table_full",       DROP,    "no room for a new connection: raise --connections"),
     (SERVER_GONE,        "server_gone",      DROP,    "the connection's real server was removed"),
     (UNRELATED,          "unrelated",        ACCEPT,  "from a real server, but not of a connection"),
+    (ERROR_FORWARDED,    "error_forwarded",  REWRITE, "ICMP error about a reply, sent to the real server"),
+    (ERROR_RETURNED,     "error_returned",   REWRITE, "ICMP error about a request, sent to the client from the VIP"),
+    (BAD_CHECKSUM,       "bad_checksum",     DROP,    "ICMP error about a connection, damaged on its way"),
+    (REFUSED,            "refused",          DROP,    "mid-stream TCP without a connection, as --no-connection asks"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)

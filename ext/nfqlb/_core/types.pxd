@@ -49,6 +49,10 @@ cdef enum reason_t:
     TABLE_FULL
     SERVER_GONE
     UNRELATED
+    ERROR_FORWARDED
+    ERROR_RETURNED
+    BAD_CHECKSUM
+    REFUSED
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 
@@ -197,6 +201,30 @@ cdef struct table_t:
     reader_t readers[READERS]
 
 
+cdef enum:
+    MESSAGE = 1280               # bytes of the longest packet of our own (RFC 4443, 2.4 c)
+
+
+cdef struct message_t:           # a packet of our own to a client: an IP header and what follows
+    uint16_t length
+    uint8_t version
+    uint8_t data[MESSAGE]
+
+
+cdef struct outbox_t:            # what a batch wants sent beside its verdicts
+    uint32_t count
+    uint32_t credit              # messages that may still be written now
+    uint64_t refilled            # nanoseconds
+    message_t messages[BATCH]
+
+
+cdef enum answer_t:              # to a packet that no real server gets
+    PASS = 0
+    SILENCE
+    UNREACHABLE
+    RESET
+
+
 cdef struct server_t:
     address_t address
     uint32_t slot
@@ -231,3 +259,6 @@ cdef struct snapshot_t:
     uint32_t slot_count
     uint32_t timeouts[16]        # ticks by TCP state
     uint32_t udp_timeout         # ticks
+    uint8_t no_server            # answer_t when a service has no real server: SILENCE, UNREACHABLE, or RESET for TCP
+    uint8_t no_connection        # answer_t to mid-stream TCP without a connection: PASS, SILENCE or RESET
+    uint8_t sloppy               # mid-stream TCP may begin a connection (net.ipv4.vs.sloppy_tcp)

@@ -50,6 +50,14 @@ cdef enum:
     UDP_CHECKSUM = 6
     UDP_HEADER = 8
 
+    IP4_IDENTIFICATION = 4
+    IP4_TTL = 8
+    IP6_HOP_LIMIT = 7
+    TCP_SEQUENCE = 4
+    TCP_ACKNOWLEDGEMENT = 8
+    ICMP_CHECKSUM = 2
+    ICMP_HEADER = 8              # of every ICMP error, in front of the packet that it quotes
+
     FIN = 1
     SYN = 2
     RST = 4
@@ -75,6 +83,17 @@ cdef inline uint16_t get_raw16(const uint8_t* at) noexcept nogil:
 
 cdef inline void set_raw16(uint8_t* at, uint16_t value) noexcept nogil:
     memcpy(at, &value, 2)
+
+
+cdef inline uint32_t get32(const uint8_t* at) noexcept nogil:
+    cdef uint32_t value
+    memcpy(&value, at, 4)
+    return ntohl(value)
+
+
+cdef inline void set32(uint8_t* at, uint32_t value) noexcept nogil:
+    value = htonl(value)
+    memcpy(at, &value, 4)
 
 
 cdef inline address_t get_address4(const uint8_t* at) noexcept nogil:

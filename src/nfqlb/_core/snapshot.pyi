@@ -1,6 +1,8 @@
 from collections.abc import Sequence
 from typing import Self
 
+ANSWERS: tuple[str, ...]
+
 class Service:
     def __new__(
         cls,
@@ -14,4 +16,14 @@ class Service:
 
 class Snapshot:
     services: tuple[Service, ...]
-    def __new__(cls, services: Sequence[Service], tcp: int = 900, tcp_fin: int = 120, udp: int = 300) -> Self: ...
+    def __new__(
+        cls,
+        services: Sequence[Service],
+        tcp: int = 900,
+        tcp_fin: int = 120,
+        udp: int = 300,
+        *,
+        no_server: str = "unreachable",
+        no_connection: str = "pass",
+        sloppy: bool = False,
+    ) -> Self: ...

@@ -1,0 +1,223 @@
+"""ICMP about connections: errors that others send are rewritten like the packets they quote; clients that no real
+server gets are told so.
+
+Strategy. An error travels against the packet that it quotes, so it belongs to the same connection in the other
+direction; its own address and the one inside change together (net/netfilter/ipvs/ip_vs_core.c, ip_vs_nat_icmp). These
+packets are rare: checksums are summed up anew, after the old one was found right. Answers of our own come from the VIP,
+quote as much as their standard allows, and are so many in a second and no more, as the kernel's are.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from nfqlb._core.checksum cimport add_address, add_bytes, fold, remove_address, update
+from nfqlb._core.types cimport (
+    BATCH,
+    ICMP,
+    ICMP6,
+    MESSAGE,
+    RESET,
+    SILENCE,
+    TCP,
+    address_t,
+    answer_t,
+    connection_t,
+    message_t,
+    outbox_t,
+    packet_t,
+)
+from nfqlb._core.wire cimport (
+    ACK,
+    DESTINATION_PORT,
+    FIN,
+    ICMP_CHECKSUM,
+    ICMP_HEADER,
+    IP4_CHECKSUM,
+    IP4_DESTINATION,
+    IP4_FRAGMENT,
+    IP4_HEADER,
+    IP4_IDENTIFICATION,
+    IP4_PROTOCOL,
+    IP4_SOURCE,
+    IP4_TOTAL_LENGTH,
+    IP4_TTL,
+    IP6_DESTINATION,
+    IP6_HEADER,
+    IP6_HOP_LIMIT,
+    IP6_NEXT_HEADER,
+    IP6_PAYLOAD_LENGTH,
+    IP6_SOURCE,
+    RST,
+    SOURCE_PORT,
+    SYN,
+    TCP_ACKNOWLEDGEMENT,
+    TCP_CHECKSUM,
+    TCP_FLAGS,
+    TCP_HEADER,
+    TCP_OFFSET,
+    TCP_SEQUENCE,
+    get16,
+    get32,
+    get_raw16,
+    htonl,
+    htons,
+    set16,
+    set32,
+    set_raw16,
+)
+
+
+cdef enum:
+    PER_SECOND = 1000            # answers, and as many at once after a quiet second (net.ipv4.icmp_msgs_per_sec)
+    SECOND = 1_000_000_000
+    QUOTED4 = 576                # bytes of an ICMP error over IPv4 at most (RFC 1812, 4.3.2.3)
+    UNREACHABLE4 = 3             # type, with code 3: port unreachable (RFC 792)
+    UNREACHABLE6 = 1             # type, with code 4: port unreachable (RFC 4443, 3.1)
+    TTL = 64
+
+
+cdef uint64_t pseudo_header(const address_t* source, const address_t* destination, uint32_t length,
+                            uint8_t protocol) noexcept nogil:
+    return add_address(add_address(htonl(length), source), destination) + htons(protocol)
+
+
+cdef uint16_t icmp_sum(const packet_t* error) noexcept nogil:
+    """The sum over an ICMP message as it stands: 0xffff when its checksum is right."""
+    cdef uint32_t length = error.length - error.transport
+    cdef uint64_t total = 0
+    if error.version == 6:                                   # RFC 4443 2.3; over IPv4 there is no pseudo header
+        total = pseudo_header(&error.source, &error.destination, length, ICMP6)
+    return fold(add_bytes(total, error.data + error.transport, length))
+
+
+cdef bint is_sound(const packet_t* error) noexcept nogil:
+    return icmp_sum(error) == 0xffff
+
+
+cdef void set_address(packet_t* packet, address_t* known, uint32_t at4, uint32_t at6,
+                      const address_t* address) noexcept nogil:
+    """Write an address into the IP header and into `known`, and bring an IPv4 header's checksum along."""
+    cdef uint16_t check
+    if packet.version == 4:
+        check = update(get_raw16(packet.data + IP4_CHECKSUM), add_address(remove_address(0, known), address))
+        set_raw16(packet.data + IP4_CHECKSUM, check)
+        memcpy(packet.data + at4, <const uint8_t*>address + 12, 4)
+    else:
+        memcpy(packet.data + at6, address, 16)
+    known[0] = address[0]
+
+
+cdef void nat_error(packet_t* error, packet_t* quoted, const connection_t* connection, bint reply) noexcept nogil:
+    """Send an error on along the connection: `reply` to the client, as if from the VIP; else to the real server.
+
+    The checksum of the quoted segment stays as it was: most of the segment is not there.
+    """
+    if reply:
+        set_address(error, &error.source, IP4_SOURCE, IP6_SOURCE, &connection.virtual)
+        set_address(quoted, &quoted.destination, IP4_DESTINATION, IP6_DESTINATION, &connection.virtual)
+        set16(quoted.data + quoted.transport + DESTINATION_PORT, connection.vport)
+    else:
+        set_address(error, &error.destination, IP4_DESTINATION, IP6_DESTINATION, &connection.server)
+        set_address(quoted, &quoted.source, IP4_SOURCE, IP6_SOURCE, &connection.server)
+        set16(quoted.data + quoted.transport + SOURCE_PORT, connection.sport)
+    set_raw16(error.data + error.transport + ICMP_CHECKSUM, 0)
+    set_raw16(error.data + error.transport + ICMP_CHECKSUM, <uint16_t>~icmp_sum(error))
+
+
+cdef void refuse(outbox_t* outbox, const packet_t* packet, answer_t answer, uint64_t now) noexcept nogil:
+    """Tell the sender of a TCP or UDP packet that there is nobody: RESET (to TCP), else ICMP port unreachable."""
+    cdef message_t* message
+    if answer == SILENCE or not is_unicast(packet) or (answer == RESET and packet.segment & RST):
+        return
+    message = next_message(outbox, now)
+    if message == NULL:
+        return
+    message.version = packet.version
+    if answer == RESET and packet.protocol == TCP:
+        write_reset(message, packet)
+    else:
+        write_unreachable(message, packet)
+
+
+cdef bint is_unicast(const packet_t* packet) noexcept nogil:
+    """Whether the source can be answered (RFC 1122, 3.2.2)."""
+    cdef const uint8_t* source = <const uint8_t*>&packet.source
+    if packet.version == 4:
+        return source[12] != 0 and source[12] < 224
+    return source[0] != 0xff and (packet.source.high | packet.source.low) != 0
+
+
+cdef message_t* next_message(outbox_t* outbox, uint64_t now) noexcept nogil:
+    """Room for an answer, or NULL when there were enough of them lately."""
+    cdef uint64_t earned = (now - outbox.refilled) // (SECOND // PER_SECOND)
+    if earned:
+        outbox.credit = <uint32_t>min(<uint64_t>PER_SECOND, outbox.credit + earned)
+        outbox.refilled = now
+    if outbox.credit == 0 or outbox.count == BATCH:
+        return NULL
+    outbox.credit -= 1
+    outbox.count += 1
+    return &outbox.messages[outbox.count - 1]
+
+
+cdef uint8_t* write_header(message_t* message, const packet_t* packet, uint8_t protocol,
+                           uint32_t length) noexcept nogil:
+    """An IP header back to the packet's sender, from where the packet went; returns what follows it."""
+    cdef uint8_t* data = message.data
+    if packet.version == 6:
+        memset(data, 0, IP6_HEADER)
+        data[0] = 0x60
+        set16(data + IP6_PAYLOAD_LENGTH, length)
+        data[IP6_NEXT_HEADER] = protocol
+        data[IP6_HOP_LIMIT] = TTL
+        memcpy(data + IP6_SOURCE, &packet.destination, 16)
+        memcpy(data + IP6_DESTINATION, &packet.source, 16)
+        message.length = IP6_HEADER + length
+        return data + IP6_HEADER
+    memset(data, 0, IP4_HEADER)
+    data[0] = 0x45
+    set16(data + IP4_TOTAL_LENGTH, IP4_HEADER + length)
+    set16(data + IP4_IDENTIFICATION, 0)
+    set16(data + IP4_FRAGMENT, 0x4000)
+    data[IP4_TTL] = TTL
+    data[IP4_PROTOCOL] = protocol
+    memcpy(data + IP4_SOURCE, <const uint8_t*>&packet.destination + 12, 4)
+    memcpy(data + IP4_DESTINATION, <const uint8_t*>&packet.source + 12, 4)
+    set_raw16(data + IP4_CHECKSUM, <uint16_t>~fold(add_bytes(0, data, IP4_HEADER)))
+    message.length = IP4_HEADER + length
+    return data + IP4_HEADER
+
+
+cdef void write_unreachable(message_t* message, const packet_t* packet) noexcept nogil:
+    cdef bint wide = packet.version == 6
+    cdef uint32_t quoted = min(packet.length, <uint32_t>(
+        MESSAGE - IP6_HEADER - ICMP_HEADER if wide else QUOTED4 - IP4_HEADER - ICMP_HEADER))
+    cdef uint8_t* at = write_header(message, packet, ICMP6 if wide else ICMP, ICMP_HEADER + quoted)
+    cdef uint64_t total = 0
+    memset(at, 0, ICMP_HEADER)
+    at[0] = UNREACHABLE6 if wide else UNREACHABLE4
+    at[1] = 4 if wide else 3
+    memcpy(at + ICMP_HEADER, packet.data, quoted)
+    if wide:
+        total = pseudo_header(&packet.source, &packet.destination, ICMP_HEADER + quoted, ICMP6)
+    set_raw16(at + ICMP_CHECKSUM, <uint16_t>~fold(add_bytes(total, at, ICMP_HEADER + quoted)))
+
+
+cdef void write_reset(message_t* message, const packet_t* packet) noexcept nogil:
+    """RFC 9293 3.10.7.1: a reset that the sender accepts."""
+    cdef const uint8_t* segment = packet.data + packet.transport
+    cdef uint8_t* at = write_header(message, packet, TCP, TCP_HEADER)
+    cdef uint32_t used
+    memset(at, 0, TCP_HEADER)
+    set16(at + SOURCE_PORT, packet.dport)
+    set16(at + DESTINATION_PORT, packet.sport)
+    at[TCP_OFFSET] = TCP_HEADER // 4 << 4
+    if packet.segment & ACK:
+        at[TCP_FLAGS] = RST
+        memcpy(at + TCP_SEQUENCE, segment + TCP_ACKNOWLEDGEMENT, 4)
+    else:
+        at[TCP_FLAGS] = RST | ACK
+        used = packet.length - packet.transport - (segment[TCP_OFFSET] >> 4) * 4
+        used += (1 if packet.segment & SYN else 0) + (1 if packet.segment & FIN else 0)
+        set32(at + TCP_ACKNOWLEDGEMENT, get32(segment + TCP_SEQUENCE) + used)
+    set_raw16(at + TCP_CHECKSUM, <uint16_t>~fold(
+        add_bytes(pseudo_header(&packet.source, &packet.destination, TCP_HEADER, TCP), at, TCP_HEADER)))
