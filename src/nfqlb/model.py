@@ -21,9 +21,21 @@ from nfqlb.errors import ConfigError
 PROTOCOLS = {"tcp": 6, "udp": 17}
 MODES = ("nat",)
 SCHEDULERS = ("rr", "wrr", "lc", "wlc")
+NO_SERVER = ("icmp", "reset", "drop")
+NO_CONNECTION = ("pass", "reset", "drop")
 WEIGHT_MAX = 2**31 - 1
 NAME_MAX = 15
 PORT_MAX = 65535
+
+
+def check_range(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(field, value, "out of range", f"use {low} to {high}")
+
+
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")
 
 
 class Key(NamedTuple):
@@ -105,11 +117,29 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
 
 
+class Answers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What clients hear that no real server gets.
+
+    `no_server`: the service has no real server with a weight: "icmp" (port unreachable), "reset" (for TCP) or "drop".
+    `no_connection`: a TCP segment that neither belongs to a connection nor begins one: "pass" (the local stack answers
+    where the VIP is local), "reset" or "drop". With `sloppy_tcp` such a segment begins one, unless it is a reset.
+    """
+
+    no_server: str = "icmp"
+    no_connection: str = "pass"
+    sloppy_tcp: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("no_server", self.no_server, NO_SERVER)
+        check_choice("no_connection", self.no_connection, NO_CONNECTION)
+
+
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything one director should do; the whole of what `state.toml` keeps."""
 
     services: tuple[Service, ...] = ()
     timeouts: Timeouts = Timeouts()
+    answers: Answers = Answers()
 
     def __post_init__(self) -> None:
         seen: set[Key] = set()
@@ -199,13 +229,3 @@ def _number(field: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(field, text, "is not a whole number") from None
-
-
-def check_range(field: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(field, value, "out of range", f"use {low} to {high}")
-
-
-def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from netfilterqueue import NetfilterQueue, Packet
 
 from nfqlb._core.datapath import Worker
+from nfqlb._core.transmit import Transmitter
 
 IDLE_POLL = 0.1  # seconds between looks at the timers while nothing arrives
 
@@ -26,6 +27,7 @@ class ReferenceEngine:
 
     def __init__(self, worker: Worker, queues: Sequence[tuple[int, int]], maxlen: int = 16384) -> None:
         self._worker = worker
+        self._transmitter = Transmitter()
         self._stopping = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._queues: list[NetfilterQueue] = []
@@ -60,6 +62,7 @@ class ReferenceEngine:
     def _handle(self, packet: Packet) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         result = self._worker.process(packet.get_payload(), now, hook=packet.hook, mark=packet.get_mark())
+        self._transmitter.send(self._worker)
         if result.verdict == "drop":
             packet.drop()
             return

@@ -309,7 +309,7 @@ ROWS = [
         tcp(DRAINED, CLIENT, "RA", seq=0, ack=3, window=0, identification=0),
         policy=Policy("reset"),
     ),
-    refused("no server, and nobody is told", tcp(CLIENT, DRAINED), None, policy=Policy("silence")),
+    refused("no server, and nobody is told", tcp(CLIENT, DRAINED), None, policy=Policy("drop")),
     refused(
         "no server, but from nowhere",
         udp("0.0.0.0:40000", DRAINED),
@@ -321,7 +321,7 @@ ROWS = [
         tcp(WEB, CLIENT, "R", seq=77, window=0, identification=0),
         policy=Policy(no_connection="reset"),
     ),
-    refused("mid-stream tcp is dropped", tcp(CLIENT, WEB, "A"), None, policy=Policy(no_connection="silence")),
+    refused("mid-stream tcp is dropped", tcp(CLIENT, WEB, "A"), None, policy=Policy(no_connection="drop")),
     refused("a reset is not answered", tcp(CLIENT, WEB, "R"), None, policy=Policy(no_connection="reset")),
     Row(
         "mid-stream tcp begins a connection",

@@ -43,7 +43,7 @@ DEFAULTS = Timeouts()
 class Policy(NamedTuple):
     """What becomes of packets that no real server gets (Snapshot)."""
 
-    no_server: str = "unreachable"
+    no_server: str = "icmp"
     no_connection: str = "pass"
     sloppy: bool = False
 

@@ -14,6 +14,7 @@ import pytest
 CORE = Path(__file__).parents[2] / "ext/nfqlb/_core"
 LAYERS = [
     {"queue", "probe"},
+    {"transmit"},
     {"datapath"},
     {"forward", "icmp", "schedulers", "connection", "tracking", "snapshot"},
     {"packet"},

@@ -89,8 +89,8 @@ class Step:
     def policy(self) -> Policy:
         chance = self.chance
         answers = (
-            chance.choice(["unreachable", "reset", "silence"]),
-            chance.choice(["pass", "pass", "silence", "reset"]),
+            chance.choice(["icmp", "reset", "drop"]),
+            chance.choice(["pass", "pass", "drop", "reset"]),
         )
         return Policy(*answers, chance.random() < 0.2)
 

@@ -33,7 +33,7 @@ from nfqlb.errors import (
     TakenError,
     UnreachableError,
 )
-from nfqlb.model import Intent, Real, Service, Timeouts
+from nfqlb.model import Answers, Intent, Real, Service, Timeouts
 from tests.unit.fakes import DNS, WEB, FakeDirector, serving
 
 WEB_URL = "/v1/services/203.0.113.10:80"
@@ -189,6 +189,11 @@ def test_timeouts_are_set_together(client: Client, director: FakeDirector) -> No
     assert director.intent().timeouts == Timeouts(60, 6, 3)
 
 
+def test_answers_are_set_together(client: Client, director: FakeDirector) -> None:
+    assert client.set_answers({"no_server": "reset", "sloppy_tcp": True}) == {"revision": 2}
+    assert director.intent().answers == Answers("reset", "pass", True)
+
+
 # --- what is refused
 
 
@@ -295,6 +300,13 @@ def test_timeouts_are_set_together(client: Client, director: FakeDirector) -> No
             "real 'web': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]",
         ),
         ("GET", "/v1/connections?limit=-1", b"", 400, "limit '-1': is not a number of connections; use 0 for all"),
+        (
+            "PUT",
+            "/v1/answers",
+            b'{"no_server": "no"}',
+            400,
+            "no_server 'no': is not known; choose from icmp, reset, drop",
+        ),
         ("PUT", "/v1/timeouts", b'{"tcp": 0}', 400, "timeout tcp '0': out of range; use 1 to 2147483 seconds"),
         ("GET", "/v1/nothing", b"", 404, "request 'GET /v1/nothing': Not Found"),
         ("DELETE", "/v1/stats", b"", 405, "request 'DELETE /v1/stats': Method Not Allowed"),

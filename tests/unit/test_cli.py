@@ -18,7 +18,7 @@ from nfqlb import __version__, runconfig
 from nfqlb.api.client import Client
 from nfqlb.cli import COMMANDS, main
 from nfqlb.cli.env import Env
-from nfqlb.model import Intent, Real, Service
+from nfqlb.model import Answers, Intent, Real, Service
 from nfqlb.runconfig import RunConfig
 from tests.unit.fakes import DNS, WEB, Command, FakeDirector
 
@@ -319,6 +319,13 @@ def test_run_takes_every_setting(command: Command) -> None:
     )
 
 
+def test_run_takes_the_answers_of_its_services(command: Command) -> None:
+    command("run", *f"--vip {VIP} --no-server reset --no-connection drop --sloppy-tcp".split())
+    intent = handed_over(command).intent
+    assert intent is not None
+    assert intent.answers == Answers("reset", "drop", True)
+
+
 def test_run_with_nothing_starts_empty(command: Command) -> None:
     command("run")
     assert handed_over(command) == RunConfig(api="/nowhere/main/api.sock")
@@ -412,6 +419,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
         ("--engine slow", "engine 'slow': is not known; choose from fast, reference"),
         ("--diverter pf", "diverter 'pf': is not known; choose from auto, nft, iptables"),
         ("--firewall drop", "firewall 'drop': is not known; choose from accept, leave"),
+        (f"--vip {VIP} --no-server rst", "no_server 'rst': is not known; choose from icmp, reset, drop"),
+        ("--no-connection reset", "--no-connection 'reset': belongs to a --vip; add --vip ADDRESS:PORT"),
         ("--connections 0", "connections '0': out of range; use 64 to 67108864"),
         ("extra", "got unexpected extra argument (extra); see `nfqlb run --help`"),
     ],

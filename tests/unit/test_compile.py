@@ -14,7 +14,7 @@ from nfqlb.control import registry
 from nfqlb.control.compile import Compiler, compile_plan, packed, unpacked
 from nfqlb.errors import NfqlbError
 from nfqlb.kernel.plan import Plan
-from nfqlb.model import Intent, Real, Service, Timeouts
+from nfqlb.model import Answers, Intent, Real, Service, Timeouts
 from tests.unit.fakes import DNS, WEB
 
 INTENT = Intent((WEB, DNS), Timeouts(tcp=600, tcp_fin=60, udp=30))
@@ -23,8 +23,8 @@ INTENT = Intent((WEB, DNS), Timeouts(tcp=600, tcp_fin=60, udp=30))
 class Made:
     """What the compiler built, with its arguments."""
 
-    def __init__(self, *args: Any) -> None:
-        self.args = args
+    def __init__(self, *args: Any, **named: Any) -> None:
+        self.args, self.named = args, named
 
 
 class Slots:
@@ -75,6 +75,9 @@ def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
 def test_a_snapshot_carries_the_timeouts(compiler: Compiler) -> None:
     snapshot: Any = compiler.snapshot(INTENT)
     assert snapshot.args[1:] == (600, 60, 30)
+    assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False}
+    told: Any = compiler.snapshot(registry.set_answers(INTENT, Answers("reset", "drop", True)))
+    assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True}
 
 
 def test_an_unchanged_service_stays_the_same_object_and_a_changed_one_follows_its_predecessor(

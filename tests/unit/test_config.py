@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nfqlb.config.toml import loads
 from nfqlb.errors import ConfigError
-from nfqlb.model import Intent, Real, Service, Timeouts
+from nfqlb.model import Answers, Intent, Real, Service, Timeouts
 from tests.sizes import EXAMPLES
 
 WHOLE = """
@@ -26,6 +26,10 @@ firewall = "leave"
 [timeouts]
 tcp = 600
 udp = 30
+
+[answers]
+no_connection = "reset"
+sloppy_tcp = true
 
 [[service]]
 name = "web"
@@ -60,6 +64,7 @@ def test_a_whole_file() -> None:
             Service("2001:db8::10", 53, "udp", reals=(Real("2001:db8:1::11", 5353, 0),)),
         ),
         Timeouts(tcp=600, udp=30),
+        Answers(no_connection="reset", sloppy_tcp=True),
     )
 
 
@@ -74,7 +79,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "[director\n",
             "config 'f.toml': is not TOML: Expected ']' at the end of a table declaration (at line 1, column 10)",
         ),
-        ("name = 1\n", "f.toml:1: name '1': is not known here; the keys are director, timeouts, service"),
+        ("name = 1\n", "f.toml:1: name '1': is not known here; the keys are director, timeouts, answers, service"),
         ("director = 1\n", "f.toml:1: director '1': is not a table"),
         ("\n[service]\n", "f.toml:2: service '{}': is not an array of tables"),
         ("service = [1]\n", "f.toml:1: service '1': is not a table"),
@@ -94,6 +99,11 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "this version of nfqlb does not do metrics; take it out of the file",
         ),
         ("[timeouts]\ntcp = 0\n", "f.toml:2: timeouts.tcp '0': out of range; use 1 to 2147483 seconds"),
+        (
+            "[answers]\nno_server = 'rst'\n",
+            "f.toml:2: answers.no_server 'rst': is not known; choose from icmp, reset, drop",
+        ),
+        ("[answers]\nsloppy_tcp = 1\n", "f.toml:2: answers.sloppy_tcp '1': is not true or false"),
         ("[timeouts]\nsctp = 1\n", "f.toml:2: timeouts.sctp '1': is not known here; the keys are tcp, tcp_fin, udp"),
         ('[[service]]\nmode = "nat"\n', "f.toml:1: service '': has no vip; write vip = \"ADDRESS:PORT/tcp\""),
         (

@@ -128,7 +128,7 @@ def service(*values: object) -> Any:
     return values
 
 
-def snapshot(services: Sequence[object], *timeouts: int) -> Any:
+def snapshot(services: Sequence[object], *timeouts: int, **_: object) -> Any:
     return tuple(services), timeouts
 
 

@@ -21,6 +21,7 @@ import socket
 
 from nfqlb._core.atomic cimport RELAXED, load32, store32
 from nfqlb._core.datapath cimport Worker, run_batch
+from nfqlb._core.transmit cimport Transmitter, post
 from nfqlb._core.types cimport ACCEPT, BATCH, REWRITE, packet_t
 from nfqlb._core.types cimport DROP as DROP_PACKET
 from nfqlb._core.wire cimport htonl, htons, ntohl
@@ -156,6 +157,7 @@ cdef class FastEngine:
     """
 
     cdef Worker worker
+    cdef Transmitter transmitter
     cdef queue_t queues[QUEUES]
     cdef int count
     cdef int wake
@@ -164,6 +166,7 @@ cdef class FastEngine:
     def __cinit__(self, Worker worker not None, queues: Sequence[tuple[int, int]]):
         cdef queue_t* queue
         self.worker = worker
+        self.transmitter = Transmitter()
         self.wake = -1
         if not 1 <= len(queues) <= QUEUES:
             raise ValueError(f"an engine drives 1 to {QUEUES} queues")
@@ -272,6 +275,8 @@ cdef int serve(FastEngine engine, queue_t* queue) noexcept nogil:
             repeat_unanswered(queue)
         run_batch(&engine.worker.worker, queue.packets, count, boottime(), EXPIRE_BUDGET)
         answer(queue, count)
+        if engine.worker.worker.outbox.count:
+            post(engine.transmitter, engine.worker.worker.outbox)
     return got
 
 

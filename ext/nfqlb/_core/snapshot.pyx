@@ -18,7 +18,7 @@ from nfqlb._core.wire cimport address_from, same
 from nfqlb._core.schedulers import SCHEDULERS
 
 
-ANSWERS: tuple[str, ...] = ("pass", "silence", "unreachable", "reset")
+ANSWERS: tuple[str, ...] = ("pass", "drop", "icmp", "reset")
 
 
 cdef class Service:
@@ -61,14 +61,14 @@ cdef class Service:
 
 cdef class Snapshot:
     """All services, timeouts in seconds (established TCP, TCP after a FIN, UDP), and what becomes of packets that no
-    real server gets: `no_server` "silence", "unreachable" or "reset", `no_connection` (mid-stream TCP) "pass",
-    "silence" or "reset"; `sloppy` mid-stream TCP begins a connection.
+    real server gets: `no_server` "drop", "icmp" or "reset", `no_connection` (mid-stream TCP) "pass", "drop" or
+    "reset"; with `sloppy`, mid-stream TCP begins a connection.
 
     Raises ValueError when two services have one key.
     """
 
     def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300, *,
-                  no_server: str = "unreachable", no_connection: str = "pass", bint sloppy = False):
+                  no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False):
         cdef Service service
         cdef uint64_t places
         cdef uint32_t i

@@ -23,7 +23,7 @@ class Snapshot:
         tcp_fin: int = 120,
         udp: int = 300,
         *,
-        no_server: str = "unreachable",
+        no_server: str = "icmp",
         no_connection: str = "pass",
         sloppy: bool = False,
     ) -> Self: ...

@@ -72,6 +72,9 @@ class Client:
     def set_timeouts(self, timeouts: Mapping[str, int]) -> Any:
         return self.call("PUT", "/v1/timeouts", timeouts)
 
+    def set_answers(self, answers: Mapping[str, str | bool]) -> Any:
+        return self.call("PUT", "/v1/answers", answers)
+
     def call(self, method: str, target: str, body: object = None) -> Any:
         """The decoded answer, or the director's error."""
         try:

@@ -1,7 +1,7 @@
 """The JSON that the API speaks: one struct per answer, and how each is made from the intent and the counters.
 
 The field names are the keys; they are a promise to scripts, so a key is added, never renamed. Requests that create
-something carry the values of nfqlb.model as they are (Service, Real, Timeouts).
+something carry the values of nfqlb.model as they are (Service, Real, Timeouts, Answers).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 from nfqlb.api.director import Connection, Slots
 from nfqlb.control.compile import unpacked
-from nfqlb.model import PROTOCOLS, Intent, Real, Service, Timeouts, endpoint
+from nfqlb.model import PROTOCOLS, Answers, Intent, Real, Service, Timeouts, endpoint
 
 if TYPE_CHECKING:
     from nfqlb._core.datapath import Drained
@@ -72,6 +72,7 @@ class ServiceView(msgspec.Struct):
 class Services(msgspec.Struct):
     revision: int
     timeouts: Timeouts
+    answers: Answers
     services: list[ServiceView]
 
 
@@ -174,7 +175,7 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
 
 def services(intent: Intent, revision: int, slots: Slots, drained: Drained) -> Services:
     views = [service_view(service, slots, drained) for service in intent.services]
-    return Services(revision=revision, timeouts=intent.timeouts, services=views)
+    return Services(revision=revision, timeouts=intent.timeouts, answers=intent.answers, services=views)
 
 
 def stats(intent: Intent, slots: Slots, drained: Drained) -> Stats:

@@ -30,7 +30,7 @@ from nfqlb.api import schema
 from nfqlb.api.director import Director
 from nfqlb.control import registry
 from nfqlb.errors import ConfigError, ExistsError, MissingError, NfqlbError, NotFoundError, TakenError, UnreachableError
-from nfqlb.model import Intent, Key, Real, Service, Timeouts, parse_real, parse_vip
+from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts, parse_real, parse_vip
 from nfqlb.runconfig import check_socket_path
 
 MODE = 0o660
@@ -81,6 +81,7 @@ class _Routes:
             web.get("/v1/reasons", self.reasons),
             web.get("/v1/daemon", self.daemon),
             web.put("/v1/timeouts", self.set_timeouts),
+            web.put("/v1/answers", self.set_answers),
         ]
 
     async def services(self, _: web.Request) -> web.Response:
@@ -135,6 +136,10 @@ class _Routes:
     async def set_timeouts(self, request: web.Request) -> web.Response:
         timeouts = await _body(request, Timeouts)
         return await self._change(lambda intent: registry.set_timeouts(intent, timeouts))
+
+    async def set_answers(self, request: web.Request) -> web.Response:
+        answers = await _body(request, Answers)
+        return await self._change(lambda intent: registry.set_answers(intent, answers))
 
     async def _change(self, edit: Callable[[Intent], Intent], status: int = 200) -> web.Response:
         return _json(schema.Changed(await self.director.change(edit)), status)

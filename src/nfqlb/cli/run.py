@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     "--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server of every --vip; repeats."
 )
 @click.option("--scheduler", metavar="NAME", help="rr, wrr, lc or wlc [default: wlc].")
+@click.option(
+    "--no-server", metavar="icmp|reset|drop", help="The answer where no real server has a weight [default: icmp]."
+)
+@click.option(
+    "--no-connection",
+    metavar="pass|reset|drop",
+    help="The answer to mid-stream TCP without a connection [default: pass].",
+)
+@click.option("--sloppy-tcp", is_flag=True, help="Mid-stream TCP may begin a connection.")
 @click.option("--workers", type=int, metavar="N", help="Threads that take packets [default: 1].")
 @click.option("--vip-dev", metavar="IF", help="Add the VIPs to this device, and remove them at the end.")
 @click.option("--queue", type=int, metavar="N", help="The first queue number [default: chosen from free ones].")
@@ -48,6 +57,9 @@ def command(
     reals: tuple[str, ...],
     mode: str | None,
     scheduler: str | None,
+    no_server: str | None,
+    no_connection: str | None,
+    sloppy_tcp: bool,
     file: str | None,
     restore: bool,
     api: str | None,
@@ -61,11 +73,13 @@ def command(
     """
     import nfqlb.runconfig as runconfig
 
-    _check_together(vips, reals, mode, scheduler, file, restore)
+    answers = {"no_server": no_server, "no_connection": no_connection, "sloppy_tcp": sloppy_tcp or None}
+    answers = {field: value for field, value in answers.items() if value is not None}
+    _check_together(vips, {"real": ", ".join(reals), "mode": mode, "scheduler": scheduler, **answers}, file, restore)
     director: dict[str, Any] = {}
     intent, origin = None, "saved state" if restore else "none"
     if vips:
-        intent, origin = _intent(vips, reals, mode, scheduler), "command line"
+        intent, origin = _intent(vips, reals, mode, scheduler, answers), "command line"
     elif file is not None:
         (director, intent), origin = _read(file), os.path.abspath(file)
     director["name"] = director_name(env, name, director.get("name"))
@@ -77,24 +91,26 @@ def command(
     _become_holder(env, runconfig.encode(config))
 
 
-def _check_together(
-    vips: Sequence[str], reals: Sequence[str], mode: str | None, scheduler: str | None, file: str | None, restore: bool
-) -> None:
+def _check_together(vips: Sequence[str], about_services: Mapping[str, object], file: str | None, restore: bool) -> None:
     """Options that contradict each other, or mean nothing alone."""
     services = " and ".join(["--vip"] * bool(vips) + ["--config"] * (file is not None) + ["--restore"] * restore)
     if " and " in services:
         raise ConfigError("services", services, "are given together", "choose one place that the services come from")
     if not vips:
-        for option, value in (("real", ", ".join(reals)), ("mode", mode), ("scheduler", scheduler)):
+        for option, value in about_services.items():
             if value:
-                raise ConfigError(f"--{option}", value, "belongs to a --vip", "add --vip ADDRESS:PORT")
+                raise ConfigError(
+                    f"--{option.replace('_', '-')}", value, "belongs to a --vip", "add --vip ADDRESS:PORT"
+                )
 
 
-def _intent(vips: Sequence[str], reals: Sequence[str], mode: str | None, scheduler: str | None) -> Intent:
+def _intent(
+    vips: Sequence[str], reals: Sequence[str], mode: str | None, scheduler: str | None, answers: Mapping[str, Any]
+) -> Intent:
     from nfqlb.cli.values import service
-    from nfqlb.model import Intent
+    from nfqlb.model import Answers, Intent
 
-    return Intent(tuple(service(vip, reals, mode, scheduler) for vip in vips))
+    return Intent(tuple(service(vip, reals, mode, scheduler) for vip in vips), answers=Answers(**answers))
 
 
 def _read(file: str) -> tuple[dict[str, Any], Intent]:

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nfqlb.errors import ConfigError
-from nfqlb.model import Intent, Real, Service, Timeouts, parse_real, parse_vip
+from nfqlb.model import Answers, Intent, Real, Service, Timeouts, parse_real, parse_vip
 from nfqlb.runconfig import RunConfig
 
 Path = tuple[str | int, ...]
 Types = Mapping[str, type]
 
-TOP: Types = {"director": dict, "timeouts": dict, "service": list}
+TOP: Types = {"director": dict, "timeouts": dict, "answers": dict, "service": list}
 DIRECTOR: Types = {
     "name": str,
     "api": str,
@@ -36,6 +36,7 @@ DIRECTOR: Types = {
     "connections": int,
 }
 TIMEOUTS: Types = {"tcp": int, "tcp_fin": int, "udp": int}
+ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}
 SERVICE: Types = {"name": str, "vip": str, "mode": str, "scheduler": str, "real": list}
 REAL: Types = {"address": str, "weight": int}
 LATER = {
@@ -45,7 +46,13 @@ LATER = {
     "offload": "offload",
     "fwmark": "services by firewall mark",
 }
-TYPE_NAMES = {str: "a string in quotes", int: "a whole number", dict: "a table", list: "an array of tables"}
+TYPE_NAMES = {
+    str: "a string in quotes",
+    bool: "true or false",
+    int: "a whole number",
+    dict: "a table",
+    list: "an array of tables",
+}
 KEY_OF_FIELD = {"vip port": "vip", "protocol": "vip", "real": "address", "real port": "address"}
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
@@ -81,6 +88,9 @@ class _Reader:
         timeouts = self.table(("timeouts",), top.get("timeouts", {}), TIMEOUTS)
         with self.at(("timeouts",)):
             times = Timeouts(**timeouts)
+        answers = self.table(("answers",), top.get("answers", {}), ANSWERS)
+        with self.at(("answers",)):
+            told = Answers(**answers)
         services: list[Service] = []
         for index, table in enumerate(top.get("service", [])):
             service = self.service(("service", index), table)
@@ -88,7 +98,7 @@ class _Reader:
                 fix = "put all its real servers into one service"
                 raise self.error(("service", index, "vip"), table["vip"], "is there twice", fix)
             services.append(service)
-        return Loaded(director, Intent(tuple(services), times))
+        return Loaded(director, Intent(tuple(services), times, told))
 
     def service(self, path: Path, table: object) -> Service:
         values = self.table(path, table, SERVICE)
@@ -124,7 +134,7 @@ class _Reader:
                 raise self.error(where, _short(value), f"this version of nfqlb does not do {LATER[key]}", fix)
             if key not in known:
                 raise self.error(where, _short(value), "is not known here", f"the keys are {', '.join(known)}")
-            if not isinstance(value, known[key]) or isinstance(value, bool):
+            if not isinstance(value, known[key]) or isinstance(value, bool) != (known[key] is bool):
                 raise self.error(where, _short(value), f"is not {TYPE_NAMES[known[key]]}")
         return dict(table)
 

@@ -49,9 +49,15 @@ class Compiler:
         """Compile; if the snapshot is not published after all, call `undo`."""
         slots: dict[SlotKey, int] = {}
         compiled = {service.key: (service, self._compile(service, slots)) for service in intent.services}
-        timeouts = intent.timeouts
+        timeouts, answers = intent.timeouts, intent.answers
         snapshot = self._make_snapshot(
-            [made for _, made in compiled.values()], timeouts.tcp, timeouts.tcp_fin, timeouts.udp
+            [made for _, made in compiled.values()],
+            timeouts.tcp,
+            timeouts.tcp_fin,
+            timeouts.udp,
+            no_server=answers.no_server,
+            no_connection=answers.no_connection,
+            sloppy=answers.sloppy_tcp,
         )
         self._before = self._compiled, self.slots, self.left
         left = {key: slot for key, slot in (self.left | self.slots).items() if key not in slots}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from nfqlb.errors import ExistsError, NotFoundError
-from nfqlb.model import Intent, Key, Real, Service, Timeouts, endpoint
+from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts, endpoint
 
 
 def find_service(intent: Intent, key: Key) -> Service:
@@ -64,6 +64,10 @@ def delete_real(intent: Intent, key: Key, address: str, port: int) -> Intent:
 
 def set_timeouts(intent: Intent, timeouts: Timeouts) -> Intent:
     return replace(intent, timeouts=timeouts)
+
+
+def set_answers(intent: Intent, answers: Answers) -> Intent:
+    return replace(intent, answers=answers)
 
 
 def _put(intent: Intent, service: Service) -> Intent:

@@ -76,5 +76,10 @@ def nfqueue(queue: int) -> bytes:
     return _expression("target", text(1, "NFQUEUE"), number(2, 3), attribute(3, info))
 
 
+def socket_match() -> bytes:
+    """iptables' socket match through nft_compat: struct xt_socket_mtinfo1, no flags, padded to 8."""
+    return _expression("match", text(1, "socket"), number(2, 1), attribute(3, bytes(8)))
+
+
 def _expression(name: str, *fields: bytes) -> bytes:
     return nested(1, text(1, name), nested(2, *fields))

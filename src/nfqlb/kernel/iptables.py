@@ -69,7 +69,12 @@ class Iptables:
         replies += [f"{ICMP[family]} {kind} -j {plain} --queue-bypass" for kind in ICMP_ERRORS[family]]
         replies += [*first, f"{later} {self._in('servers', family, 'src')} -j {plain}"]
         return Rules(
-            {f"{own}.req": requests, f"{own}.reply": replies, f"{own}.queue": [f"-p tcp -j {gso}", f"-j {plain}"]},
+            {
+                f"{own}.req": requests,
+                f"{own}.reply": replies,
+                f"{own}.queue": [f"-p tcp -j {gso}", f"-j {plain}"],
+                f"{own}.defrag": ["-m socket"] if self._reassembles(family) else [],
+            },
             {
                 "PREROUTING": [f"{own}.req"],
                 "INPUT": [f"{own}.reply"],
@@ -91,6 +96,15 @@ class Iptables:
             {f"{own}.raw": [f"{match} -j CT --notrack" for match in matches], f"{own}.out": [output]},
             {"PREROUTING": [f"{own}.raw"], "OUTPUT": [f"{own}.out", f"{own}.raw"]},
         )
+
+    def _reassembles(self, family: int) -> bool:
+        """Whether there is a socket match: in a chain that no packet enters it has the kernel reassemble fragments."""
+        test = "*mangle\n:nfqlb-test - [0:0]\n-A nfqlb-test -m socket\nCOMMIT\n"
+        try:
+            programs.run(f"{PROGRAM[family]}-restore", "-w", "10", "--noflush", "--test", stdin=test)
+        except KernelError:
+            return False
+        return True
 
     def _in(self, title: str, family: int, direction: str, *, absent: bool = False) -> str:
         return f"-m set {'! ' if absent else ''}--match-set {set_name(self._name, title, family)} {direction}"

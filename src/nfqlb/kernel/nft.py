@@ -44,7 +44,7 @@ class Nft:
             if old and family in old.families and (old.gso, old.plain) == (plan.gso, plan.plain):
                 messages += ruleset.changes(self.table, family, old.members(family), plan.members(family))
             else:
-                messages += ruleset.replace(self.table, family, plan)
+                messages += ruleset.replace(self.table, family, plan, reassemble=reassembles())
                 replaced.append(family)
         try:
             nl.batch(messages)
@@ -92,12 +92,23 @@ class Nft:
 
 @functools.cache
 def loads() -> bool:
-    """Whether the kernel takes the NFQUEUE target in an nft rule: tried in a table that is gone with its own batch."""
+    """Whether the kernel takes the NFQUEUE target in an nft rule."""
+    return _takes(expressions.nfqueue(0))
+
+
+@functools.cache
+def reassembles() -> bool:
+    """Whether the kernel takes the socket match in an nft rule, and with it reassembles fragments."""
+    return _takes(expressions.socket_match())
+
+
+def _takes(expression: bytes) -> bool:
+    """Tried in a table that is gone with its own batch."""
     table = f"nfqlb.{os.getpid()}"
     messages = [
         nl.Message(nl.NEWTABLE, nl.CREATE, 4, nl.text(1, table)),
         nl.Message(nl.NEWCHAIN, nl.CREATE, 4, nl.text(1, table) + nl.text(3, "probe")),
-        ruleset.rule(table, "probe", 4, [expressions.nfqueue(0)]),
+        ruleset.rule(table, "probe", 4, [expression]),
         ruleset.remove(table, 4),
     ]
     try:

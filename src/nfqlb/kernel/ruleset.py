@@ -10,6 +10,9 @@ request never comes from a real server's own endpoint; else a service that share
 
 With several workers the client's address and port are hashed, and a verdict map picks the queue's chain. The NFQUEUE
 rules have no bypass: without a listener packets are dropped and repeated by TCP, not answered by the local stack.
+
+A chain that no packet enters holds a socket match: while it is there, the kernel reassembles fragments before any of
+these hooks, as IPVS has it do (net/netfilter/xt_socket.c, socket_mt_enable_defrag).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ BASE_CHAINS = (  # name, type, hook, priority, what it jumps to
     ("forward", "filter", FORWARD, DIVERT, ("replies",)),
     ("output", "route", OUTPUT, DIVERT, ("requests", "replies")),
 )
-CHAINS = ("untracked-output", "untracked", "request", "requests", "reply", "replies", "of-server")
+CHAINS = ("defragmented", "untracked-output", "untracked", "request", "requests", "reply", "replies", "of-server")
 CLASSES = ("gso", "plain")
 PROTOCOL, ADDRESS, SERVICE, ICMP_TYPE, MARK = 12, {4: 7, 6: 8}, 13, {4: 14, 6: 29}, 19  # nft's data type numbers
 HOST_ORDER = struct.pack("=BBI", 0, 4, 1)  # user data of a set that lets the nft program print its keys right
@@ -48,8 +51,8 @@ def remove(table: str, family: int) -> nl.Message:
     return nl.Message(nl.DELTABLE, 0, family, nl.text(1, table))
 
 
-def replace(table: str, family: int, plan: Plan) -> list[nl.Message]:
-    """The whole table, in place of what bore its name."""
+def replace(table: str, family: int, plan: Plan, *, reassemble: bool) -> list[nl.Message]:
+    """The whole table, in place of what bore its name; `reassemble` where the kernel has the socket match."""
     name = nl.text(1, table)
     create = nl.Message(nl.NEWTABLE, nl.CREATE, family, name)
     queues = {f"{kind}-{i}": queue for kind in CLASSES for i, queue in enumerate(getattr(plan, kind))}
@@ -70,6 +73,8 @@ def replace(table: str, family: int, plan: Plan) -> list[nl.Message]:
         messages += _edit(table, title, family, nl.NEWSETELEM, keys, values)
     messages += [rule(table, chain, family, [x.nfqueue(queue)]) for chain, queue in queues.items()]
     messages += [rule(table, chain, family, expressions) for chain, expressions in _rules(family, plan)]
+    if reassemble:
+        messages.append(rule(table, "defragmented", family, [x.socket_match()]))
     for chain, _, _, _, targets in BASE_CHAINS:
         messages += [rule(table, chain, family, [x.verdict(x.JUMP, target)]) for target in targets]
     return messages
