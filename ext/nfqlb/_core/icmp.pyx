@@ -55,7 +55,6 @@ from nfqlb._core.wire cimport (
     TCP_HEADER,
     TCP_OFFSET,
     TCP_SEQUENCE,
-    get16,
     get32,
     get_raw16,
     htonl,

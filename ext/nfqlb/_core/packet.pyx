@@ -157,8 +157,8 @@ cdef uint8_t parse_transport(packet_t* packet) noexcept nogil:
 cdef uint8_t parse_quoted(const packet_t* error, packet_t* quoted) noexcept nogil:
     """Find the TCP or UDP packet that an ICMP error quotes; ICMP_MESSAGE when it is no error or quotes none.
 
-    Only the ends of `quoted` are certain: of its transport, 4 bytes need be there (RFC 792 asks for 8), and `length` ends
-    with the quotation. Both versions have the quotation behind 8 bytes (RFC 792, RFC 4443 3).
+    Only the ends of `quoted` are certain: of its transport, 4 bytes need be there (RFC 792 asks for 8), and `length`
+    ends with the quotation. Both versions have the quotation behind 8 bytes (RFC 792, RFC 4443 3).
     """
     cdef uint8_t* at = error.data + error.transport
     cdef uint32_t header
