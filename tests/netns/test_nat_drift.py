@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from netns import Net, kernelstate, load
+from netns.host import CommandError
 
 BACK_WITHIN = 3.0
 WATCHED = 1.0
@@ -33,9 +34,16 @@ def empty_sets(net: Net) -> None:
 
 
 def destroy_sets(net: Net) -> None:
-    flush_iptables(net)
-    flush_nft(net)
-    net.director.run(["ipset", "destroy"])
+    """Rules first, for a set in use can't be destroyed; again where the director was quicker to put its rules back."""
+    for left in reversed(range(20)):
+        flush_iptables(net)
+        flush_nft(net)
+        try:
+            net.director.run(["ipset", "destroy"])
+            return
+        except CommandError:
+            if not left:
+                raise
 
 
 def reset_forwarding(net: Net) -> None:
