@@ -54,7 +54,7 @@ def serve(fd: int, capacity: int, now: int, *, udp_timeout: int = 300) -> tuple[
     table = Table(fd, capacity, now)
     datapath = Datapath(table)
     services = [
-        Service(protocol, *VIP, "wlc", [(table.slot(protocol, *VIP, *real), *real, 1) for real in REALS])
+        Service(protocol, *VIP, "wlc", [(table.slot(protocol, *VIP, *real), *real, 1, "nat") for real in REALS])
         for protocol in (TCP, UDP)
     ]
     datapath.publish(Snapshot(services, udp=udp_timeout))

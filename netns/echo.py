@@ -32,11 +32,14 @@ async def serve(name: str) -> None:
     datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     datagrams.bind(("::", PORT))
 
     def repeat() -> None:
-        data, peer = datagrams.recvfrom(65535)
-        datagrams.sendto(greeting(name, peer[0]) + data, peer)
+        data, about, _, peer = datagrams.recvmsg(65535, 64)
+        address = about[0][2][:16]  # in6_pktinfo: the answer comes from where the question went
+        where = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address + bytes(4))
+        datagrams.sendmsg([greeting(name, peer[0]), data], [where], 0, peer)
 
     asyncio.get_running_loop().add_reader(datagrams, repeat)
     server = await asyncio.start_server(lines, None, PORT, backlog=1024)

@@ -25,6 +25,7 @@ class Net(Machines):
     vip: "local" puts it on the director; "routed" is an address that the router routes to the director, who does not
     have it; "free" is an address of the director's network that nobody has, for --vip-dev.
     web, echo: which programs the real servers run (nginx on port 80, netns.echo on port 7).
+    direct: real servers for direct routing have the VIP themselves, tell nobody, and answer past the director.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Net(Machines):
         vip: str = "local",
         web: bool = True,
         echo: bool = False,
+        direct: bool = False,
     ) -> None:
-        self.arms, self.web, self.echo = arms, web, echo
+        self.arms, self.web, self.echo, self.direct = arms, web, echo, direct
         self.outside = UPLINK if arms == 2 else INSIDE
         self.vip_kind, self.vips = vip, ROUTED if vip == "routed" else self.outside.at(100)
         super().__init__()
@@ -82,6 +84,10 @@ class Net(Machines):
 
     def build(self) -> None:
         self._wire().apply(self.switch, self.router)
+        if self.direct:
+            for server in self.servers:
+                server.sysctl("net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2")
+                server.ip(f"address add {self.vip(4)}/32 dev lo", f"address add {self.vip(6)}/128 dev lo nodad")
         for server in self.servers:
             if self.web:
                 server.start()
@@ -103,7 +109,7 @@ class Net(Machines):
             wiring.plug(host, self.switch)
             wiring.address(host, "eth0", INSIDE.at(address))
             if host is not self.director:
-                wiring.default(host, INSIDE.at(1))
+                wiring.default(host, INSIDE.at(254 if self.direct else 1))
         if self.arms == 2:
             wiring.cable(self.director, "up0", self.router, "eth0")
             wiring.address(self.director, "up0", UPLINK.at(1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -27,7 +27,9 @@ VERDICTS = {
     **dict.fromkeys(["forwarded", "returned", "error_forwarded", "error_returned"], "rewrite"),
     **dict.fromkeys(["icmp", "other_protocol", "no_service", "no_connection", "unrelated"], "accept"),
     **dict.fromkeys(["malformed", "truncated", "fragment", "no_server", "table_full", "server_gone"], "drop"),
-    **dict.fromkeys(["bad_checksum", "refused"], "drop"),
+    **dict.fromkeys(["bad_checksum", "refused", "no_neighbour", "ttl_exceeded", "too_big"], "drop"),
+    **dict.fromkeys(["routed", "error_routed"], "transmit"),
+    "local": "accept",
 }
 STATES = ["NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT"]
 ACTIVE = {"ESTABLISHED", "SYN_SENT", "SYN_RECV"}
@@ -43,6 +45,8 @@ CLIENT = {
     },  # all others: no change
     "ack": {"NONE": "ESTABLISHED", "SYN_RECV": "ESTABLISHED"},  # all others: no change
 }
+# as CLIENT, where nobody sees what the server sends
+ALONE = CLIENT | {"fin": {"NONE": "CLOSE", "ESTABLISHED": "FIN_WAIT", "SYN_RECV": "TIME_WAIT"}}
 SERVER = {
     "rst": {"SYN_SENT": "SYN_SENT", "TIME_WAIT": "TIME_WAIT"},  # all others: CLOSE
     "syn": {"ESTABLISHED": "ESTABLISHED", "SYN_RECV": "SYN_RECV"},  # all others: SYN_SENT
@@ -68,6 +72,7 @@ class Entry:
     client: End
     vip: End
     server: End
+    direct: bool = False  # the forwarding method is dr
     state: str = "NONE"
     expires: int = 0
 
@@ -81,16 +86,25 @@ class Service:
     """`servers` newest first, with weights; `last` is the last one chosen, None the head of the list."""
 
     scheduler: str
+    direct: bool = False
     servers: list[tuple[End, int]] = field(default_factory=list)
     last: End | None = None
     threshold: int = 0
 
 
 class Model:
-    """One director's data path."""
+    """One director's data path; `ways` tells the MTU towards real servers: None for no way, 0 for this machine. The
+    others have 1500.
+    """
 
-    def __init__(self, *virtuals: Virtual, capacity: int = 1024, timeouts: Timeouts = DEFAULTS) -> None:
-        self.capacity = capacity
+    def __init__(
+        self,
+        *virtuals: Virtual,
+        capacity: int = 1024,
+        timeouts: Timeouts = DEFAULTS,
+        ways: Mapping[End, int | None] | None = None,
+    ) -> None:
+        self.capacity, self.ways = capacity, ways or {}
         self.services: dict[Key, Service] = {}
         self.entries: list[Entry] = []
         self.configure(*virtuals, timeouts=timeouts)
@@ -105,7 +119,7 @@ class Model:
             service = old.get(key)
             wanted: list[tuple[End, int]] = [(endpoint(real), weight) for real, weight in virtual.reals.items()]
             if service is None or service.scheduler != virtual.scheduler:
-                service = Service(virtual.scheduler)
+                service = Service(virtual.scheduler, virtual.mode == "dr")
                 for size in range(1, len(wanted)):  # one after another
                     change_servers(service, wanted[:size][::-1])
             self.services[key] = service
@@ -126,6 +140,9 @@ class Model:
             elif reason == "returned":
                 assert entry is not None
                 new = rewritten(packet, parsed, entry.vip, parsed.destination, flags)
+            elif reason == "direct":
+                assert entry is not None
+                reason, new = self.direct(packet, parsed.end, parsed.protocol == UDP, entry, flags)
         elif reason == "icmp":
             reason, new = self.relate(packet[: parsed.end], reply_hook=hook in (1, 2))
             new = new and new + packet[parsed.end :]
@@ -133,7 +150,7 @@ class Model:
 
     def decide(self, parsed: Parsed, tick: int, reply_hook: bool) -> tuple[str, Entry | None]:
         request = [e for e in self.entries if (e.protocol, e.client, e.vip) == of_request(parsed)]
-        reply = [e for e in self.entries if (e.protocol, e.client, e.server) == of_reply(parsed)]
+        reply = [e for e in self.entries if not e.direct and (e.protocol, e.client, e.server) == of_reply(parsed)]
         assert len(request) <= 1
         assert len(reply) <= 1, "two connections look the same to the server: the test's services share a server's port"
         if reply and (reply_hook or not request):
@@ -156,12 +173,32 @@ class Model:
                 return "no_server", None
             if len(self.entries) + ended == self.capacity:
                 return "table_full", None
-            entry = Entry(parsed.protocol, parsed.source, parsed.destination, server)
+            entry = Entry(parsed.protocol, parsed.source, parsed.destination, server, service.direct)
             self.entries.append(entry)
         if not self.has_server(entry):
             return "server_gone", None
-        self.track(entry, CLIENT, parsed, tick)
-        return "forwarded", entry
+        self.track(entry, ALONE if entry.direct else CLIENT, parsed, tick)
+        return "direct" if entry.direct else "forwarded", entry
+
+    def direct(self, packet: bytes, length: int, udp: bool, entry: Entry, flags: int) -> tuple[str, bytes | None]:
+        """On to the server as it is: the reason, and the packet one hop older."""
+        mtu, wide = self.ways.get(entry.server, 1500), packet[0] >> 4 == 6
+        at = 7 if wide else 8
+        if mtu is None:
+            return "no_neighbour", None
+        if mtu == 0:
+            return "local", None
+        if packet[at] <= 1:
+            return "ttl_exceeded", None
+        cut = udp if wide else not packet[6] & 0x40
+        if length > mtu and not cut and not flags & 2:
+            return "too_big", None
+        new = bytearray(packet)
+        new[at] -= 1
+        if not wide:
+            new[10:12] = bytes(2)
+            new[10:12] = ones_complement([new[: (new[0] & 15) * 4]])
+        return "routed", bytes(new)
 
     def relate(self, packet: bytes, reply_hook: bool) -> tuple[str, bytes | None]:
         """An ICMP error: the reason, and the packet with what it quotes as the other side knows it."""
@@ -172,7 +209,11 @@ class Model:
             return "icmp", None
         protocol, source, destination = quoted
         about_reply = [e for e in self.entries if (e.protocol, e.vip, e.client) == (protocol, source, destination)]
-        about_request = [e for e in self.entries if (e.protocol, e.client, e.server) == (protocol, source, destination)]
+        about_request = [
+            e
+            for e in self.entries
+            if not e.direct and (e.protocol, e.client, e.server) == (protocol, source, destination)
+        ]
         if not about_reply and not about_request:
             return "icmp", None
         message = packet[at:]
@@ -183,6 +224,9 @@ class Model:
         entry = about_request[0] if to_client else about_reply[0]
         if not to_client and not self.has_server(entry):
             return "server_gone", None
+        if entry.direct:
+            reason, same = self.direct(packet, len(packet), False, entry, 0)
+            return "error_routed" if reason == "routed" else reason, same
         end = entry.vip if to_client else entry.server
         size = 16 if wide else 4
         outer = (8 if wide else 12) + (0 if to_client else size)  # its source, or its destination
@@ -222,7 +266,7 @@ class Model:
         if not parsed.flag:
             entry.state = "CLOSE"
         else:
-            opening = "SYN_RECV" if table is CLIENT else "SYN_SENT"
+            opening = "SYN_SENT" if table is SERVER else "SYN_RECV"
             other = {"rst": "CLOSE", "syn": opening}.get(parsed.flag, entry.state)
             entry.state = table[parsed.flag].get(entry.state, other)
         seconds = {"SYN_SENT": 120, "SYN_RECV": 60, "TIME_WAIT": 120, "CLOSE": 10, "CLOSE_WAIT": 60}

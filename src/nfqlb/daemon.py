@@ -33,8 +33,10 @@ import nfqlb
 from nfqlb import runconfig, state
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
+from nfqlb._core.snapshot import Hop
 from nfqlb.control.compile import Compiler, compile_plan, packed
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
+from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
 from nfqlb.kernel.plan import Plan
 from nfqlb.kernel.queues import queues as listeners
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 
 REPAIR_SECONDS = 2.0  # between looks at the kernel while nobody is heard to change it
 CALM_SECONDS = 0.1  # between hearing somebody and looking: what others do comes in bursts
+PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
+RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CRASHED = 70  # exit code (EX_SOFTWARE)
 PR_SET_PDEATHSIG = 1
@@ -96,6 +100,8 @@ class Director:
         self._warned_for = -1  # the revision that the warnings are about
         self._repairs = 0
         self._failure = ""  # of the last repair
+        self._ways: dict[int, neighbours.Hop] = {}  # by slot: where frames go
+        self._lost: set[str] = set()  # real servers to which there is no way
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -111,6 +117,7 @@ class Director:
             log.warning(remark)
         self._plan = self._plan_of(self._state.intent)
         self._snapshot = self._compiler.snapshot(self._state.intent)
+        self._aim(self._state.intent, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
         if all(queue.bound for queue in self._queues):
             self._start_workers()
@@ -145,11 +152,12 @@ class Director:
             await asyncio.to_thread(self.finish)
             return error.exit_code
         ready()
-        minder = asyncio.create_task(self._mind_kernel())
+        minders = [asyncio.create_task(self._mind_kernel()), asyncio.create_task(self._mind_neighbours())]
         await stop.wait()
         async with self._lock:
             self._closing = True
-        minder.cancel()
+        for minder in minders:
+            minder.cancel()
         if runner:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(runner.cleanup(), 3)
@@ -253,6 +261,7 @@ class Director:
             published = False
             try:
                 await self._apply(both)
+                await asyncio.to_thread(self._aim, intent, RESOLVE_SECONDS)
                 self._datapath.publish(snapshot)
                 published = True
                 await self._apply(plan)
@@ -327,6 +336,67 @@ class Director:
         self._repairs += len(done)
         for sentence in done:
             log.warning("repaired: %s", sentence)
+
+    # --- where frames go ----------------------------------------------------------------------------------------------
+
+    def _aim(self, intent: Intent, patience: float = 0.0) -> None:
+        """Send frames where the real servers are now; wait at most `patience` seconds for new ones."""
+        direct = {service.key for service in intent.services if service.mode == "dr"}
+        wanted = {slot: address for (key, address, _), slot in self._compiler.slots.items() if key in direct}
+        if not wanted and not self._ways:
+            return
+        end = time.monotonic() + patience
+        while True:
+            found = neighbours.hops(set(wanted.values()))
+            lost = set(wanted.values()) - found.keys()
+            if lost <= self._lost or time.monotonic() >= end:
+                break
+            time.sleep(0.01)
+        ways = {slot: found[address] for slot, address in wanted.items() if address in found}
+        for slot in self._ways.keys() | ways.keys():
+            if self._ways.get(slot) != ways.get(slot):
+                self._datapath.aim(slot, Hop(*ways[slot]) if slot in ways else None)
+        for server in sorted(lost - self._lost):
+            log.warning("real server %s: no route, or no answer to ARP or ND; its packets are dropped", server)
+        for server in sorted(self._lost & found.keys()):
+            log.info("real server %s: reached", server)
+        self._ways, self._lost = ways, lost
+
+    async def _mind_neighbours(self) -> NoReturn:
+        """Follow real servers that move, and ask those that get packets whether they are there."""
+        loop, heard = asyncio.get_running_loop(), asyncio.Event()
+        before: dict[int, int] = {}
+        probed = loop.time()
+        with contextlib.ExitStack() as stack:
+            events = stack.enter_context(contextlib.closing(neighbours.Events()))
+
+            def hear() -> None:
+                events.clear()
+                heard.set()
+
+            loop.add_reader(events, hear)
+            stack.callback(loop.remove_reader, events)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(heard.wait(), PROBE_SECONDS)
+                heard.clear()
+                async with self._lock:
+                    try:
+                        await asyncio.to_thread(self._aim, self._state.intent)
+                        if self._ways and loop.time() >= probed + PROBE_SECONDS:
+                            probed = loop.time()
+                            before = await asyncio.to_thread(self._probe, before)
+                    except OSError as error:
+                        log.error("cannot look for real servers on the wire: %s", error.strerror or error)
+
+    def _probe(self, before: Mapping[int, int]) -> dict[int, int]:
+        """Probe the servers that got more packets than `before`; what each slot has got by now."""
+        slots = self._datapath.drain().slots
+        packets = {slot: slots[slot][1] for slot in self._ways}
+        busy = {slot for slot, count in packets.items() if count > before.get(slot, 0)}
+        addresses = {address for (_, address, _), slot in self._compiler.slots.items() if slot in busy}
+        neighbours.probe(addresses)
+        return packets
 
     def _warn(self) -> None:
         """Say what looks wrong around this director, each thing once."""

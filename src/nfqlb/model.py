@@ -19,7 +19,7 @@ import msgspec
 from nfqlb.errors import ConfigError
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
-MODES = ("nat",)
+MODES = ("nat", "dr")
 SCHEDULERS = ("rr", "wrr", "lc", "wlc")
 NO_SERVER = ("icmp", "reset", "drop")
 NO_CONNECTION = ("pass", "reset", "drop")
@@ -89,7 +89,14 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for real in self.reals:
             if family(real.address) != family(self.address):
                 raise ConfigError(
-                    "real", real, f"is not of the VIP's family ({self.address})", "mode nat cannot mix IPv4 and IPv6"
+                    "real",
+                    real,
+                    f"is not of the VIP's family ({self.address})",
+                    f"mode {self.mode} cannot mix IPv4 and IPv6",
+                )
+            if self.mode == "dr" and real.port != self.port:
+                raise ConfigError(
+                    "real port", real.port, "is not the service's", f"mode dr changes no port: use {self.port}"
                 )
             if (real.address, real.port) == (self.address, self.port):
                 raise ConfigError("real", real, "is the virtual service itself", "name the address of a real server")

@@ -63,7 +63,7 @@ class ReferenceEngine:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         result = self._worker.process(packet.get_payload(), now, hook=packet.hook, mark=packet.get_mark())
         self._transmitter.send(self._worker)
-        if result.verdict == "drop":
+        if result.verdict in ("drop", "transmit"):
             packet.drop()
             return
         if result.packet is not None:

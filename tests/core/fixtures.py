@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nfqlb._core.snapshot import Hop
 from nfqlb.testing import (
     AUTHENTICATION,
     DESTINATION_OPTIONS,
@@ -36,6 +37,16 @@ DNS6, RESOLVER6 = "[2001:db8::1]:53", "[fd00::2]:5353"
 
 DRAINED, DRAINED6 = "203.0.113.1:81", "[2001:db8::1]:81"
 
+# direct routing: one server is there, one answers no ARP, one is this machine, one is behind a narrow link
+DIRECT, ASIDE, HERE, NARROW = (f"203.0.113.{number}:80" for number in (22, 23, 24, 25))
+DIRECT6, NARROW6 = "[2001:db8::2]:80", "[2001:db8::5]:80"
+WAYS = {
+    "10.0.0.13:80": None,
+    "10.0.0.14:80": Hop(0, 0, local=True),
+    "10.0.0.15:80": Hop(7, 600, b"server", b"source"),
+    "[fd00::15]:80": Hop(7, 1280, b"server", b"source"),
+}
+
 WEB_SERVICE = Virtual(WEB, {FIRST: 1, SECOND: 1})  # the second, being newer, is asked first
 DNS_SERVICE = Virtual(DNS, {RESOLVER: 1}, protocol="udp")
 CONFIG = (
@@ -46,6 +57,18 @@ CONFIG = (
     Virtual(DRAINED6, {}, protocol="udp"),
     Virtual(WEB6, {FIRST6: 1}),
     Virtual(DNS6, {RESOLVER6: 1}, protocol="udp"),
+    *(
+        Virtual(vip, {real: 1}, protocol=protocol, mode="dr")
+        for protocol in ("tcp", "udp")
+        for vip, real in (
+            (DIRECT, "10.0.0.12:80"),
+            (ASIDE, "10.0.0.13:80"),
+            (HERE, "10.0.0.14:80"),
+            (NARROW, "10.0.0.15:80"),
+            (DIRECT6, "[fd00::12]:80"),
+            (NARROW6, "[fd00::15]:80"),
+        )
+    ),
 )
 Sent = tuple[bytes, int]  # a packet and its hook
 HANDSHAKE: tuple[Sent, ...] = (
@@ -112,6 +135,14 @@ def accepted(name: str, reason: str, packet: bytes, *before: Sent, hook: int = P
 
 def dropped(name: str, reason: str, packet: bytes, *before: Sent, then: tuple[Virtual, ...] | None = None) -> Row:
     return Row(name, packet, "drop", reason, None, before, then)
+
+
+def routed(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = PREROUTING, flags: int = 0) -> Row:
+    return Row(name, packet, "transmit", "routed", out, before, hook=hook, flags=flags)
+
+
+def told(name: str, reason: str, packet: bytes, answer: bytes) -> Row:
+    return Row(name, packet, "drop", reason, answer=answer)
 
 
 def refused(name: str, packet: bytes, answer: bytes | None, *before: Sent, policy: Policy = KIND) -> Row:
@@ -286,6 +317,81 @@ ROWS = [
         "icmp",
         icmp("192.0.2.1", "203.0.113.1", 11, 1, tcp(WEB, CLIENT, fragment=1)[:28]),
         *HANDSHAKE,
+    ),
+    # -- direct routing: nothing changes but the time to live
+    routed("direct syn", tcp(CLIENT, DIRECT, ttl=9), tcp(CLIENT, DIRECT, ttl=8)),
+    routed("direct, ipv4 options", *(tcp(CLIENT, DIRECT, ip_options=SOURCE_ROUTE, ttl=ttl) for ttl in (9, 8))),
+    routed("direct, the last time to live that goes on", tcp(CLIENT, DIRECT, ttl=2), tcp(CLIENT, DIRECT, ttl=1)),
+    routed("direct, ipv6", tcp(CLIENT6, DIRECT6, ttl=255), tcp(CLIENT6, DIRECT6, ttl=254)),
+    routed("direct, udp without checksum", *(udp(CLIENT, DIRECT, b"?", check="none", ttl=ttl) for ttl in (9, 8))),
+    routed(
+        "direct, an unfinished checksum is left to the card",
+        tcp(CLIENT, DIRECT, check="unfinished", ttl=9),
+        tcp(CLIENT, DIRECT, check="unfinished", ttl=8),
+        flags=NOT_READY,
+    ),
+    routed(
+        "direct, a super-packet is cut on its way",
+        tcp(CLIENT, NARROW, "PA", BULK, check="unfinished", ttl=9),
+        tcp(CLIENT, NARROW, "PA", BULK, check="unfinished", ttl=8),
+        (tcp(CLIENT, NARROW), PREROUTING),
+        flags=NOT_READY | SUPER_PACKET,
+    ),
+    routed(
+        "direct, too long and may be cut",
+        udp(CLIENT, NARROW, bytes(2000), fragment=0, ttl=9),
+        udp(CLIENT, NARROW, bytes(2000), fragment=0, ttl=8),
+    ),
+    routed("direct, a long datagram over ipv6", *(udp(CLIENT6, NARROW6, bytes(2000), ttl=ttl) for ttl in (9, 8))),
+    Row(
+        "direct, an error about a reply",
+        icmp("192.0.2.1", "203.0.113.22", 3, 4, tcp(DIRECT, CLIENT, "A", b"reply"), rest=b"\0\0\5\0", ttl=9),
+        "transmit",
+        "error_routed",
+        icmp("192.0.2.1", "203.0.113.22", 3, 4, tcp(DIRECT, CLIENT, "A", b"reply"), rest=b"\0\0\5\0", ttl=8),
+        ((tcp(CLIENT, DIRECT), PREROUTING),),
+    ),
+    accepted("direct, what the server sends is its own", "unrelated", tcp("10.0.0.12:80", CLIENT, "A"), hook=FORWARD),
+    accepted("direct, to this machine", "local", tcp(CLIENT, HERE, ttl=1)),
+    dropped("direct, the server answers no arp", "no_neighbour", tcp(CLIENT, ASIDE)),
+    told(
+        "direct, the time to live ends",
+        "ttl_exceeded",
+        tcp(CLIENT, DIRECT, ttl=1),
+        icmp("203.0.113.22", "192.0.2.10", 11, 0, tcp(CLIENT, DIRECT, ttl=1), identification=0),
+    ),
+    told(
+        "direct, the hop limit ends",
+        "ttl_exceeded",
+        tcp(CLIENT6, DIRECT6, ttl=1),
+        icmp("2001:db8::2", "2001:db8:1::10", 3, 0, tcp(CLIENT6, DIRECT6, ttl=1)),
+    ),
+    told(
+        "direct, too long and not to be cut",
+        "too_big",
+        udp(CLIENT, NARROW, bytes(2000)),
+        icmp(
+            "203.0.113.25",
+            "192.0.2.10",
+            3,
+            4,
+            udp(CLIENT, NARROW, bytes(2000))[:548],
+            rest=(600).to_bytes(4),
+            identification=0,
+        ),
+    ),
+    told(
+        "direct, too long a segment over ipv6",
+        "too_big",
+        tcp(CLIENT6, NARROW6, "S", bytes(2000)),
+        icmp(
+            "2001:db8::5",
+            "2001:db8:1::10",
+            2,
+            0,
+            tcp(CLIENT6, NARROW6, "S", bytes(2000))[:1232],
+            rest=(1280).to_bytes(4),
+        ),
     ),
     # -- nobody is there
     refused(

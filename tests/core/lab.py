@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained, Result
-from nfqlb._core.snapshot import Service, Snapshot
+from nfqlb._core.snapshot import Hop, Service, Snapshot
 from nfqlb._core.tracking import STATE_NAMES
 from nfqlb.testing import FORWARD, PREROUTING, FakeClock, endpoint, tcp
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
 TICK = 0.1  # seconds
+LINK = Hop(7, 1500, b"server", b"source")  # where frames go unless a test says something else
 CLIENT, VIP, REAL = "192.0.2.10:40000", "203.0.113.1:80", "10.0.0.2:8080"
 
 
@@ -27,6 +28,7 @@ class Virtual(NamedTuple):
     reals: Mapping[str, int]
     scheduler: str = "rr"
     protocol: str = "tcp"
+    mode: str = "nat"
 
 
 class Timeouts(NamedTuple):
@@ -81,7 +83,9 @@ class Lab:
         clock: FakeClock | None = None,
         timeouts: Timeouts = DEFAULTS,
         policy: Policy = KIND,
+        ways: Mapping[str, Hop | None] | None = None,
     ) -> None:
+        self.ways = ways or {}
         self.clock = clock or FakeClock()
         self.table = Table(fd, capacity, self.clock())
         self.datapath = Datapath(self.table)
@@ -139,7 +143,9 @@ class Lab:
             end = endpoint(real)
             slot = self.table.slot(protocol, *vip, *end)
             self.slots[virtual.protocol, virtual.vip, real] = slot
-            servers.append((slot, *end, weight))
+            servers.append((slot, *end, weight, virtual.mode))
+            if virtual.mode != "nat":
+                self.datapath.aim(slot, self.ways.get(real, LINK))
         return Service(protocol, *vip, virtual.scheduler, servers, made)
 
 

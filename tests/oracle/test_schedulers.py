@@ -66,7 +66,7 @@ class Replay:
             self.servers.insert(0, (number, weight))
 
     def publish(self, vip: str) -> None:
-        servers = [(self.slot(number), *endpoint(self.real(number)), weight) for number, weight in self.servers]
+        servers = [(self.slot(number), *endpoint(self.real(number)), weight, "nat") for number, weight in self.servers]
         self.service = Service(6, *endpoint(vip), self.series["scheduler"], servers, self.service)
         self.lab.datapath.publish(Snapshot([self.service]))
 

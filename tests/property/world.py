@@ -10,7 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from nfqlb.testing import FORWARD, INPUT, OUTPUT, PREROUTING, SUPER_PACKET, Check, Endpoint, endpoint, icmp, tcp, udp
+from nfqlb._core.snapshot import Hop
+from nfqlb.testing import (
+    FORWARD,
+    INPUT,
+    OUTPUT,
+    PREROUTING,
+    SUPER_PACKET,
+    Check,
+    Endpoint,
+    Network,
+    endpoint,
+    icmp,
+    tcp,
+    udp,
+)
 from tests.core.lab import KIND, Lab, Policy, Timeouts, Virtual
 from tests.model import Entry, Model
 
@@ -28,8 +42,14 @@ VIPS = {
     ("udp", "203.0.113.1:80"): "10.0.0.{}:5353",
     ("tcp", "[2001:db8::1]:80"): "[fd00::{}]:8080",
     ("udp", "[2001:db8::1]:53"): "[fd00::{}]:5353",
+    ("tcp", "203.0.113.2:80"): "10.0.1.{}:80",
+    ("udp", "203.0.113.2:53"): "10.0.1.{}:53",
+    ("tcp", "[2001:db8::2]:80"): "[fd00:1::{}]:80",
+    ("udp", "[2001:db8::2]:53"): "[fd00:1::{}]:53",
 }
+DIRECT = [key for key in VIPS if ".113.2:" in key[1] or "::2]" in key[1]]
 SERVERS = range(2, 7)
+MTUS = {2: None, 3: 0, 4: 70}  # of the way to each server of direct routing: none, this machine, narrow; else 1500
 
 
 @dataclass
@@ -63,14 +83,15 @@ class Step:
             chance.choice([1, 1, 3] if protocol == "tcp" else [1]) if check == "unfinished" else chance.choice([0, 4])
         )
         payload = chance.choice(PAYLOADS)
+        network = Network(ttl=chance.choice([64, 64, 64, 2, 1]), fragment=chance.choice([0x4000, 0x4000, 0]))
         if chance.random() < 0.06:
             return self.error(protocol, client, vip, real, payload), hook, 0
         if protocol == "udp":
-            return udp(source, destination, payload, check=check), hook, flags
+            return udp(source, destination, payload, check=check, **network), hook, flags
         segment = chance.choice(SEGMENTS)
         if check == "unfinished" and not flags & SUPER_PACKET:
-            return tcp(source, destination, segment, payload, check=check, trailer=b"pad"), hook, flags
-        return tcp(source, destination, segment, payload, check=check), hook, flags
+            return tcp(source, destination, segment, payload, check=check, trailer=b"pad", **network), hook, flags
+        return tcp(source, destination, segment, payload, check=check, **network), hook, flags
 
     def error(self, protocol: str, client: str, vip: str, real: str, payload: bytes) -> bytes:
         """An ICMP error about a request behind the director, or about a reply in front of it; sometimes damaged."""
@@ -101,7 +122,7 @@ class Step:
         protocol, vip = key
         if key not in new:
             reals = {VIPS[key].format(at): chance.choice(WEIGHTS) for at in SERVERS if chance.random() < 0.6}
-            new[key] = Virtual(vip, reals, chance.choice(SCHEDULERS), protocol)
+            new[key] = Virtual(vip, reals, chance.choice(SCHEDULERS), protocol, "dr" if key in DIRECT else "nat")
             return new
         virtual, reals = new[key], dict(new[key].reals)
         real = VIPS[key].format(chance.choice(SERVERS))
@@ -126,8 +147,13 @@ class Twin:
     """The core, with several workers, and the model."""
 
     def __init__(self, workers: int = 3) -> None:
-        self.lab = Lab(capacity=CAPACITY, workers=workers)
-        self.model = Model(capacity=CAPACITY)
+        ways = {VIPS[key].format(server): mtu for key in DIRECT for server, mtu in MTUS.items()}
+        hops = {
+            real: None if mtu is None else Hop(7, mtu, b"server", b"source", local=mtu == 0)
+            for real, mtu in ways.items()
+        }
+        self.lab = Lab(capacity=CAPACITY, workers=workers, ways=hops)
+        self.model = Model(capacity=CAPACITY, ways={endpoint(real): mtu for real, mtu in ways.items()})
         self.virtuals: dict[tuple[str, str], Virtual] = {}
         self.timeouts = Timeouts()
         self.policy = KIND
@@ -139,7 +165,7 @@ class Twin:
         expected = self.model.process(packet, now, hook, flags)
         assert got == expected, f"{packet.hex()} at hook {hook}, flags {flags}"
         answers = self.lab.workers[worker % len(self.lab.workers)].outgoing()
-        assert not answers or got.reason in ("no_server", "refused")
+        assert not answers or got.reason in ("no_server", "refused", "ttl_exceeded", "too_big")
         return got.reason
 
     def configure(

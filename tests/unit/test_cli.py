@@ -391,7 +391,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
             "real '[::1]:80': is not of the VIP's family (203.0.113.10); mode nat cannot mix IPv4 and IPv6",
         ),
         (f"--vip {VIP} --scheduler best", "scheduler 'best': is not known; choose from rr, wrr, lc, wlc"),
-        (f"--vip {VIP} --mode dr", "mode 'dr': is not known; choose from nat"),
+        (f"--vip {VIP} --mode proxy", "mode 'proxy': is not known; choose from nat, dr"),
         (
             "--real 10.0.1.11 --real 10.0.1.12",
             "--real '10.0.1.11, 10.0.1.12': belongs to a --vip; add --vip ADDRESS:PORT",

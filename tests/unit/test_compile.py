@@ -66,7 +66,11 @@ def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
         vip,
         80,
         "wrr",
-        [(2, first + b"\x0d", 80, 0), (1, first + b"\x0c", 8080, 1), (0, first + b"\x0b", 8080, 3)],
+        [
+            (2, first + b"\x0d", 80, 0, "nat"),
+            (1, first + b"\x0c", 8080, 1, "nat"),
+            (0, first + b"\x0b", 8080, 3, "nat"),
+        ],
         None,
     )
     assert dns.args[:4] == (17, bytes.fromhex("20010db8000000000000000000000010"), 53, "rr")

@@ -46,11 +46,14 @@ from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.memory cimport allow_huge, anonymous, give_back
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
+    DIRECT,
     FREE,
     INACTIVE,
     LIFE,
     LIVE,
     LONGEST,
+    NAT,
+    NO_OUTPUT,
     READERS,
     STATE_MASK,
     STATE_SHIFT,
@@ -114,7 +117,7 @@ cdef inline bint matches(connection_t* entry, const packet_t* packet, bint reply
     if load32(&entry.word, ACQUIRE) & LIFE != LIVE or entry.protocol != packet.protocol:
         return False
     if reply:
-        return entry.cport == packet.dport and entry.sport == packet.sport \
+        return entry.cport == packet.dport and entry.sport == packet.sport and not entry.flags & NO_OUTPUT \
             and same(&entry.client, &packet.destination) and same(&entry.server, &packet.source)
     return entry.cport == packet.sport and entry.vport == packet.dport \
         and same(&entry.client, &packet.source) and same(&entry.virtual, &packet.destination)
@@ -370,6 +373,8 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
     if (entry.protocol != TCP and (entry.protocol != UDP or state != 0)) or not 0 < entry.slot < table.slot_count:
         return 0
     if entry.expires <= now or entry.expires - now > LONGEST:
+        return 0
+    if entry.flags != NAT and entry.flags != (DIRECT | NO_OUTPUT):
         return 0
     slot = &table.slots[entry.slot]
     if not slot.used or slot.protocol != entry.protocol or slot.vport != entry.vport or slot.sport != entry.sport \

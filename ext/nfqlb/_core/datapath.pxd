@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from nfqlb._core.connection cimport Table
 from nfqlb._core.telemetry cimport telemetry_t
-from nfqlb._core.types cimport outbox_t, packet_t, snapshot_t, table_t
+from nfqlb._core.types cimport hop_t, outbox_t, packet_t, snapshot_t, table_t
 
 
 cdef struct worker_t:
@@ -12,6 +12,7 @@ cdef struct worker_t:
     snapshot_t* snapshot             # the one of this batch
     telemetry_t* telemetry
     outbox_t* outbox                 # of the last batch
+    hop_t** hops                     # by slot: the way to a real server, NULL when there is none
     int reader
     uint32_t now                     # tick of this batch
 
@@ -20,13 +21,17 @@ cdef class Datapath:
     cdef Table table
     cdef snapshot_t* published
     cdef object current              # the Snapshot behind `published`
-    cdef list retired                # (epoch, Snapshot) that a batch may still read
+    cdef hop_t** hops
+    cdef dict ways                   # the Hop behind each of `hops`
+    cdef list retired                # (epoch, Snapshot or Hop) that a batch may still read
     cdef list workers
 
 
 cdef class Worker:
     cdef Datapath datapath
     cdef worker_t worker
+    cdef packet_t packet             # the last one of process(), in `buffer`
+    cdef bytearray buffer
 
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil

@@ -29,22 +29,27 @@ from nfqlb._core.connection cimport (
     warm_bucket,
     warm_entry,
 )
-from nfqlb._core.forward cimport nat_reply, nat_request
-from nfqlb._core.icmp cimport is_sound, nat_error, refuse
+from nfqlb._core.forward cimport direct, nat_reply, nat_request
+from nfqlb._core.icmp cimport is_sound, nat_error, refuse, tell_expired, tell_mtu
 from nfqlb._core.packet cimport load, parse, parse_quoted
 from nfqlb._core.schedulers cimport pick
-from nfqlb._core.snapshot cimport Snapshot, classify
+from nfqlb._core.snapshot cimport Hop, Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
-from nfqlb._core.tracking cimport CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
+from nfqlb._core.tracking cimport CLIENT_ONLY, CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
 from nfqlb._core.types cimport (
     BAD_CHECKSUM,
+    DROP,
     ERROR_FORWARDED,
     ERROR_RETURNED,
+    ERROR_ROUTED,
     FORWARD,
     ICMP_MESSAGE,
     INPUT,
+    METHOD,
+    NAT,
     NEWBORN,
     NO_CONNECTION,
+    NO_OUTPUT,
     NO_SERVER,
     NO_SERVICE,
     PARSED,
@@ -52,16 +57,21 @@ from nfqlb._core.types cimport (
     REASONS,
     REFUSED,
     REWRITE,
+    ROUTED,
     SERVER_GONE,
     STATE_MASK,
     STATE_SHIFT,
     TABLE_FULL,
     TCP,
     TICK,
+    TOO_BIG,
+    TRANSMIT,
+    TTL_EXCEEDED,
     UNRELATED,
     answer_t,
     connection_t,
     counter_t,
+    hop_t,
     outbox_t,
     packet_t,
     server_t,
@@ -96,10 +106,8 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
         packet = &packets[i]
         if packet.reason == PARSED:
             packet.reason = decide(worker, packet)
-            if packet.reason == NO_SERVER:
-                refuse(worker.outbox, packet, <answer_t>worker.snapshot.no_server, now)
-            elif packet.reason == REFUSED:
-                refuse(worker.outbox, packet, <answer_t>worker.snapshot.no_connection, now)
+            if VERDICTS[packet.reason] == DROP:
+                explain(worker, packet, now)
         elif packet.reason == ICMP_MESSAGE:
             packet.reason = relate(worker, packet)
         packet.verdict = VERDICTS[packet.reason]
@@ -108,6 +116,18 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
     worker.telemetry.batches += count != 0
     expire(worker.table, worker.now, budget)
     leave(worker.table, worker.reader)
+
+
+cdef void explain(worker_t* worker, const packet_t* packet, uint64_t now) noexcept nogil:
+    """Tell the sender of a dropped packet why, where there is a word for it."""
+    if packet.reason == NO_SERVER:
+        refuse(worker.outbox, packet, <answer_t>worker.snapshot.no_server, now)
+    elif packet.reason == REFUSED:
+        refuse(worker.outbox, packet, <answer_t>worker.snapshot.no_connection, now)
+    elif packet.reason == TTL_EXCEEDED:
+        tell_expired(worker.outbox, packet, now)
+    elif packet.reason == TOO_BIG:
+        tell_mtu(worker.outbox, packet, now)
 
 
 cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
@@ -133,9 +153,12 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         return nat_reply(packet, connection)
     if not has_server(worker, connection):
         return SERVER_GONE
-    track(worker.table, worker.snapshot, connection, packet, FROM_CLIENT, worker.now)
+    track(worker.table, worker.snapshot, connection, packet,
+          CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
     count_in(worker.telemetry, connection, packet)
-    return nat_request(packet, connection)
+    if connection.flags & METHOD == NAT:
+        return nat_request(packet, connection)
+    return direct(packet, way(worker, connection))
 
 
 cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** connection) noexcept nogil:
@@ -171,7 +194,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     entry.vport = packet.dport
     entry.sport = server.port
     entry.protocol = packet.protocol
-    entry.flags = 0
+    entry.flags = server.method if server.method == NAT else server.method | NO_OUTPUT
     entry.slot = server.slot
     entry.inpackets = 0
     entry.hash = hash
@@ -190,6 +213,7 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
     cdef bint reply = from_server(error)
     cdef connection_t* connection
     cdef packet_t quoted, turned
+    cdef uint8_t reason
     if parse_quoted(error, &quoted) != PARSED:
         return ICMP_MESSAGE
     turned = quoted                                          # a packet that goes the way of the error
@@ -209,6 +233,9 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
         return SERVER_GONE
     else:
         count_in(worker.telemetry, connection, error)
+    if connection.flags & METHOD != NAT:
+        reason = direct(error, way(worker, connection))
+        return ERROR_ROUTED if reason == ROUTED else reason
     nat_error(error, &quoted, connection, reply)
     return ERROR_RETURNED if reply else ERROR_FORWARDED
 
@@ -227,6 +254,11 @@ cdef inline bint has_server(worker_t* worker, const connection_t* connection) no
     return connection.slot < worker.snapshot.slot_count and worker.snapshot.available[connection.slot]
 
 
+cdef inline const hop_t* way(worker_t* worker, const connection_t* connection) noexcept nogil:
+    """How frames reach the connection's real server, or NULL; good until the batch ends."""
+    return <hop_t*>load_pointer(<void**>&worker.hops[connection.slot], SEQUENTIAL)
+
+
 cdef inline bint outlived(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
     """Whether a request starts anew on the ports of an old connection: then it is scheduled as a new one, at once.
 
@@ -243,8 +275,8 @@ cdef inline bint outlived(worker_t* worker, const connection_t* connection, cons
 
 
 class Result(NamedTuple):
-    """What became of a packet: verdict "accept", "drop" or "rewrite", the reason's name, and the new bytes of a
-    rewrite.
+    """What became of a packet: verdict "accept", "drop", "rewrite" or "transmit", the reason's name, and the bytes that go
+    on instead (rewrite) or to the real server as a frame (transmit).
     """
 
     verdict: str
@@ -263,23 +295,40 @@ class Drained(NamedTuple):
 
 
 cdef class Datapath:
-    """One director's data path over a connection table. `publish` and `drain` are all that the control plane does to
-    it.
+    """One director's data path over a connection table. `publish`, `aim` and `drain` are all that the control plane does
+    to it.
     """
 
     def __cinit__(self, Table table not None):
         self.table = table
+        self.ways = {}
+        self.hops = <hop_t**>calloc(table.table.slot_count, sizeof(hop_t*))
+        if self.hops == NULL:
+            raise MemoryError
         self.retired = []
         self.workers = []
         self.publish(Snapshot(()))
 
     def publish(self, Snapshot snapshot not None) -> None:
         """Put a configuration before the workers; their next batch goes by it. Never waits for them."""
-        self.retired = [(epoch, old) for epoch, old in self.retired if not passed(self.table.table, epoch)]
         store_pointer(<void**>&self.published, <void*>snapshot.snapshot, SEQUENTIAL)
-        if self.current is not None:
-            self.retired.append((add64(&self.table.table.epoch, 1, SEQUENTIAL), self.current))
+        self._retire(self.current)
         self.current = snapshot
+
+    def aim(self, uint32_t slot, Hop hop) -> None:
+        """From the next batch on, frames for the real server of this slot go that way; None: there is no way."""
+        if slot >= self.table.table.slot_count:
+            raise IndexError(slot)
+        store_pointer(<void**>&self.hops[slot], NULL if hop is None else <void*>&hop.hop, SEQUENTIAL)
+        self._retire(self.ways.pop(slot, None))
+        if hop is not None:
+            self.ways[slot] = hop
+
+    def _retire(self, old) -> None:
+        """Keep what a batch may still read, and let go what none can."""
+        self.retired = [(epoch, kept) for epoch, kept in self.retired if not passed(self.table.table, epoch)]
+        if old is not None:
+            self.retired.append((add64(&self.table.table.epoch, 1, SEQUENTIAL), old))
 
     def worker(self) -> Worker:
         """A new worker; each belongs to one thread at a time."""
@@ -314,6 +363,10 @@ cdef class Datapath:
         return Drained(dict(zip(REASON_NAMES, reasons)), slots, batches, packets)
 
 
+    def __dealloc__(self):
+        free(self.hops)
+
+
 cdef class Worker:
     """One thread's way through the data path. Get one from Datapath.worker()."""
 
@@ -321,6 +374,7 @@ cdef class Worker:
         self.datapath = datapath
         self.worker.table = datapath.table.table
         self.worker.published = &datapath.published
+        self.worker.hops = datapath.hops
         self.worker.telemetry = telemetry_new(datapath.table.table.slot_count)
         self.worker.outbox = <outbox_t*>calloc(1, sizeof(outbox_t))
         if self.worker.outbox == NULL:
@@ -338,14 +392,15 @@ cdef class Worker:
         `hook` is netfilter's (0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT), `flags` those of NFQA_SKB_INFO. Everything
         that timed out by `now` is gone before the packet is looked at.
         """
-        cdef bytearray buffer = bytearray(packet)
-        cdef packet_t p
         cdef uint64_t when = now
         self.expire(now)
-        load(&p, buffer, len(buffer), hook, flags, mark)
+        self.buffer = bytearray(packet)
+        load(&self.packet, self.buffer, len(self.buffer), hook, flags, mark)
         with nogil:
-            run_batch(&self.worker, &p, 1, when, 0)
-        return Result(VERDICT_NAMES[p.verdict], REASON_NAMES[p.reason], bytes(buffer) if p.verdict == REWRITE else None)
+            run_batch(&self.worker, &self.packet, 1, when, 0)
+        goes_on = self.packet.verdict == REWRITE or self.packet.verdict == TRANSMIT
+        return Result(
+            VERDICT_NAMES[self.packet.verdict], REASON_NAMES[self.packet.reason], bytes(self.buffer) if goes_on else None)
 
     def outgoing(self) -> list[bytes]:
         """Packets of our own that the last batch wants sent: answers to clients that no real server gets."""

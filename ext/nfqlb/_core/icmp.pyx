@@ -69,9 +69,15 @@ cdef enum:
     PER_SECOND = 1000            # answers, and as many at once after a quiet second (net.ipv4.icmp_msgs_per_sec)
     SECOND = 1_000_000_000
     QUOTED4 = 576                # bytes of an ICMP error over IPv4 at most (RFC 1812, 4.3.2.3)
-    UNREACHABLE4 = 3             # type, with code 3: port unreachable (RFC 792)
-    UNREACHABLE6 = 1             # type, with code 4: port unreachable (RFC 4443, 3.1)
     TTL = 64
+
+    # type and code as one number (RFC 792, RFC 1191; RFC 4443, 3.1 to 3.3)
+    NO_PORT4 = 0x0303
+    NO_PORT6 = 0x0104
+    TOO_LONG4 = 0x0304
+    TOO_LONG6 = 0x0200
+    EXPIRED4 = 0x0b00
+    EXPIRED6 = 0x0300
 
 
 cdef uint64_t pseudo_header(const address_t* source, const address_t* destination, uint32_t length,
@@ -125,16 +131,29 @@ cdef void nat_error(packet_t* error, packet_t* quoted, const connection_t* conne
 cdef void refuse(outbox_t* outbox, const packet_t* packet, answer_t answer, uint64_t now) noexcept nogil:
     """Tell the sender of a TCP or UDP packet that there is nobody: RESET (to TCP), else ICMP port unreachable."""
     cdef message_t* message
-    if answer == SILENCE or not is_unicast(packet) or (answer == RESET and packet.segment & RST):
+    if answer == SILENCE or (answer == RESET and packet.segment & RST):
         return
-    message = next_message(outbox, now)
+    message = next_message(outbox, packet, now)
     if message == NULL:
         return
-    message.version = packet.version
     if answer == RESET and packet.protocol == TCP:
         write_reset(message, packet)
     else:
-        write_unreachable(message, packet)
+        write_error(message, packet, NO_PORT4 if packet.version == 4 else NO_PORT6, 0)
+
+
+cdef void tell_expired(outbox_t* outbox, const packet_t* packet, uint64_t now) noexcept nogil:
+    """Tell the sender that the packet's time to live ended here."""
+    cdef message_t* message = next_message(outbox, packet, now)
+    if message != NULL:
+        write_error(message, packet, EXPIRED4 if packet.version == 4 else EXPIRED6, 0)
+
+
+cdef void tell_mtu(outbox_t* outbox, const packet_t* packet, uint64_t now) noexcept nogil:
+    """Tell the sender how long a packet may be on the way to its real server."""
+    cdef message_t* message = next_message(outbox, packet, now)
+    if message != NULL:
+        write_error(message, packet, TOO_LONG4 if packet.version == 4 else TOO_LONG6, packet.hop.mtu)
 
 
 cdef bint is_unicast(const packet_t* packet) noexcept nogil:
@@ -145,16 +164,17 @@ cdef bint is_unicast(const packet_t* packet) noexcept nogil:
     return source[0] != 0xff and (packet.source.high | packet.source.low) != 0
 
 
-cdef message_t* next_message(outbox_t* outbox, uint64_t now) noexcept nogil:
-    """Room for an answer, or NULL when there were enough of them lately."""
+cdef message_t* next_message(outbox_t* outbox, const packet_t* packet, uint64_t now) noexcept nogil:
+    """Room for an answer, or NULL: the sender cannot have one, or there were enough of them lately."""
     cdef uint64_t earned = (now - outbox.refilled) // (SECOND // PER_SECOND)
     if earned:
         outbox.credit = <uint32_t>min(<uint64_t>PER_SECOND, outbox.credit + earned)
         outbox.refilled = now
-    if outbox.credit == 0 or outbox.count == BATCH:
+    if outbox.credit == 0 or outbox.count == BATCH or not is_unicast(packet):
         return NULL
     outbox.credit -= 1
     outbox.count += 1
+    outbox.messages[outbox.count - 1].version = packet.version
     return &outbox.messages[outbox.count - 1]
 
 
@@ -186,15 +206,15 @@ cdef uint8_t* write_header(message_t* message, const packet_t* packet, uint8_t p
     return data + IP4_HEADER
 
 
-cdef void write_unreachable(message_t* message, const packet_t* packet) noexcept nogil:
+cdef void write_error(message_t* message, const packet_t* packet, uint16_t kind, uint32_t rest) noexcept nogil:
+    """An ICMP error that quotes the packet: type and code, and the second half of its header, in host order."""
     cdef bint wide = packet.version == 6
     cdef uint32_t quoted = min(packet.length, <uint32_t>(
         MESSAGE - IP6_HEADER - ICMP_HEADER if wide else QUOTED4 - IP4_HEADER - ICMP_HEADER))
     cdef uint8_t* at = write_header(message, packet, ICMP6 if wide else ICMP, ICMP_HEADER + quoted)
     cdef uint64_t total = 0
-    memset(at, 0, ICMP_HEADER)
-    at[0] = UNREACHABLE6 if wide else UNREACHABLE4
-    at[1] = 4 if wide else 3
+    set32(at, <uint32_t>kind << 16)
+    set32(at + 4, rest)
     memcpy(at + ICMP_HEADER, packet.data, quoted)
     if wide:
         total = pseudo_header(&packet.source, &packet.destination, ICMP_HEADER + quoted, ICMP6)

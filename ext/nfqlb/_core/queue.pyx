@@ -4,7 +4,7 @@ Strategy. The queues are opened and bound elsewhere (netfilterqueue); this file 
 receives and answers one packet per system call and copies 4,016 bytes at most. `recvmmsg` brings up to BATCH packets
 into buffers that are never copied; the data path rewrites them in place; all verdicts of the batch go back in one
 `sendmsg`, each payload gathered from the buffer it came in. A run of equal verdicts without payload is one batch
-verdict. The thread blocks in poll when there is nothing, and an eventfd ends that.
+verdict. What goes to a real server as a frame is dropped here and sent from the same buffer (transmit.pyx). The thread blocks in poll when there is nothing, and an eventfd ends that.
 
 Formats: include/uapi/linux/netfilter/nfnetlink_queue.h and linux/netlink.h. Message numbers are big endian, netlink's
 own header is in host order.
@@ -21,9 +21,8 @@ import socket
 
 from nfqlb._core.atomic cimport RELAXED, load32, store32
 from nfqlb._core.datapath cimport Worker, run_batch
-from nfqlb._core.transmit cimport Transmitter, post
+from nfqlb._core.transmit cimport Transmitter, post, send_frames
 from nfqlb._core.types cimport ACCEPT, BATCH, REWRITE, packet_t
-from nfqlb._core.types cimport DROP as DROP_PACKET
 from nfqlb._core.wire cimport htonl, htons, ntohl
 
 
@@ -274,6 +273,7 @@ cdef int serve(FastEngine engine, queue_t* queue) noexcept nogil:
         if queue.fresh:
             repeat_unanswered(queue)
         run_batch(&engine.worker.worker, queue.packets, count, boottime(), EXPIRE_BUDGET)
+        send_frames(engine.transmitter, queue.packets, count)
         answer(queue, count)
         if engine.worker.worker.outbox.count:
             post(engine.transmitter, engine.worker.worker.outbox)
@@ -340,11 +340,11 @@ cdef void answer(queue_t* queue, int count) noexcept nogil:
             queue.out[pieces + 1].iov_len = (packet.captured + 3) & ~<uint32_t>3
             size += HEADER + queue.out[pieces + 1].iov_len
             pieces += 2
-        elif i + 1 < count and queue.packets[i + 1].verdict == packet.verdict:
+        elif i + 1 < count and queue.packets[i + 1].verdict != REWRITE \
+                and kernels(&queue.packets[i + 1]) == kernels(packet):
             continue                                         # in the middle of a run: the last of it speaks for all
         else:
-            queue.out[pieces].iov_base = put_verdict(
-                queue, i, NFQNL_MSG_VERDICT_BATCH, NF_DROP if packet.verdict == DROP_PACKET else NF_ACCEPT, packet)
+            queue.out[pieces].iov_base = put_verdict(queue, i, NFQNL_MSG_VERDICT_BATCH, kernels(packet), packet)
             queue.out[pieces].iov_len = HEADER - 4
             size += HEADER - 4
             pieces += 1
@@ -354,6 +354,11 @@ cdef void answer(queue_t* queue, int count) noexcept nogil:
             size = 0
     if pieces:
         send(queue, pieces)
+
+
+cdef inline uint32_t kernels(const packet_t* packet) noexcept nogil:
+    """What the kernel is to do with its own copy of the packet."""
+    return NF_ACCEPT if packet.verdict == ACCEPT or packet.verdict == REWRITE else NF_DROP
 
 
 cdef void* put_verdict(queue_t* queue, int at, int kind, uint32_t verdict, const packet_t* packet) noexcept nogil:

@@ -1,5 +1,9 @@
 """A whole configuration as the data path reads it: immutable, but for the schedulers' own state."""
-from nfqlb._core.types cimport packet_t, service_t, snapshot_t
+from nfqlb._core.types cimport hop_t, packet_t, service_t, snapshot_t
+
+
+cdef class Hop:
+    cdef hop_t hop
 
 
 cdef class Service:

@@ -19,16 +19,35 @@ from nfqlb._core.schedulers import SCHEDULERS
 
 
 ANSWERS: tuple[str, ...] = ("pass", "drop", "icmp", "reset")
+METHODS: tuple[str, ...] = ("nat", "dr")             # by method_t
+
+
+cdef class Hop:
+    """Where frames for a real server leave: interface index, MTU of the route, the next hop's link-layer address and
+    our own (6 bytes each, or none where the interface has no such header). `local`: the real server is this machine.
+    """
+
+    def __cinit__(self, uint32_t interface, uint32_t mtu, destination: bytes = b"", source: bytes = b"",
+                  bint local = False):
+        if len(destination) not in (0, 6) or len(source) != len(destination):
+            raise ValueError("a link-layer address is 6 bytes")
+        self.hop.interface = interface
+        self.hop.mtu = mtu
+        self.hop.ethernet = len(destination) == 6
+        self.hop.local = local
+        memcpy(self.hop.destination, <const char*>destination, len(destination))
+        memcpy(self.hop.source, <const char*>source, len(source))
 
 
 cdef class Service:
-    """A virtual service. `servers` are (slot, 16-byte address, port, weight), newest first; protocol 6 or 17.
+    """A virtual service. `servers` are (slot, 16-byte address, port, weight, one of METHODS), newest first; protocol 6
+    or 17.
 
     `previous` is the compiled form that this one replaces: its scheduler goes on where it was.
     """
 
     def __cinit__(self, int protocol, address: bytes, int port, scheduler: str,
-                  servers: Sequence[tuple[int, bytes, int, int]], Service previous = None):
+                  servers: Sequence[tuple[int, bytes, int, int, str]], Service previous = None):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -41,12 +60,13 @@ cdef class Service:
         self.service.port = port
         self.service.protocol = protocol
         self.service.scheduler = SCHEDULERS.index(scheduler)
-        for slot, packed, server_port, weight in servers:
+        for slot, packed, server_port, weight, method in servers:
             server = &self.service.servers[self.service.count]
             server.address = address_from(packed)
             server.slot = slot
             server.port = server_port
             server.weight = weight
+            server.method = METHODS.index(method)
             self.service.count += 1
         prepare(self.service)
         if previous is not None:

@@ -13,11 +13,14 @@ from nfqlb._core.types cimport (
     DROP,
     ERROR_FORWARDED,
     ERROR_RETURNED,
+    ERROR_ROUTED,
     FORWARDED,
     FRAGMENT,
     ICMP_MESSAGE,
+    LOCAL,
     MALFORMED,
     NO_CONNECTION,
+    NO_NEIGHBOUR,
     NO_SERVER,
     NO_SERVICE,
     OTHER_PROTOCOL,
@@ -25,9 +28,13 @@ from nfqlb._core.types cimport (
     REFUSED,
     RETURNED,
     REWRITE,
+    ROUTED,
     SERVER_GONE,
     TABLE_FULL,
+    TOO_BIG,
+    TRANSMIT,
     TRUNCATED,
+    TTL_EXCEEDED,
     UNRELATED,
     counter_t,
 )
@@ -51,11 +58,17 @@ _TABLE = (
     (ERROR_RETURNED,     "error_returned",   REWRITE, "ICMP error about a request, sent to the client from the VIP"),
     (BAD_CHECKSUM,       "bad_checksum",     DROP,    "ICMP error about a connection, damaged on its way"),
     (REFUSED,            "refused",          DROP,    "mid-stream TCP without a connection, as --no-connection asks"),
+    (ROUTED,             "routed",          TRANSMIT, "client's packet, sent as it is to the real server's MAC (dr)"),
+    (ERROR_ROUTED,       "error_routed",    TRANSMIT, "ICMP error about a reply, sent as it is to the server's MAC (dr)"),
+    (LOCAL,              "local",            ACCEPT,  "the real server is this machine: for the local stack (dr)"),
+    (NO_NEIGHBOUR,       "no_neighbour",     DROP,    "the real server has no route, or does not answer ARP or ND (dr)"),
+    (TTL_EXCEEDED,       "ttl_exceeded",     DROP,    "its time to live ends here (dr); the client is told"),
+    (TOO_BIG,            "too_big",          DROP,    "longer than the next MTU and not to be cut; the client is told"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)
 MEANINGS: dict[str, str] = {name: meaning for _, name, _, meaning in _TABLE}
-VERDICT_NAMES: tuple[str, ...] = ("accept", "drop", "rewrite")
+VERDICT_NAMES: tuple[str, ...] = ("accept", "drop", "rewrite", "transmit")
 
 for _reason, _, _verdict, _ in _TABLE:
     VERDICTS[_reason] = _verdict

@@ -1,28 +1,83 @@
-"""What leaves this machine other than by a verdict: packets of our own, through raw sockets.
+"""What leaves this machine other than by a verdict: frames to real servers, and packets of our own.
 
-Strategy: the kernel routes them like any packet that a program sends (raw(7): an IPPROTO_RAW socket takes whole IPv4
-headers, and IPv6 headers likewise). They are rare and limited (icmp.pyx), so one system call each will do.
+Strategy. A packet for a real server goes out on a packet socket as it lies in the queue's buffer, its link-layer header
+gathered in front of it; one `sendmmsg` takes a batch. In front of that stands a virtio header (packet(7),
+PACKET_VNET_HDR), as a virtual machine's card has it: it tells the kernel or the card to finish a checksum, and to cut a
+TCP super-packet into segments that fit. What is too long for the next link and may be cut leaves in fragments, made
+here, since no other part of the kernel sees the packet.
+
+Packets of our own are routed by the kernel like any packet that a program sends (raw(7): an IPPROTO_RAW socket takes
+whole IPv4 headers, and IPv6 headers likewise). They are rare and limited (icmp.pyx), so one system call each will do.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+import os
 import socket
 from contextlib import suppress
 
+from nfqlb._core.checksum cimport add_address, add_bytes, fold
 from nfqlb._core.datapath cimport Worker
-from nfqlb._core.types cimport message_t, outbox_t
-from nfqlb._core.wire cimport IP4_DESTINATION, IP6_DESTINATION
+from nfqlb._core.types cimport (
+    BATCH,
+    CHECKSUM_NOT_READY,
+    SUPER_PACKET,
+    TCP,
+    TRANSMIT,
+    UDP,
+    message_t,
+    outbox_t,
+    packet_t,
+)
+from nfqlb._core.wire cimport (
+    IP4_CHECKSUM,
+    IP4_DESTINATION,
+    IP4_FRAGMENT,
+    IP4_HEADER,
+    IP4_TOTAL_LENGTH,
+    IP6_DESTINATION,
+    IP6_HEADER,
+    IP6_NEXT_HEADER,
+    IP6_PAYLOAD_LENGTH,
+    MORE_FRAGMENTS,
+    TCP_CHECKSUM,
+    TCP_FLAGS,
+    TCP_OFFSET,
+    UDP_CHECKSUM,
+    checksum_offset,
+    full_checksum,
+    htonl,
+    htons,
+    set16,
+    set32,
+    set_raw16,
+)
 
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_INET
         AF_INET6
+        AF_PACKET
         MSG_DONTWAIT
+        SOL_PACKET
+        SO_SNDBUFFORCE
     ctypedef unsigned int socklen_t
     struct sockaddr:
         pass
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        void* msg_name
+        socklen_t msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+    struct mmsghdr:
+        msghdr msg_hdr
     ssize_t sendto(int, const void*, size_t, int, const sockaddr*, socklen_t)
+    int sendmmsg(int, mmsghdr*, unsigned int, int)
 
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:
@@ -36,28 +91,256 @@ cdef extern from "<netinet/in.h>" nogil:
         uint16_t sin6_family
         in6_addr sin6_addr
 
+cdef extern from "<linux/if_packet.h>" nogil:
+    struct sockaddr_ll:
+        uint16_t sll_family
+        uint16_t sll_protocol
+        int sll_ifindex
+        uint8_t sll_halen
+        uint8_t sll_addr[8]
+    enum:
+        PACKET_VNET_HDR
+
+cdef extern from "<linux/if_ether.h>" nogil:
+    enum:
+        ETH_P_IP
+        ETH_P_IPV6
+
+cdef extern from "<linux/virtio_net.h>" nogil:
+    struct virtio_net_hdr:                               # a packet socket takes it in the machine's byte order
+        uint8_t flags
+        uint8_t gso_type
+        uint16_t hdr_len
+        uint16_t gso_size
+        uint16_t csum_start
+        uint16_t csum_offset
+    enum:
+        VIRTIO_NET_HDR_F_NEEDS_CSUM
+        VIRTIO_NET_HDR_GSO_TCPV4
+        VIRTIO_NET_HDR_GSO_TCPV6
+        VIRTIO_NET_HDR_GSO_ECN
+
+
+cdef enum:
+    ETHERNET = 14                        # bytes of an Ethernet header
+    LONGEST_HEADER = 256                 # bytes of an IP header with all that stands in every fragment
+    FRAGMENT_HEADER = 8                  # bytes of an IPv6 fragment header (RFC 8200, 4.5)
+    FRAGMENT = 44                        # its number
+    END_OF_OPTIONS = 0                   # IPv4 options of one byte (RFC 791, 3.1)
+    NO_OPERATION = 1
+    CWR = 0x80                           # TCP flag (RFC 3168)
+    SEND_BUFFER = 8 << 20                # bytes of frames that may wait for the card
+
+
+cdef struct frame_t:
+    virtio_net_hdr offload
+    uint8_t ethernet[ETHERNET]           # follows the virtio header without a gap
+    sockaddr_ll to
+    iovec parts[3]
+
 
 cdef class Transmitter:
     """Sends for one worker. Without CAP_NET_RAW, or for a family that the machine lacks, it counts what is `lost`."""
 
     def __cinit__(self):
         self.sockets = []
-        self.raw4 = self._open(socket.AF_INET)
-        self.raw6 = self._open(socket.AF_INET6)
+        self.raw4 = self._open(socket.AF_INET, socket.IPPROTO_RAW)
+        self.raw6 = self._open(socket.AF_INET6, socket.IPPROTO_RAW)
+        self.link = self._open(socket.AF_PACKET, 0)          # protocol 0: it receives nothing
+        self.identification = <uint32_t>int.from_bytes(os.urandom(4), "big")
 
-    def _open(self, family) -> int:
+    def _open(self, family, protocol) -> int:
         with suppress(OSError):
-            opened = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+            opened = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
             self.sockets.append(opened)
+            if family == socket.AF_PACKET:
+                opened.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+                opened.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
             return opened.fileno()
         return -1
 
     def send(self, Worker worker not None) -> None:
-        """Send what the worker's last batch left to be sent."""
+        """Send what the last packet of Worker.process left to be sent."""
+        if worker.packet.verdict == TRANSMIT:
+            send_frames(self, &worker.packet, 1)
         post(self, worker.worker.outbox)
 
 
+# -- frames to real servers -------------------------------------------------------------------------------------------
+
+cdef void send_frames(Transmitter transmitter, packet_t* packets, int count) noexcept nogil:
+    """Send the packets of a batch whose verdict is TRANSMIT."""
+    cdef frame_t frames[BATCH]
+    cdef mmsghdr messages[BATCH]
+    cdef packet_t* packet
+    cdef int ready = 0
+    cdef int i
+    for i in range(count):
+        packet = &packets[i]
+        if packet.verdict != TRANSMIT:
+            continue
+        if packet.length > packet.hop.mtu and not packet.flags & SUPER_PACKET:
+            send_fragments(transmitter, packet)
+            continue
+        wrap(&frames[ready], packet)
+        offload(&frames[ready].offload, packet)
+        frames[ready].parts[1].iov_base = packet.data
+        frames[ready].parts[1].iov_len = packet.length
+        point(&messages[ready], &frames[ready], 2)
+        ready += 1
+    if ready:
+        send_messages(transmitter, messages, ready)
+
+
+cdef void send_messages(Transmitter transmitter, mmsghdr* messages, int count) noexcept nogil:
+    """Send them in order; one that the kernel refuses is lost, the next is tried."""
+    cdef int done = 0
+    cdef int sent
+    while done < count:
+        sent = sendmmsg(transmitter.link, messages + done, count - done, MSG_DONTWAIT)
+        if sent > 0:
+            done += sent
+        elif errno != EINTR:
+            transmitter.lost += 1
+            done += 1
+
+
+cdef inline void point(mmsghdr* message, frame_t* frame, int parts) noexcept nogil:
+    memset(message, 0, sizeof(mmsghdr))
+    message.msg_hdr.msg_name = &frame.to
+    message.msg_hdr.msg_namelen = sizeof(sockaddr_ll)
+    message.msg_hdr.msg_iov = frame.parts
+    message.msg_hdr.msg_iovlen = parts
+
+
+cdef void wrap(frame_t* frame, const packet_t* packet) noexcept nogil:
+    """Where the frame goes, and its link-layer header."""
+    cdef uint16_t kind = htons(ETH_P_IP if packet.version == 4 else ETH_P_IPV6)
+    memset(frame, 0, sizeof(frame_t))
+    frame.to.sll_family = AF_PACKET
+    frame.to.sll_protocol = kind
+    frame.to.sll_ifindex = packet.hop.interface
+    frame.parts[0].iov_base = &frame.offload
+    frame.parts[0].iov_len = sizeof(virtio_net_hdr)
+    if packet.hop.ethernet:
+        frame.to.sll_halen = 6
+        memcpy(frame.to.sll_addr, packet.hop.destination, 6)
+        memcpy(frame.ethernet, packet.hop.destination, 6)
+        memcpy(frame.ethernet + 6, packet.hop.source, 6)
+        memcpy(frame.ethernet + 12, &kind, 2)
+        frame.parts[0].iov_len += ETHERNET
+
+
+cdef void offload(virtio_net_hdr* header, packet_t* packet) noexcept nogil:
+    """What the kernel has still to do: finish a checksum, cut a TCP super-packet.
+
+    NFQUEUE does not tell the length of the segments that a super-packet stands for; new ones fill the next link.
+    """
+    cdef uint32_t front = ETHERNET if packet.hop.ethernet else 0
+    cdef uint8_t* at = packet.data + packet.transport
+    cdef uint32_t headers
+    cdef uint64_t pseudo
+    if packet.protocol != TCP and packet.protocol != UDP:
+        return
+    if packet.flags & (CHECKSUM_NOT_READY | SUPER_PACKET):
+        header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
+        header.csum_start = front + packet.transport
+        header.csum_offset = TCP_CHECKSUM if packet.protocol == TCP else UDP_CHECKSUM
+    if packet.flags & SUPER_PACKET and packet.protocol == TCP:
+        headers = packet.transport + (at[TCP_OFFSET] >> 4) * 4
+        header.gso_type = VIRTIO_NET_HDR_GSO_TCPV4 if packet.version == 4 else VIRTIO_NET_HDR_GSO_TCPV6
+        if at[TCP_FLAGS] & CWR:
+            header.gso_type |= VIRTIO_NET_HDR_GSO_ECN
+        header.hdr_len = front + headers
+        header.gso_size = packet.hop.mtu - headers
+        pseudo = add_address(add_address(htonl(packet.length - packet.transport), &packet.source), &packet.destination)
+        set_raw16(at + TCP_CHECKSUM, fold(pseudo + htons(TCP)))
+
+
+# -- fragments --------------------------------------------------------------------------------------------------------
+
+cdef void send_fragments(Transmitter transmitter, packet_t* packet) noexcept nogil:
+    """Cut a packet that is longer than the next MTU (RFC 791, 3.2; RFC 8200, 4.5)."""
+    cdef uint8_t header[LONGEST_HEADER]
+    cdef frame_t frame
+    cdef mmsghdr message
+    cdef uint32_t front = header_length(packet)
+    cdef uint32_t whole = packet.length - front
+    cdef uint32_t extra = 0 if packet.version == 4 else FRAGMENT_HEADER
+    cdef uint32_t at = 0
+    cdef uint32_t size, piece
+    if front + extra > LONGEST_HEADER or packet.hop.mtu < front + extra + 8:
+        transmitter.lost += 1
+        return
+    if packet.flags & CHECKSUM_NOT_READY and (packet.protocol == TCP or packet.protocol == UDP):
+        set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
+        packet.flags &= ~CHECKSUM_NOT_READY
+    size = (packet.hop.mtu - front - extra) & ~<uint32_t>7
+    transmitter.identification += 1
+    while at < whole:
+        piece = min(size, whole - at)
+        memcpy(header, packet.data, front)
+        if packet.version == 4:
+            put_offset4(header, front, at, piece, at + piece < whole)
+        else:
+            put_offset6(header, front, at, piece, at + piece < whole, packet.protocol, transmitter.identification)
+        wrap(&frame, packet)
+        frame.parts[1].iov_base = header
+        frame.parts[1].iov_len = front + extra
+        frame.parts[2].iov_base = packet.data + front + at
+        frame.parts[2].iov_len = piece
+        point(&message, &frame, 3)
+        send_messages(transmitter, &message, 1)
+        at += piece
+
+
+cdef inline uint32_t header_length(const packet_t* packet) noexcept nogil:
+    """Bytes that every fragment repeats: IPv4's header, or IPv6's with its extensions (none here is per fragment)."""
+    return (packet.data[0] & 15) * 4 if packet.version == 4 else packet.transport
+
+
+cdef void put_offset4(uint8_t* header, uint32_t front, uint32_t at, uint32_t piece, bint more) noexcept nogil:
+    """Make an IPv4 header that of a fragment; options without the copy bit are for the first one only."""
+    cdef uint32_t option = IP4_HEADER
+    cdef uint32_t length
+    while at and option < front and header[option] != END_OF_OPTIONS:
+        length = header[option + 1] if header[option] != NO_OPERATION and option + 1 < front else 1
+        length = max(<uint32_t>1, min(length, front - option))
+        if not header[option] & 0x80:
+            memset(header + option, NO_OPERATION, length)
+        option += length
+    set16(header + IP4_TOTAL_LENGTH, front + piece)
+    set16(header + IP4_FRAGMENT, (at >> 3) | (MORE_FRAGMENTS if more else 0))
+    set_raw16(header + IP4_CHECKSUM, 0)
+    set_raw16(header + IP4_CHECKSUM, <uint16_t>~fold(add_bytes(0, header, front)))
+
+
+cdef void put_offset6(uint8_t* header, uint32_t front, uint32_t at, uint32_t piece, bint more, uint8_t protocol,
+                      uint32_t identification) noexcept nogil:
+    """Make an IPv6 header that of a fragment, a fragment header behind it."""
+    cdef uint8_t* fragment = header + front
+    header[last_next_header(header, front)] = FRAGMENT
+    set16(header + IP6_PAYLOAD_LENGTH, front - IP6_HEADER + FRAGMENT_HEADER + piece)
+    fragment[0] = protocol
+    fragment[1] = 0
+    set16(fragment + 2, at | (1 if more else 0))
+    set32(fragment + 4, identification)
+
+
+cdef uint32_t last_next_header(const uint8_t* header, uint32_t front) noexcept nogil:
+    """Where the number of the transport stands: in the IPv6 header, or in the last extension header."""
+    cdef uint32_t field = IP6_NEXT_HEADER
+    cdef uint32_t at = IP6_HEADER
+    while at < front:
+        field = at
+        at += (header[at + 1] + 1) * 8
+    return field
+
+
+# -- packets of our own -----------------------------------------------------------------------------------------------
+
 cdef void post(Transmitter transmitter, outbox_t* outbox) noexcept nogil:
+    """Send the messages of the outbox, which is empty then."""
     cdef message_t* message
     cdef sockaddr_in to4
     cdef sockaddr_in6 to6

@@ -32,6 +32,12 @@ cdef enum verdict_t:
     ACCEPT = 0
     DROP = 1
     REWRITE = 2                  # accept with the changed bytes
+    TRANSMIT = 3                 # drop, and send it as a frame to the real server (packet_t.hop)
+
+
+cdef enum method_t:              # forwarding method of a real server
+    NAT = 0
+    DIRECT = 1
 
 
 # Every way out of the data path. The names, meanings and verdicts are the table in telemetry.pyx.
@@ -53,6 +59,12 @@ cdef enum reason_t:
     ERROR_RETURNED
     BAD_CHECKSUM
     REFUSED
+    ROUTED
+    ERROR_ROUTED
+    LOCAL
+    NO_NEIGHBOUR
+    TTL_EXCEEDED
+    TOO_BIG
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 
@@ -60,6 +72,16 @@ cdef enum reason_t:
 cdef struct address_t:
     uint64_t high                # bytes 0-7 as they lie in memory
     uint64_t low                 # bytes 8-15
+
+
+# How frames reach a real server: the next hop of the route to it. Never written after it was made.
+cdef struct hop_t:
+    uint32_t interface           # index
+    uint32_t mtu                 # bytes of the longest IP packet
+    uint8_t destination[6]       # link-layer addresses
+    uint8_t source[6]
+    uint8_t ethernet             # frames have a link-layer header
+    uint8_t local                # the real server is this machine
 
 
 cdef struct packet_t:
@@ -81,6 +103,7 @@ cdef struct packet_t:
     address_t source
     address_t destination
     uint64_t hash                # of the flow, seen in the direction that the hook suggests
+    hop_t hop                    # where to, with verdict TRANSMIT
 
 
 # One connection: 128 bytes, two cache lines. The first has all that an established packet needs.
@@ -92,7 +115,7 @@ cdef struct connection_t:
     uint16_t vport
     uint16_t sport
     uint8_t protocol
-    uint8_t flags                # NO_OUTPUT
+    uint8_t flags                # method_t | NO_OUTPUT
     uint32_t slot                # the real server's stable number
     uint32_t word                # life | state << 8 | INACTIVE: written last when it becomes visible
     uint32_t expires             # tick
@@ -117,7 +140,8 @@ cdef enum:
     ACTIVE_STATES = 0x40e        # bit per TCP state that counts as active (tracking.pyx): ES, SS, SR, SA
     LONGEST = 21474836           # ticks: no timeout is longer (2^31 milliseconds)
 
-    NO_OUTPUT = 1                # replies do not pass the director (DR, TUN): the INPUT_ONLY table counts
+    METHOD = 3                   # mask of the forwarding method in the flags
+    NO_OUTPUT = 4                # replies do not pass the director: the client's packets alone make its state
 
 
 # A real server of a virtual service, as the table file remembers it. The number of its place is its slot.
@@ -230,6 +254,7 @@ cdef struct server_t:
     uint32_t slot
     int32_t weight
     uint16_t port
+    uint8_t method               # method_t
 
 
 cdef struct scheduler_state_t:   # the only part of a service that packets change

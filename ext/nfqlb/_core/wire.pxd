@@ -27,7 +27,9 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 cdef enum:
     IP4_TOTAL_LENGTH = 2
-    IP4_FRAGMENT = 6
+    IP4_FRAGMENT = 6             # flags and offset
+    DONT_FRAGMENT = 0x4000
+    MORE_FRAGMENTS = 0x2000
     IP4_PROTOCOL = 9
     IP4_CHECKSUM = 10
     IP4_SOURCE = 12
@@ -195,3 +197,18 @@ cdef inline void set_source(packet_t* packet, const address_t* address, uint16_t
     difference += htons(port)
     packet.sport = port
     finish_transport(packet, difference)
+
+
+cdef inline uint8_t time_to_live(const packet_t* packet) noexcept nogil:
+    return packet.data[IP4_TTL if packet.version == 4 else IP6_HOP_LIMIT]
+
+
+cdef inline void count_hop(packet_t* packet) noexcept nogil:
+    """Take one from TTL or hop limit, and bring an IPv4 header's checksum along."""
+    cdef uint16_t check
+    if packet.version == 6:
+        packet.data[IP6_HOP_LIMIT] -= 1
+        return
+    packet.data[IP4_TTL] -= 1
+    check = update(get_raw16(packet.data + IP4_CHECKSUM), <uint16_t>~htons(0x0100))     # TTL is a word's high byte
+    set_raw16(packet.data + IP4_CHECKSUM, check)

@@ -1,7 +1,7 @@
 from typing import NamedTuple, Self
 
 from nfqlb._core.connection import Table
-from nfqlb._core.snapshot import Snapshot
+from nfqlb._core.snapshot import Hop, Snapshot
 
 class Result(NamedTuple):
     verdict: str
@@ -17,6 +17,7 @@ class Drained(NamedTuple):
 class Datapath:
     def __new__(cls, table: Table) -> Self: ...
     def publish(self, snapshot: Snapshot) -> None: ...
+    def aim(self, slot: int, hop: Hop | None) -> None: ...
     def worker(self) -> Worker: ...
     def drain(self) -> Drained: ...
 

@@ -2,6 +2,12 @@ from collections.abc import Sequence
 from typing import Self
 
 ANSWERS: tuple[str, ...]
+METHODS: tuple[str, ...]
+
+class Hop:
+    def __new__(
+        cls, interface: int, mtu: int, destination: bytes = b"", source: bytes = b"", local: bool = False
+    ) -> Self: ...
 
 class Service:
     def __new__(
@@ -10,7 +16,7 @@ class Service:
         address: bytes,
         port: int,
         scheduler: str,
-        servers: Sequence[tuple[int, bytes, int, int]],
+        servers: Sequence[tuple[int, bytes, int, int, str]],
         previous: Service | None = None,
     ) -> Self: ...
 

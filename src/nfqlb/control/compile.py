@@ -76,7 +76,7 @@ class Compiler:
             return made
         slots.update((key, self._slot(service, real)) for key, real in zip(keys, service.reals, strict=True))
         oldest_first = [
-            (slots[key], packed(real.address), real.port, real.weight)
+            (slots[key], packed(real.address), real.port, real.weight, service.mode)
             for key, real in zip(keys, service.reals, strict=True)
         ]
         return self._make_service(
@@ -102,9 +102,11 @@ def compile_plan(
 ) -> Plan:
     """What the kernel must hold so that the packets of this intent reach the queues.
 
-    `leaving` are real servers that are in it no more and still have connections: their replies need the way back.
+    Replies pass with mode nat only. `leaving` are real servers that are in it no more and still have connections:
+    their replies need the way back.
     """
-    reals = _endpoints((service.key, real.address, real.port) for service in intent.services for real in service.reals)
+    replies = [service for service in intent.services if service.mode == "nat"]
+    reals = _endpoints((service.key, real.address, real.port) for service in replies for real in service.reals)
     return Plan(
         name=name,
         services=_endpoints((service.key, service.address, service.port) for service in intent.services),

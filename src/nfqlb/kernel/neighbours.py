@@ -1,0 +1,225 @@
+"""Where real servers are on the wire: the route to each, its next hop, and that hop's link-layer address.
+
+Strategy: the kernel keeps all of it; here it is asked, in a few netlink dumps whatever the number of servers, and told
+to keep what we use fresh: it never sees the frames that we send, so it would not resolve a neighbour on its own, nor
+notice that one is gone. A neighbour that is not known is resolved; one whose server carries traffic is probed again
+and again (NUD_PROBE: unicast, three times a second apart, then it counts as failed). Whoever listens to `Events` hears
+of every change, a server that announces a new address included. pyroute2 knows these messages too, at 0.1 ms for each
+neighbour and route.
+
+Formats: include/uapi/linux/rtnetlink.h, neighbour.h, if_link.h; addresses in network order, the rest in host order.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from nfqlb.kernel.netlink import attribute, attributes
+from nfqlb.model import family
+
+RTM_NEWLINK, RTM_GETLINK, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 16, 18, 24, 26, 28, 30
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+REQUEST, DUMP, REPLACE, CREATE = 0x1, 0x300, 0x100, 0x400
+GROUPS = 1 << 0 | 1 << 2 | 1 << 6 | 1 << 10  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_METRICS, RTA_VIA, RTAX_MTU = 1, 4, 5, 8, 18, 2
+NDA_DST, NDA_LLADDR, IFLA_ADDRESS, IFLA_MTU = 1, 2, 1, 4
+RTN_UNICAST, RTN_LOCAL = 1, 2
+NTF_USE = 0x01
+PROBE = 0x10  # NUD_PROBE
+VALID = 0xDE  # REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT
+SETTLED = 0x06  # REACHABLE, STALE: nobody is asking
+ETHER = 1  # ARPHRD_ETHER
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+_HEADER = struct.Struct("=IHHII")
+_ROUTE = struct.Struct("=8BI")  # rtmsg
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
+_NUMBER = struct.Struct("=I")
+
+
+class Hop(NamedTuple):
+    """The way to a real server: see _core.snapshot.Hop, whose arguments these are."""
+
+    interface: int
+    mtu: int
+    destination: bytes = b""
+    source: bytes = b""
+    local: bool = False
+
+
+class Link(NamedTuple):
+    kind: int  # ARPHRD_*
+    mtu: int
+    address: bytes
+
+
+class Route(NamedTuple):
+    local: bool
+    interface: int
+    gateway: str
+    mtu: int  # 0: the link's
+
+
+class Neighbour(NamedTuple):
+    state: int  # NUD_*
+    address: bytes
+
+
+Place = tuple[int, str]  # interface, IP address
+
+
+def hops(servers: Iterable[str]) -> dict[str, Hop]:
+    """The way to each of these addresses, as far as there is one now; what is not resolved is on its way to be."""
+    servers = list(servers)
+    links, neighbours, routes = _links(), _neighbours(), _routes(servers)
+    found: dict[str, Hop] = {}
+    unresolved = set()
+    for server, route in routes.items():
+        link = links.get(route.interface)
+        if route.local:
+            found[server] = Hop(0, 0, local=True)
+        elif link is not None:
+            mtu = route.mtu or link.mtu
+            neighbour = neighbours.get((route.interface, route.gateway))
+            if link.kind != ETHER:
+                found[server] = Hop(route.interface, mtu)
+            elif neighbour is not None and neighbour.state & VALID and len(neighbour.address) == 6:
+                found[server] = Hop(route.interface, mtu, neighbour.address, link.address)
+            else:
+                unresolved.add((route.interface, route.gateway))
+    _tell(_neighbour(place, 0, NTF_USE) for place in unresolved)
+    return found
+
+
+def probe(servers: Iterable[str]) -> None:
+    """Have the kernel ask the next hop of each whether it is still there, unless it is asking already."""
+    places = {(route.interface, route.gateway) for route in _routes(servers).values() if not route.local}
+    if places:
+        settled = {place: known for place, known in _neighbours().items() if known.state & SETTLED}
+        _tell(_neighbour(place, PROBE, 0, settled[place].address) for place in places & settled.keys())
+
+
+class Events:
+    """Readable when links, routes or neighbours changed in this network namespace."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.setblocking(False)
+        self._socket.bind((0, GROUPS))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def clear(self) -> None:
+        """Forget what was heard."""
+        while True:
+            try:
+                self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:  # more than could be kept
+                continue
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _links() -> Mapping[int, Link]:
+    links = {}
+    for body in _dump(RTM_GETLINK, _LINK.pack(0, 0, 0, 0, 0)):
+        _, kind, index, _, _ = _LINK.unpack_from(body)
+        fields = dict(attributes(body[_LINK.size :]))
+        links[index] = Link(kind, _NUMBER.unpack(fields[IFLA_MTU])[0], fields.get(IFLA_ADDRESS, b""))
+    return links
+
+
+def _neighbours() -> Mapping[Place, Neighbour]:
+    found = {}
+    for body in _dump(RTM_GETNEIGH, _NEIGHBOUR.pack(0, 0, 0, 0, 0)):
+        kind, interface, state, _, _ = _NEIGHBOUR.unpack_from(body)
+        fields = dict(attributes(body[_NEIGHBOUR.size :]))
+        if kind in FAMILY.values() and NDA_DST in fields:
+            found[interface, _text(fields[NDA_DST])] = Neighbour(state, fields.get(NDA_LLADDR, b""))
+    return found
+
+
+def _routes(servers: Iterable[str]) -> Mapping[str, Route]:
+    """The route to each server that has one."""
+    asked = dict(enumerate(servers, 1))
+    requests = []
+    for number, server in asked.items():
+        packed = ipaddress.ip_address(server).packed
+        message = _ROUTE.pack(FAMILY[family(server)], len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
+        requests.append(_message(RTM_GETROUTE, REQUEST, number, message + attribute(RTA_DST, packed)))
+    routes = {}
+    for kind, number, body in _answers(requests):
+        if kind != RTM_NEWROUTE or body[7] not in (RTN_UNICAST, RTN_LOCAL):
+            continue
+        fields = dict(attributes(body[_ROUTE.size :]))
+        gateway = fields.get(RTA_GATEWAY) or fields.get(RTA_VIA, b"")[2:]
+        metrics = dict(attributes(fields.get(RTA_METRICS, b"")))
+        routes[asked[number]] = Route(
+            body[7] == RTN_LOCAL,
+            _NUMBER.unpack(fields[RTA_OIF])[0],
+            _text(gateway) if gateway else asked[number],
+            _NUMBER.unpack(metrics[RTAX_MTU])[0] if RTAX_MTU in metrics else 0,
+        )
+    return routes
+
+
+def _neighbour(place: Place, state: int, flags: int, address: bytes = b"") -> bytes:
+    interface, ip = place
+    body = _NEIGHBOUR.pack(FAMILY[family(ip)], interface, state, flags, 0)
+    body += attribute(NDA_DST, ipaddress.ip_address(ip).packed)
+    if address:
+        body += attribute(NDA_LLADDR, address)
+    return _message(RTM_NEWNEIGH, REQUEST | CREATE | REPLACE, 1, body)
+
+
+def _text(address: bytes) -> str:
+    return str(ipaddress.ip_address(address))
+
+
+def _message(kind: int, flags: int, number: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, number, 0) + body
+
+
+def _dump(kind: int, body: bytes) -> Iterator[bytes]:
+    for reply, _, payload in _answers([_message(kind, REQUEST | DUMP, 1, body)]):
+        if reply not in (NLMSG_ERROR, NLMSG_DONE):
+            yield payload
+
+
+def _tell(messages: Iterable[bytes]) -> None:
+    """Requests whose failure the next look will show."""
+    for _ in _answers(list(messages)):
+        pass
+
+
+def _answers(messages: Sequence[bytes]) -> Iterator[tuple[int, int, bytes]]:
+    """(type, number of the request, body) of everything that the kernel says to these requests.
+
+    It answers before send returns, so the socket never blocks; a dump goes on with each receive.
+    """
+    if not messages:
+        return
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+        sock.bind((0, 0))
+        sock.setblocking(False)
+        for message in messages:
+            sock.send(message)
+            while True:
+                try:
+                    data = sock.recv(1 << 18)
+                except BlockingIOError:
+                    break
+                at = 0
+                while at + _HEADER.size <= len(data):
+                    length, kind, _, number, _ = _HEADER.unpack_from(data, at)
+                    yield kind, number, data[at + _HEADER.size : at + length]
+                    at += (length + 3) & ~3

@@ -1,0 +1,173 @@
+"""Direct routing: the client's packets go on to the real server's MAC, the answers go past the director."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from netns import Net, load
+from netns.wiring import INSIDE
+from tests import sizes
+from tests.netns.conftest import How
+from tests.netns.test_nat_packets import SIZES, narrow
+from tests.netns.test_nat_transfer import down_and_up
+
+MOVED = "02:00:00:00:00:99"
+
+
+def start(net: Net, *args: str, family: int = 4, port: int = 80, protocol: str = "tcp") -> None:
+    service = f"{net.service(port, family)}/{protocol}"
+    net.director.nfqlb("--mode", "dr", "--vip", service, *net.reals(port=port, family=family), *args)
+
+
+def reasons(net: Net) -> dict[str, int]:
+    found: dict[str, int] = net.director.show("reasons")["reasons"]
+    return found
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_connections_are_spread_and_servers_see_the_client(make_net: Callable[..., Net], how: How, family: int) -> None:
+    net = make_net(servers=3, direct=True)
+    start(net, "--scheduler", "rr", *how.args, family=family)
+    answers = load.whoami(net.client, net.url(family=family), 30)
+    assert load.split(answers) == {"s1": 10, "s2": 10, "s3": 10}
+    assert {seen for _, seen in answers} == {net.client.address(family)}
+    assert reasons(net)["returned"] == 0, "no answer passes the director"
+
+
+@pytest.mark.parametrize("offload", [True, False], ids=["offload", "no-offload"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_download_and_upload_have_equal_sha256(
+    make_net: Callable[..., Net], diverter: list[str], family: int, offload: bool
+) -> None:
+    net = make_net(servers=2, direct=True)
+    net.offload(offload)
+    start(net, *diverter, family=family)
+    down_and_up(net, family)
+
+
+@pytest.mark.parametrize("vip", ["routed", "free"])
+def test_the_vip_may_be_routed_or_added(make_net: Callable[..., Net], how: How, vip: str) -> None:
+    net = make_net(servers=2, direct=True, vip=vip)
+    start(net, *(["--vip-dev", net.uplink] if vip == "free" else []), "--scheduler", "rr", *how.args)
+    assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_datagrams_of_any_size_are_answered(make_net: Callable[..., Net], how: How, family: int) -> None:
+    net = make_net(servers=2, web=False, echo=True, direct=True)
+    largest = 3900 if how.engine == "reference" else max(SIZES)  # that engine copies 4,016 bytes
+    start(net, *how.args, family=family, port=7, protocol="udp")
+    for size in [1, *SIZES]:
+        answers = load.udp(net.client, net.vip(family), 4, min(size, largest))
+        assert all(answer and answer[1] == net.client.address(family) for answer in answers), size
+
+
+def test_every_datagram_of_a_udp_segment_sender_arrives(make_net: Callable[..., Net], how: How) -> None:
+    net = make_net(servers=2, web=False, echo=True, direct=True)
+    start(net, *how.args, port=7, protocol="udp")
+    assert load.gso(net.client, net.vip(), sizes.DATAGRAMS, 1200) == (sizes.DATAGRAMS, sizes.DATAGRAMS)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_smaller_mtu_towards_the_server_is_told_to_the_client(
+    make_net: Callable[..., Net], how: How, family: int
+) -> None:
+    """Super-packets are cut anew; what comes as single segments, because nobody offloads, is too long."""
+    net = make_net(servers=1, direct=True)
+    net.offload(False)
+    narrow(net.director, INSIDE.prefixes.of(family), "eth0")
+    start(net, *how.args, family=family)
+    whole = net.storage.fill("whole", sizes.MIB)
+    load.upload(net.client, net.storage.files / "whole", net.url("/incoming/whole", family), timeout=20)
+    assert net.storage.sha256("incoming/whole") == whole
+    assert reasons(net)["too_big"] > 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_smaller_mtu_towards_the_client_is_heard_by_the_server(
+    make_net: Callable[..., Net], how: How, family: int
+) -> None:
+    net = make_net(servers=2, direct=True)
+    narrow(net.router, "10.1.1.0/24" if family == 4 else "2001:db8:1:1::/64", "lan1")
+    start(net, *how.args, family=family)
+    whole = net.storage.fill("whole", sizes.MIB)
+    assert load.download(net.client, net.url("/whole", family), timeout=20) == whole
+    assert reasons(net)["error_routed"] > 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_server_that_announces_a_new_address_is_followed_at_once(
+    make_net: Callable[..., Net], diverter: list[str], family: int
+) -> None:
+    net = make_net(servers=1, direct=True)
+    start(net, *diverter, family=family)
+    load.whoami(net.client, net.url(family=family), 2)
+    server = net.servers[0]
+    server.sysctl("net.ipv4.conf.eth0.arp_notify=1", "net.ipv6.conf.eth0.ndisc_notify=1")
+    server.ip(f"link set eth0 address {MOVED}")
+    time.sleep(0.1)
+    end = time.monotonic() + 0.8  # a lost SYN comes again after a second
+    assert load.split(load.whoami(net.client, net.url(family=family), 2)) == {"s1": 2}
+    assert time.monotonic() < end
+
+
+def test_a_server_whose_address_changes_silently_is_found_again(make_net: Callable[..., Net], how: How) -> None:
+    net = make_net(servers=1, direct=True)
+    start(net, *how.args)
+    probe = load.Probe(net.client, net.url())
+    probe.wait()
+    net.servers[0].ip(f"link set eth0 address {MOVED}")
+    changed = time.monotonic()
+    time.sleep(6)
+    later = [ok for when, ok in probe.end() if when > changed + 5]
+    assert len(later) >= 5
+    assert all(later)
+
+
+def test_a_server_that_is_gone_has_a_reason_and_comes_back(make_net: Callable[..., Net], how: How) -> None:
+    net = make_net(servers=2, direct=True)
+    start(net, "--scheduler", "rr", *how.args)
+    probe = load.Probe(net.client, net.url())
+    probe.wait()
+    net.servers[0].ip("link set eth0 down")
+    end = time.monotonic() + 8
+    while not reasons(net)["no_neighbour"]:
+        assert time.monotonic() < end, "nobody noticed"
+        time.sleep(0.1)
+    probe.end()
+    assert f"real server {net.servers[0].v4}: no route, or no answer" in net.director.process.text  # type: ignore[union-attr]
+    server = net.servers[0]
+    server.ip("link set eth0 up", f"route replace default via {INSIDE.at(254).v4}")
+    end = time.monotonic() + 4
+    while f"real server {server.v4}: reached" not in net.director.process.text:  # type: ignore[union-attr]
+        assert time.monotonic() < end, "it was not found again"
+        time.sleep(0.1)
+    assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
+
+
+def test_the_director_may_be_a_real_server(make_net: Callable[..., Net], how: How) -> None:
+    net = make_net(servers=1, web=False, echo=True, direct=True)
+    net.director.start_echo()
+    reals = ["--real", f"{net.director.v4}:7", "--real", f"{net.servers[0].v4}:7"]
+    net.director.nfqlb("--mode", "dr", "--vip", f"{net.service(7)}/udp", *reals, "--scheduler", "rr", *how.args)
+    answers = load.udp(net.client, net.vip(), 4, 100)
+    assert sorted(answer[0] for answer in answers if answer) == ["d", "d", "s1", "s1"]
+    assert reasons(net)["local"] > 0
+
+
+def test_weights_are_changed_and_servers_added_while_packets_flow(
+    make_net: Callable[..., Net], diverter: list[str]
+) -> None:
+    net = make_net(servers=3, direct=True)
+    first, second, third = (f"{server.v4}:80" for server in net.servers)
+    net.director.nfqlb("--mode", "dr", "--vip", net.service(), "--real", first, "--real", second, *diverter)
+    wrk = load.Wrk(net.client, net.url(), connections=20, seconds=3, keepalive=False)
+    net.director.cli("real", "add", net.service(), third)
+    net.director.cli("real", "edit", net.service(), first, "--weight", "0")
+    time.sleep(0.2)
+    net.director.cli("real", "delete", net.service(), first)
+    assert wrk.figures().errors == 0
+    assert set(load.split(load.whoami(net.client, net.url(), 4))) == {"s2", "s3"}
