@@ -275,8 +275,8 @@ cdef inline bint outlived(worker_t* worker, const connection_t* connection, cons
 
 
 class Result(NamedTuple):
-    """What became of a packet: verdict "accept", "drop", "rewrite" or "transmit", the reason's name, and the bytes that go
-    on instead (rewrite) or to the real server as a frame (transmit).
+    """What became of a packet: verdict "accept", "drop", "rewrite" or "transmit", the reason's name, and the bytes that
+    go on instead (rewrite) or to the real server as a frame (transmit).
     """
 
     verdict: str
@@ -295,8 +295,8 @@ class Drained(NamedTuple):
 
 
 cdef class Datapath:
-    """One director's data path over a connection table. `publish`, `aim` and `drain` are all that the control plane does
-    to it.
+    """One director's data path over a connection table. `publish`, `aim` and `drain` are all that the control plane
+    does to it.
     """
 
     def __cinit__(self, Table table not None):
@@ -308,6 +308,9 @@ cdef class Datapath:
         self.retired = []
         self.workers = []
         self.publish(Snapshot(()))
+
+    def __dealloc__(self):
+        free(self.hops)
 
     def publish(self, Snapshot snapshot not None) -> None:
         """Put a configuration before the workers; their next batch goes by it. Never waits for them."""
@@ -363,10 +366,6 @@ cdef class Datapath:
         return Drained(dict(zip(REASON_NAMES, reasons)), slots, batches, packets)
 
 
-    def __dealloc__(self):
-        free(self.hops)
-
-
 cdef class Worker:
     """One thread's way through the data path. Get one from Datapath.worker()."""
 
@@ -399,8 +398,8 @@ cdef class Worker:
         with nogil:
             run_batch(&self.worker, &self.packet, 1, when, 0)
         goes_on = self.packet.verdict == REWRITE or self.packet.verdict == TRANSMIT
-        return Result(
-            VERDICT_NAMES[self.packet.verdict], REASON_NAMES[self.packet.reason], bytes(self.buffer) if goes_on else None)
+        new = bytes(self.buffer) if goes_on else None
+        return Result(VERDICT_NAMES[self.packet.verdict], REASON_NAMES[self.packet.reason], new)
 
     def outgoing(self) -> list[bytes]:
         """Packets of our own that the last batch wants sent: answers to clients that no real server gets."""

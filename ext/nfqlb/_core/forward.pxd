@@ -40,7 +40,7 @@ cdef inline reason_t nat_reply(packet_t* packet, const connection_t* connection)
 
 
 cdef inline reason_t direct(packet_t* packet, const hop_t* hop) noexcept nogil:
-    """Direct routing: on to the real server's link-layer address, as it is but for TTL (ip_vs_xmit.c, ip_vs_dr_xmit)."""
+    """Direct routing: on to the real server's link-layer address, one hop older (ip_vs_xmit.c, ip_vs_dr_xmit)."""
     if hop == NULL:
         return NO_NEIGHBOUR
     if hop.local:

@@ -4,7 +4,8 @@ Strategy. The queues are opened and bound elsewhere (netfilterqueue); this file 
 receives and answers one packet per system call and copies 4,016 bytes at most. `recvmmsg` brings up to BATCH packets
 into buffers that are never copied; the data path rewrites them in place; all verdicts of the batch go back in one
 `sendmsg`, each payload gathered from the buffer it came in. A run of equal verdicts without payload is one batch
-verdict. What goes to a real server as a frame is dropped here and sent from the same buffer (transmit.pyx). The thread blocks in poll when there is nothing, and an eventfd ends that.
+verdict. What goes to a real server as a frame is dropped here and sent from the same buffer (transmit.pyx). The thread
+blocks in poll when there is nothing, and an eventfd ends that.
 
 Formats: include/uapi/linux/netfilter/nfnetlink_queue.h and linux/netlink.h. Message numbers are big endian, netlink's
 own header is in host order.

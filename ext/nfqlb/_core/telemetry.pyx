@@ -59,9 +59,9 @@ _TABLE = (
     (BAD_CHECKSUM,       "bad_checksum",     DROP,    "ICMP error about a connection, damaged on its way"),
     (REFUSED,            "refused",          DROP,    "mid-stream TCP without a connection, as --no-connection asks"),
     (ROUTED,             "routed",          TRANSMIT, "client's packet, sent as it is to the real server's MAC (dr)"),
-    (ERROR_ROUTED,       "error_routed",    TRANSMIT, "ICMP error about a reply, sent as it is to the server's MAC (dr)"),
+    (ERROR_ROUTED,       "error_routed",    TRANSMIT, "ICMP error about a reply, sent as it is to that MAC (dr)"),
     (LOCAL,              "local",            ACCEPT,  "the real server is this machine: for the local stack (dr)"),
-    (NO_NEIGHBOUR,       "no_neighbour",     DROP,    "the real server has no route, or does not answer ARP or ND (dr)"),
+    (NO_NEIGHBOUR,       "no_neighbour",     DROP,    "real server without a route or an answer to ARP or ND (dr)"),
     (TTL_EXCEEDED,       "ttl_exceeded",     DROP,    "its time to live ends here (dr); the client is told"),
     (TOO_BIG,            "too_big",          DROP,    "longer than the next MTU and not to be cut; the client is told"),
 )
