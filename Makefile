@@ -106,4 +106,5 @@ bench-compare: setup
 bench: setup
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.core
+	$(BIN)/python -m bench.changes
 	$(BIN)/python -m bench.nat

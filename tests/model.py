@@ -73,6 +73,7 @@ class Entry:
     vip: End
     server: End
     direct: bool = False  # the forwarding method is dr
+    left: bool = False  # the flow went on with another server
     state: str = "NONE"
     expires: int = 0
 
@@ -149,8 +150,9 @@ class Model:
         return VERDICTS[reason], reason, new
 
     def decide(self, parsed: Parsed, tick: int, reply_hook: bool) -> tuple[str, Entry | None]:
-        request = [e for e in self.entries if (e.protocol, e.client, e.vip) == of_request(parsed)]
-        reply = [e for e in self.entries if not e.direct and (e.protocol, e.client, e.server) == of_reply(parsed)]
+        request = [e for e in self.entries if not e.left and (e.protocol, e.client, e.vip) == of_request(parsed)]
+        answered = [e for e in self.entries if not e.direct and (e.protocol, e.client, e.server) == of_reply(parsed)]
+        reply, late = [e for e in answered if not e.left], [e for e in answered if e.left]
         assert len(request) <= 1
         assert len(reply) <= 1, "two connections look the same to the server: the test's services share a server's port"
         if reply and (reply_hook or not request):
@@ -159,10 +161,16 @@ class Model:
         ended = 0
         entry = request[0] if request else None
         if entry is not None and self.starts_anew(entry, parsed):
-            self.entries.remove(entry)
-            entry, ended = None, 1  # its place is not free before the packet is done
+            if parsed.protocol == UDP:
+                entry.left, entry.expires = True, tick + 30
+            else:
+                self.entries.remove(entry)
+                ended = 1  # its place is not free before the packet is done
+            entry = None
         if entry is None:
             service = self.services.get((parsed.protocol, parsed.destination))
+            if service is None and late:
+                return "returned", late[0]
             if service is None:
                 return ("unrelated" if reply_hook else "no_service"), None
             begins = parsed.flag != "rst" if self.policy.sloppy else parsed.flag == "syn"
@@ -208,11 +216,10 @@ class Model:
         if quoted is None:
             return "icmp", None
         protocol, source, destination = quoted
-        about_reply = [e for e in self.entries if (e.protocol, e.vip, e.client) == (protocol, source, destination)]
+        alive = [e for e in self.entries if not e.left]
+        about_reply = [e for e in alive if (e.protocol, e.vip, e.client) == (protocol, source, destination)]
         about_request = [
-            e
-            for e in self.entries
-            if not e.direct and (e.protocol, e.client, e.server) == (protocol, source, destination)
+            e for e in alive if not e.direct and (e.protocol, e.client, e.server) == (protocol, source, destination)
         ]
         if not about_reply and not about_request:
             return "icmp", None

@@ -2,9 +2,10 @@
 
 Strategy. A start takes packets as early as it may: at once where a predecessor left rules that lead here, else as soon
 as everything was checked. The API loads while packets flow already; `ready` means both. A change is one transaction
-under one lock: the kernel is made to hold old and new, the snapshot is published, the kernel loses what is not wanted
-any more, the state is saved; when a step fails the same way is gone back. Blocking steps run in a thread, everything
-else on the loop.
+under one lock: the kernel is made to hold old and new, the snapshot is published, the kernel loses services that are
+not wanted any more, the state is saved; when a step fails the same way is gone back. Replies of removed real servers
+keep their way until the minder comes by: packets are under way, and taking an element from a set means to wait for the
+kernel. Blocking steps run in a thread, everything else on the loop.
 
 Ends: a stop withdraws everything (exit 0). Any other end leaves rules, queues and table to the next director, so it
 must not run destructors that unbind queues: `os._exit`.
@@ -253,10 +254,10 @@ class Director:
             intent = edit(before.intent)
             if intent == before.intent:
                 return before.revision
-            old_plan = self._plan_of(before.intent)
+            held = self._plan
             snapshot = self._compiler.snapshot(intent)
             plan = self._plan_of(intent)
-            both = replace(plan, services=plan.services | old_plan.services, reals=plan.reals | old_plan.reals)
+            both = replace(plan, services=plan.services | held.services, reals=plan.reals | held.reals)
             after = msgspec.structs.replace(before, revision=before.revision + 1, intent=intent)
             published = False
             try:
@@ -264,11 +265,12 @@ class Director:
                 await asyncio.to_thread(self._aim, intent, RESOLVE_SECONDS)
                 self._datapath.publish(snapshot)
                 published = True
-                await self._apply(plan)
+                if plan.services != both.services:
+                    await self._apply(plan)
                 await asyncio.to_thread(self._save, after)
             except BaseException:
                 self._compiler.undo()
-                for back in (both, old_plan) if published else (old_plan,):
+                for back in (both, held) if published else (held,):
                     try:
                         await self._apply(back)
                     except Exception as error:  # the minder tries again

@@ -151,7 +151,25 @@ def test_udp_moves_on_at_once_when_its_server_is_removed() -> None:
     assert lab.send(udp(CLIENT, VIP)).packet == udp(CLIENT, OTHER)
     lab.configure(two._replace(reals={REAL: 1}))
     assert lab.send(udp(CLIENT, VIP)).packet == udp(CLIENT, REAL)
+    assert lab.send(udp(OTHER, CLIENT), hook=FORWARD).packet == udp(VIP, CLIENT), "an answer that was under way"
+    assert lab.send(udp(REAL, CLIENT), hook=FORWARD).packet == udp(VIP, CLIENT)
+    lab.clock.advance(3)
+    assert lab.send(udp(OTHER, CLIENT), hook=FORWARD).reason == "unrelated"
     assert (lab.load(OTHER, protocol="udp"), lab.load(REAL, protocol="udp")) == ((0, 0), (0, 1))
+
+
+def test_udp_that_comes_back_to_a_server_it_left_has_one_connection_there() -> None:
+    two = TWO._replace(protocol="udp")
+    lab = Lab(two._replace(reals={REAL: 1}))
+    for server in (REAL, OTHER, REAL):
+        lab.configure(two._replace(reals={server: 1}))
+        assert lab.send(udp(CLIENT, VIP)).packet == udp(CLIENT, server)
+    lab.clock.advance(2)
+    for server in (REAL, OTHER):
+        assert lab.send(udp(server, CLIENT), hook=FORWARD).packet == udp(VIP, CLIENT)
+    lab.clock.advance(1)
+    assert lab.workers[0].expire(lab.clock()) == 2
+    assert lab.state() == ("NONE", 299)
 
 
 def test_a_removed_service_takes_no_new_connections() -> None:

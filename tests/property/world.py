@@ -49,7 +49,12 @@ VIPS = {
 }
 DIRECT = [key for key in VIPS if ".113.2:" in key[1] or "::2]" in key[1]]
 SERVERS = range(2, 7)
-MTUS = {2: None, 3: 0, 4: 70}  # of the way to each server of direct routing: none, this machine, narrow; else 1500
+MTUS = {
+    2: None,
+    3: 0,
+    4: 59,
+    5: 70,
+}  # of the way to each server of direct routing: none, this machine, narrow; else 1500
 
 
 @dataclass

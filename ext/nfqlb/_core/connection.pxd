@@ -1,7 +1,7 @@
 """The connection table: look-up, insertion, timers. Shared by all workers of a director."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from nfqlb._core.types cimport address_t, connection_t, packet_t, table_t
+from nfqlb._core.types cimport address_t, connection_t, look_t, packet_t, table_t
 
 
 cdef class Table:
@@ -19,7 +19,7 @@ cdef class Table:
 cdef uint64_t flow_hash(const table_t* table, const packet_t* packet, bint reply) noexcept nogil
 cdef void warm_bucket(const table_t* table, uint64_t hash) noexcept nogil
 cdef void warm_entry(const table_t* table, uint64_t hash) noexcept nogil
-cdef connection_t* find(table_t* table, const packet_t* packet, uint64_t hash, bint reply) noexcept nogil
+cdef connection_t* find(table_t* table, const packet_t* packet, uint64_t hash, look_t look) noexcept nogil
 
 # first packets: hold, find again, take, fill in, show, let_go
 cdef void hold(table_t* table, uint64_t hash) noexcept nogil
@@ -30,6 +30,7 @@ cdef void show(table_t* table, connection_t* connection, uint32_t word) noexcept
 # endings
 cdef bint remove(table_t* table, connection_t* connection) noexcept nogil
 cdef void hasten(table_t* table, connection_t* connection) noexcept nogil
+cdef void abandon(table_t* table, connection_t* connection, uint32_t now) noexcept nogil
 cdef int expire(table_t* table, uint32_t now, int budget) noexcept nogil
 
 # batches

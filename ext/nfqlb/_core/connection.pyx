@@ -49,12 +49,16 @@ from nfqlb._core.types cimport (
     DIRECT,
     FREE,
     INACTIVE,
+    LATE_REPLY,
+    LEFT,
     LIFE,
+    LINGER,
     LIVE,
     LONGEST,
     NAT,
     NO_OUTPUT,
     READERS,
+    REQUEST,
     STATE_MASK,
     STATE_SHIFT,
     TCP,
@@ -65,6 +69,7 @@ from nfqlb._core.types cimport (
     connection_t,
     header_t,
     load_t,
+    look_t,
     packet_t,
     slot_t,
     table_t,
@@ -113,18 +118,19 @@ cdef void warm_entry(const table_t* table, uint64_t hash) noexcept nogil:
             return
 
 
-cdef inline bint matches(connection_t* entry, const packet_t* packet, bint reply) noexcept nogil:
+cdef inline bint matches(connection_t* entry, const packet_t* packet, look_t look) noexcept nogil:
     if load32(&entry.word, ACQUIRE) & LIFE != LIVE or entry.protocol != packet.protocol:
         return False
-    if reply:
-        return entry.cport == packet.dport and entry.sport == packet.sport and not entry.flags & NO_OUTPUT \
+    if look != REQUEST:
+        return entry.cport == packet.dport and entry.sport == packet.sport \
+            and entry.flags & (NO_OUTPUT | LEFT) == (LEFT if look == LATE_REPLY else 0) \
             and same(&entry.client, &packet.destination) and same(&entry.server, &packet.source)
-    return entry.cport == packet.sport and entry.vport == packet.dport \
+    return entry.cport == packet.sport and entry.vport == packet.dport and not entry.flags & LEFT \
         and same(&entry.client, &packet.source) and same(&entry.virtual, &packet.destination)
 
 
-cdef connection_t* find(table_t* table, const packet_t* packet, uint64_t hash, bint reply) noexcept nogil:
-    """The connection that the packet belongs to when seen in the given direction, or NULL."""
+cdef connection_t* find(table_t* table, const packet_t* packet, uint64_t hash, look_t look) noexcept nogil:
+    """The connection that the packet belongs to when it is taken as `look`, or NULL."""
     cdef bucket_t* bucket = bucket_of(table, hash)
     cdef uint16_t tag = hash >> 48
     cdef uint32_t index
@@ -132,11 +138,11 @@ cdef connection_t* find(table_t* table, const packet_t* packet, uint64_t hash, b
     for i in range(8):
         if bucket.tag[i] == tag:
             index = load32(&bucket.index[i], ACQUIRE)
-            if index != 0 and matches(&table.entries[index], packet, reply):
+            if index != 0 and matches(&table.entries[index], packet, look):
                 return &table.entries[index]
     index = load32(&bucket.chain, ACQUIRE)
     while index != 0:
-        if matches(&table.entries[index], packet, reply):
+        if matches(&table.entries[index], packet, look):
             return &table.entries[index]
         index = load32(&table.entries[index].chain, ACQUIRE)
     return NULL
@@ -283,6 +289,14 @@ cdef void hasten(table_t* table, connection_t* entry) noexcept nogil:
         unlink(table, entry)
         link(table, entry)
     unlock(&table.wheel_lock)
+
+
+cdef void abandon(table_t* table, connection_t* entry, uint32_t now) noexcept nogil:
+    """No request finds the connection any more; replies that are under way do, for LINGER ticks."""
+    entry.flags |= LEFT
+    store32(&entry.expires, now + LINGER, RELAXED)
+    if entry.expires < load32(&entry.due, RELAXED):
+        hasten(table, entry)
 
 
 cdef int expire(table_t* table, uint32_t now, int budget) noexcept nogil:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from nfqlb._core.atomic cimport SEQUENTIAL, add64, load_pointer, store_pointer
 from nfqlb._core.connection cimport (
     Table,
+    abandon,
     enter,
     expire,
     find,
@@ -45,6 +46,7 @@ from nfqlb._core.types cimport (
     FORWARD,
     ICMP_MESSAGE,
     INPUT,
+    LATE_REPLY,
     METHOD,
     NAT,
     NEWBORN,
@@ -56,6 +58,8 @@ from nfqlb._core.types cimport (
     PASS,
     REASONS,
     REFUSED,
+    REPLY,
+    REQUEST,
     REWRITE,
     ROUTED,
     SERVER_GONE,
@@ -133,18 +137,24 @@ cdef void explain(worker_t* worker, const packet_t* packet, uint64_t now) noexce
 cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     """Everything behind parse, for one packet."""
     cdef bint reply = from_server(packet)
-    cdef connection_t* connection = find(worker.table, packet, packet.hash, reply)
+    cdef connection_t* connection = find(worker.table, packet, packet.hash, REPLY if reply else REQUEST)
     cdef uint8_t reason
     if connection == NULL:
-        connection = find(worker.table, packet, flow_hash(worker.table, packet, not reply), not reply)
+        connection = find(
+            worker.table, packet, flow_hash(worker.table, packet, not reply), REQUEST if reply else REPLY)
         if connection != NULL:
             reply = not reply
     if connection != NULL and not reply and outlived(worker, connection, packet):
-        remove(worker.table, connection)
+        if packet.protocol == TCP:
+            remove(worker.table, connection)
+        else:
+            abandon(worker.table, connection, worker.now)
         connection = NULL
     if connection == NULL:
         reply = False
         reason = admit(worker, packet, &connection)
+        if reason == NO_SERVICE or reason == UNRELATED:
+            return answer_late(worker, packet, reason)
         if reason != PARSED:
             return reason
     if reply:
@@ -159,6 +169,15 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     if connection.flags & METHOD == NAT:
         return nat_request(packet, connection)
     return direct(packet, way(worker, connection))
+
+
+cdef uint8_t answer_late(worker_t* worker, packet_t* packet, uint8_t reason) noexcept nogil:
+    """A reply that was under way when its flow went on with another real server; `reason` when it is none."""
+    cdef connection_t* connection = find(worker.table, packet, flow_hash(worker.table, packet, True), LATE_REPLY)
+    if connection == NULL:
+        return reason
+    count_out(worker.telemetry, connection, packet)
+    return nat_reply(packet, connection)
 
 
 cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** connection) noexcept nogil:
@@ -177,7 +196,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
         return NO_CONNECTION if worker.snapshot.no_connection == PASS else REFUSED
     hash = flow_hash(table, packet, False)
     hold(table, hash)
-    connection[0] = find(table, packet, hash, False)          # another worker may have been first
+    connection[0] = find(table, packet, hash, REQUEST)        # another worker may have been first
     if connection[0] != NULL:
         let_go(table, hash)
         return PARSED
@@ -219,10 +238,10 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
     turned = quoted                                          # a packet that goes the way of the error
     turned.source, turned.destination = quoted.destination, quoted.source
     turned.sport, turned.dport = quoted.dport, quoted.sport
-    connection = find(worker.table, &turned, flow_hash(worker.table, &turned, reply), reply)
+    connection = find(worker.table, &turned, flow_hash(worker.table, &turned, reply), REPLY if reply else REQUEST)
     if connection == NULL:
         reply = not reply
-        connection = find(worker.table, &turned, flow_hash(worker.table, &turned, reply), reply)
+        connection = find(worker.table, &turned, flow_hash(worker.table, &turned, reply), REPLY if reply else REQUEST)
     if connection == NULL:
         return ICMP_MESSAGE
     if not is_sound(error):

@@ -16,7 +16,7 @@ from nfqlb._core.memory cimport anonymous, give_back
 from nfqlb._core.packet cimport parse
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport classify
-from nfqlb._core.types cimport BATCH, PREROUTING, packet_t, service_t, table_t
+from nfqlb._core.types cimport BATCH, PREROUTING, REQUEST, packet_t, service_t, table_t
 from nfqlb._core.wire cimport IP4_HEADER, IP4_SOURCE
 
 
@@ -134,7 +134,7 @@ cdef void run_look_up(Flows flows, uint32_t size) noexcept nogil:
         warm_entry(table, flows.batch[i].hash)
     for i in range(size):
         packet = &flows.batch[i]
-        packet.verdict = find(table, packet, packet.hash, False) != NULL
+        packet.verdict = find(table, packet, packet.hash, REQUEST) != NULL
 
 
 cdef void run_schedule(Flows flows, uint32_t size) noexcept nogil:

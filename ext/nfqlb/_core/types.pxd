@@ -115,7 +115,7 @@ cdef struct connection_t:
     uint16_t vport
     uint16_t sport
     uint8_t protocol
-    uint8_t flags                # method_t | NO_OUTPUT
+    uint8_t flags                # method_t | NO_OUTPUT | LEFT
     uint32_t slot                # the real server's stable number
     uint32_t word                # life | state << 8 | INACTIVE: written last when it becomes visible
     uint32_t expires             # tick
@@ -142,6 +142,8 @@ cdef enum:
 
     METHOD = 3                   # mask of the forwarding method in the flags
     NO_OUTPUT = 4                # replies do not pass the director: the client's packets alone make its state
+    LEFT = 8                     # the flow went on with another real server: replies of this one still find it
+    LINGER = 30                  # ticks that they have
 
 
 # A real server of a virtual service, as the table file remembers it. The number of its place is its slot.
@@ -223,6 +225,12 @@ cdef struct table_t:
     uint32_t* wheel
     uint64_t epoch
     reader_t readers[READERS]
+
+
+cdef enum look_t:                # what a packet is looked up as
+    REQUEST = 0
+    REPLY = 1
+    LATE_REPLY = 2               # from a real server that the flow has left
 
 
 cdef enum:

@@ -1,0 +1,86 @@
+"""Changes of a service under a stream of numbered datagrams: how many took effect, how fast, and what was lost."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from netns.host import Host, Process
+from netns.topology import Net
+from nfqlb.api.client import Client
+
+PORT = 9000
+FLOWS = 64
+PACE = 0.9  # of the time that the changes may take
+LEAD = 0.5  # seconds of traffic before the first change, and after the last
+
+
+class Outcome(NamedTuple):
+    """`seconds` is what the changes took; `lost_there` and `lost_back` are datagrams."""
+
+    sent: int
+    changes: int
+    seconds: float
+    lost_there: int
+    lost_back: int
+
+
+def run(net: Net, *args: str, changes: int, rate: int, within: float) -> Outcome:
+    """Start nfqlb on `net` with these arguments, three servers or more; make so many changes, evenly, if it keeps up.
+
+    By threes: a server is added, gets another weight, and is deleted again. Each is read back, else AssertionError.
+    """
+    service = f"{net.service(PORT)}/udp"
+    *reals, added = (f"{server.v4}:{PORT}" for server in net.servers)
+    net.director.nfqlb("--vip", service, *(word for real in reals for word in ("--real", real)), *args)
+    servers = [start(server, "serve", PORT) for server in net.servers]
+    client = Client(str(net.director.run_folder / net.director.instance / "api.sock"))
+    sender = start(net.client, "send", net.vip(), PORT, rate, within + 2 * LEAD, FLOWS)
+    time.sleep(LEAD)
+    began = time.monotonic()
+    for number in range(changes):
+        time.sleep(max(0.0, began + number * PACE * within / changes - time.monotonic()))
+        change(client, service, added, number)
+    taken = time.monotonic() - began
+    said = json.loads(answer(sender, within + 10))
+    there = 0
+    for server in servers:
+        server.tell("")
+        there |= int(json.loads(answer(server, 10)), 16)
+    net.director.stop()
+    back = int(said["seen"], 16)
+    return Outcome(said["sent"], changes, taken, said["sent"] - there.bit_count(), said["sent"] - back.bit_count())
+
+
+def change(client: Client, service: str, real: str, number: int) -> None:
+    """The number-th change, read back."""
+    address, _, port = real.rpartition(":")
+    if number % 3 == 0:
+        client.add_real(service, {"address": address, "port": int(port), "weight": 1})
+    elif number % 3 == 1:
+        client.edit_real(service, real, 2 + number)
+    else:
+        client.delete_real(service, real)
+    weight = dict(weights(client, service)).get(real)
+    assert weight == [1, 2 + number, None][number % 3], f"change {number} of {real} took no effect: {weight}"
+
+
+def weights(client: Client, service: str) -> Iterator[tuple[str, int]]:
+    for found in client.services()["services"]:
+        if found["key"] == service:
+            yield from ((real["endpoint"], real["weight"]) for real in found["reals"])
+
+
+def start(host: Host, *args: object) -> Process:
+    """One end of the stream, in its namespace."""
+    process = host.spawn([sys.executable, "-m", "netns.stream", *map(str, args)], log="stream.log")
+    process.says("ready")
+    return process
+
+
+def answer(process: Process, timeout: float) -> str:
+    process.wait(timeout)
+    return process.text.splitlines()[-1]

@@ -1,0 +1,91 @@
+"""Numbered datagrams at an even rate, there and back: what was sent, what each side saw.
+
+Run inside namespaces, a line of JSON each:
+    python -m netns.stream serve PORT                            ready, then after a line on standard input what it saw
+    python -m netns.stream send ADDRESS PORT RATE SECONDS FLOWS  ready, then how many it sent and which came back
+
+`seen` is a string of hexadecimal digits, a bit for each number, the lowest first.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+TICK = 0.001  # seconds: packets leave in small groups
+LINGER = 1.0  # seconds for the last answers
+BUFFER = 8 << 20
+SO_RCVBUFFORCE = 33
+NUMBER = struct.Struct("!Q")
+
+
+class Seen:
+    """Which numbers arrived."""
+
+    def __init__(self) -> None:
+        self.flags = bytearray()
+
+    def add(self, number: int) -> None:
+        if number >= len(self.flags):
+            self.flags.extend(bytes(number + 1 - len(self.flags) + 65536))
+        self.flags[number] = 1
+
+    def text(self) -> str:
+        bits = "".join(map(str, reversed(self.flags)))
+        return f"{int(bits or '0', 2):x}"
+
+
+def wide(sock: socket.socket) -> socket.socket:
+    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+    return sock
+
+
+def serve(port: str) -> None:
+    seen = Seen()
+    sock = wide(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock.bind(("", int(port)))
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    poller.register(sys.stdin, select.POLLIN)
+    print("ready", flush=True)
+    while sys.stdin.fileno() not in dict(poller.poll()):
+        with suppress(BlockingIOError):
+            while True:
+                data, peer = sock.recvfrom(64, socket.MSG_DONTWAIT)
+                sock.sendto(data, peer)
+                seen.add(NUMBER.unpack(data)[0])
+    print(json.dumps(seen.text()), flush=True)
+
+
+def send(address: str, port: str, rate: str, seconds: str, flows: str) -> None:
+    seen, sent, total = Seen(), 0, int(float(rate) * float(seconds))
+    sockets = [wide(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(int(flows))]
+    answers = select.epoll()
+    for sock in sockets:
+        sock.connect((address, int(port)))
+        answers.register(sock, select.EPOLLIN)
+    by_fd = {sock.fileno(): sock for sock in sockets}
+    print("ready", flush=True)
+    began = time.monotonic()
+    while (now := time.monotonic() - began) < float(seconds) + LINGER:
+        due = min(total, int(now * float(rate)))
+        for number in range(sent, due):
+            sockets[number % len(sockets)].send(NUMBER.pack(number))
+        sent = due
+        for fd, _ in answers.poll(TICK):
+            with suppress(BlockingIOError):
+                while True:
+                    seen.add(NUMBER.unpack(by_fd[fd].recv(64, socket.MSG_DONTWAIT))[0])
+    print(json.dumps({"sent": sent, "seen": seen.text()}), flush=True)
+
+
+VERBS: dict[str, Callable[..., None]] = {"serve": serve, "send": send}
+
+if __name__ == "__main__":
+    VERBS[sys.argv[1]](*sys.argv[2:])
