@@ -11,6 +11,7 @@ import os
 import select
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from netfilterqueue import NetfilterQueue, Packet
 
@@ -31,10 +32,12 @@ class ReferenceEngine:
         self._stopping = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._queues: list[NetfilterQueue] = []
+        self._packets: list[int] = []  # by queue
         for fd, number in queues:
             queue = NetfilterQueue(sockfd=fd)
-            queue.bind(number, self._handle, max_len=maxlen)
+            queue.bind(number, partial(self._handle, len(self._queues)), max_len=maxlen)
             self._queues.append(queue)
+            self._packets.append(0)
 
     def run(self) -> None:
         """Take and answer packets until `stop` is called."""
@@ -57,9 +60,10 @@ class ReferenceEngine:
 
     def statistics(self) -> list[dict[str, int]]:
         """As FastEngine.statistics; netfilterqueue keeps its errors to itself."""
-        return [{"overruns": 0, "refused": 0, "ignored": 0} for _ in self._queues]
+        return [{"packets": packets, "overruns": 0, "refused": 0, "ignored": 0} for packets in self._packets]
 
-    def _handle(self, packet: Packet) -> None:
+    def _handle(self, queue: int, packet: Packet) -> None:
+        self._packets[queue] += 1
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         result = self._worker.process(packet.get_payload(), now, hook=packet.hook, mark=packet.get_mark())
         self._transmitter.send(self._worker)

@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from nfqlb._core.datapath import Result
-from nfqlb.testing import FORWARD, tcp, udp
+from nfqlb.testing import FORWARD, PREROUTING, fragments, icmp, tcp, udp
 from tests.core.lab import REAL, VIP, Lab, Virtual, clients
 from tests.sizes import PUBLISHES, ROUNDS, SYNS
 
@@ -111,27 +111,38 @@ def dealt(lab: Lab, sent: list[tuple[bytes, int]], order: list[int]) -> list[Res
     return results
 
 
+DEALT = [
+    *(Virtual(f"203.0.113.1:{port}", {f"10.0.0.2:{8000 + port}": 1}) for port in range(80, 84)),
+    Virtual("203.0.113.1:53", {"10.0.0.2:5353": 1}, protocol="udp"),
+]
+
+
+def one_packet(chance: Random, at: int, client: str) -> tuple[bytes, int]:
+    """A request, an answer, an ICMP error about one of them, or a piece of a request; the service follows from `at`."""
+    virtual = DEALT[at % len(DEALT)]
+    (real,) = virtual.reals
+    segment, payload = chance.choice(["S", "A", "A", "PA", "FA", "RA", "SA"]), chance.randbytes(at % 5)
+
+    def between(source: str, destination: str) -> bytes:
+        if virtual.protocol == "udp":
+            return udp(source, destination, payload)
+        return tcp(source, destination, segment, payload)
+
+    about_request = icmp("10.0.0.1", client.partition(":")[0], 3, 1, between(client, real)), FORWARD
+    about_answer = icmp("192.0.2.1", virtual.vip.partition(":")[0], 3, 4, between(virtual.vip, client)), PREROUTING
+    request, answer = (between(client, virtual.vip), PREROUTING), (between(real, client), FORWARD)
+    piece = chance.choice(fragments(request[0], 8)), PREROUTING
+    return chance.choice([request] * 4 + [answer] * 2 + [about_request, about_answer, piece])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_packets_dealt_to_any_worker_come_out_as_from_one(seed: int) -> None:
     """Each round, every flow has one packet; they are shuffled, dealt to four workers and sent at once."""
     chance = Random(seed)
-    services = [Virtual(f"203.0.113.1:{port}", {f"10.0.0.2:{8000 + port}": 1}) for port in range(80, 84)]
-    datagrams = Virtual("203.0.113.1:53", {"10.0.0.2:5353": 1}, protocol="udp")
-    many, one = (Lab(*services, datagrams, capacity=512, workers=count) for count in (4, 1))
+    many, one = (Lab(*DEALT, capacity=512, workers=count) for count in (4, 1))
     ends = list(clients(80))
     for _ in range(ROUNDS):
-        sent: list[tuple[bytes, int]] = []
-        for at, client in enumerate(ends):
-            virtual = services[at % 4]
-            (real,) = virtual.reals
-            segment, payload = chance.choice(["S", "A", "A", "PA", "FA", "RA", "SA"]), chance.randbytes(at % 5)
-            if at % 5 == 4:
-                packet = udp(client, "203.0.113.1:53", payload), 0
-                answer = udp("10.0.0.2:5353", client, payload), FORWARD
-            else:
-                packet = tcp(client, virtual.vip, segment, payload), 0
-                answer = tcp(real, client, segment, payload), FORWARD
-            sent.append(chance.choice([packet, packet, answer]))
+        sent = [one_packet(chance, at, client) for at, client in enumerate(ends)]
         results = dealt(many, sent, chance.sample(range(len(sent)), len(sent)))
         assert results == [one.send(packet, hook=hook) for packet, hook in sent]
         step = chance.choice([0, 1, 30, 121])
@@ -142,7 +153,9 @@ def test_packets_dealt_to_any_worker_come_out_as_from_one(seed: int) -> None:
         assert sorted(many.connections()) == sorted(one.connections())
     assert many.reasons() == one.reasons()
     assert many.drain().slots == one.drain().slots
-    assert {"forwarded", "returned", "no_connection"} <= set(one.reasons())
+    assert {"forwarded", "returned", "no_connection", "error_forwarded", "error_returned", "fragment"} <= set(
+        one.reasons()
+    )
 
 
 @pytest.mark.parametrize("scheduler", ["rr", "wrr"])

@@ -96,4 +96,4 @@ def test_a_full_queue_drops_and_counts() -> None:
     engine.stop()
     engine.run()
     assert sorted(engine.verdicts) == numbers[:3]
-    assert engine.statistics() == [{"overruns": 2, "refused": 0, "ignored": 0}]
+    assert engine.statistics() == [{"packets": 3, "overruns": 2, "refused": 0, "ignored": 0}]

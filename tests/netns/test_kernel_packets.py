@@ -288,8 +288,18 @@ def test_both_directions_of_a_flow_reach_one_worker(family: int) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_iptables_balances_over_all_queues(family: int) -> None:
+def test_iptables_gives_each_port_of_a_client_to_one_worker(family: int) -> None:
     with make_lab("iptables", family, (10, 11, 12), (20, 21, 22)) as lab:
-        taken = lab.send(lab.net.client, lab.ip(lab.client, lab.vip) / TCP(sport=4000, dport=PORT))
-        taken += lab.send(lab.net.client, lab.ip(lab.client, lab.vip) / UDP(sport=4000, dport=PORT))
-        assert [packet.queue // 10 for packet in taken] == [1, 2]
+        there, back = lab.ip(lab.client, lab.vip), lab.ip(lab.server, lab.client)
+        chosen: dict[int, set[int]] = {}
+        for port in range(40_000, 40_256, 20):
+            taken = lab.send(lab.net.client, there / TCP(sport=port, dport=PORT), there / UDP(sport=port, dport=PORT))
+            taken += lab.send(
+                lab.net.servers[0],
+                back / TCP(sport=REAL_PORT, dport=port, flags="SA"),
+                back / UDP(sport=REAL_PORT, dport=port),
+            )
+            assert [packet.queue // 10 for packet in taken] == [1, 2, 1, 2]
+            chosen[port] = {packet.queue % 10 for packet in taken}
+        assert all(len(workers) == 1 for workers in chosen.values()), chosen
+        assert set().union(*chosen.values()) == {0, 1, 2}

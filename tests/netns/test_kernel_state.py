@@ -258,9 +258,11 @@ def test_queues_are_those_of_the_plan(host: Host, kernel: KernelProxy, plan: Pla
                     assert "bypass" not in chain
     else:
         for program in ("iptables", "ip6tables"):
-            chain = host.run([program, "-t", "mangle", "-S", f"nfqlb-{NAME}.queue"]).stdout
-            assert "-p tcp -j NFQUEUE --queue-balance 10:12\n" in chain
-            assert chain.endswith("-j NFQUEUE --queue-balance 20:22\n")
+            for chain in ("in", "back"):
+                rules = host.run([program, "-t", "mangle", "-S", f"nfqlb-{NAME}.{chain}"]).stdout.splitlines()[1:]
+                queues = [rule.partition("--queue-num ")[2] for rule in rules]
+                assert queues == ["10", "11", "12", "20", "21", "22"]
+                assert ["-p tcp" in rule for rule in rules] == [True] * 3 + [False] * 3
     kernel.apply(replace(plan, gso=(10,), plain=(30,)))
     assert kernel.check() == []
 

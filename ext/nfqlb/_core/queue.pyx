@@ -143,6 +143,7 @@ cdef struct queue_t:
     uint8_t headers[BATCH][HEADER + 4]
     iovec out[2 * BATCH]
     uint32_t flush                       # bytes that the send buffer can take at once
+    uint64_t taken                       # packets
     uint64_t overruns                    # ENOBUFS: the socket's buffer was full
     uint64_t refused                     # verdicts that the kernel did not take
     uint64_t ignored                     # messages that made no sense
@@ -210,9 +211,14 @@ cdef class FastEngine:
         write(self.wake, &one, 8)
 
     def statistics(self) -> list[dict[str, int]]:
-        """For each queue: overruns of the socket buffer, verdicts refused, messages ignored."""
+        """For each queue: packets, overruns of the socket buffer, verdicts refused, messages ignored."""
         return [
-            {"overruns": self.queues[i].overruns, "refused": self.queues[i].refused, "ignored": self.queues[i].ignored}
+            {
+                "packets": self.queues[i].taken,
+                "overruns": self.queues[i].overruns,
+                "refused": self.queues[i].refused,
+                "ignored": self.queues[i].ignored,
+            }
             for i in range(self.count)
         ]
 
@@ -270,6 +276,7 @@ cdef int serve(FastEngine engine, queue_t* queue) noexcept nogil:
     for i in range(got):
         if decode(queue, queue.memory + i * STRIDE, queue.messages[i].msg_len, &queue.packets[count]):
             count += 1
+    queue.taken += count
     if count:
         if queue.fresh:
             repeat_unanswered(queue)

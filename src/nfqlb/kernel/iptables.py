@@ -3,7 +3,8 @@
 Strategy: the same hooks and the same matches as the nft diverter (see ruleset), as far as iptables can say them. It
 is the weaker one: an ACCEPT that somebody puts before our jump, or an `iptables-restore` of mangle, takes packets
 away until the next repair. ICMP errors about a real server cannot be told from others by a set, so all of them are
-shown to the queue, with a bypass, since most are somebody else's. Several workers share by address (--queue-balance).
+shown to the queue, with a bypass, since most are somebody else's. Several workers share by the client's port, or, where
+the kernel has no u32 match, by address alone (--queue-balance).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nfqlb.kernel.saved import Saved
 from nfqlb.kernel.xtables import Rules, Xtables
 
 PROGRAM = {4: "iptables", 6: "ip6tables"}
+SOURCE_PORT, DESTINATION_PORT = ">>16&0xFF", "&0xFF"  # the low byte, of the first word of a TCP or UDP header
 ICMP = {4: "-p icmp --icmp-type", 6: "-p icmpv6 --icmpv6-type"}
 
 
@@ -58,22 +60,23 @@ class Iptables:
 
     def _mangle(self, family: int, plan: Plan) -> Rules:
         own = f"nfqlb-{self._name}"
-        gso, plain = _queue(plan.gso), _queue(plan.plain)
+        plain = _queue(plan.plain)
         to_vip = f"{self._in('vips', family, 'dst')} {self._in('servers', family, 'src', absent=True)}"
         request = f"{self._in('services', family, 'dst,dst')} {self._in('reals', family, 'src,src', absent=True)}"
         first, later = _fragments(family)
-        requests = [f"{request} -g {own}.queue"]
+        requests = [f"{request} -g {own}.in"]
         requests += [f"{ICMP[family]} {kind} {to_vip} -j {plain}" for kind in ICMP_ERRORS[family]]
         requests += [*first, f"{later} {to_vip} -j {plain}"]
-        replies = [f"{self._in('reals', family, 'src,src')} -g {own}.queue"]
+        replies = [f"{self._in('reals', family, 'src,src')} -g {own}.back"]
         replies += [f"{ICMP[family]} {kind} -j {plain} --queue-bypass" for kind in ICMP_ERRORS[family]]
         replies += [*first, f"{later} {self._in('servers', family, 'src')} -j {plain}"]
         return Rules(
             {
                 f"{own}.req": requests,
                 f"{own}.reply": replies,
-                f"{own}.queue": [f"-p tcp -j {gso}", f"-j {plain}"],
-                f"{own}.defrag": ["-m socket"] if self._reassembles(family) else [],
+                f"{own}.in": self._shared(family, plan, SOURCE_PORT),
+                f"{own}.back": self._shared(family, plan, DESTINATION_PORT),
+                f"{own}.defrag": ["-m socket"] if _has(family, "-m socket") else [],
             },
             {
                 "PREROUTING": [f"{own}.req"],
@@ -97,17 +100,39 @@ class Iptables:
             {"PREROUTING": [f"{own}.raw"], "OUTPUT": [f"{own}.out", f"{own}.raw"]},
         )
 
-    def _reassembles(self, family: int) -> bool:
-        """Whether there is a socket match: in a chain that no packet enters it has the kernel reassemble fragments."""
-        test = "*mangle\n:nfqlb-test - [0:0]\n-A nfqlb-test -m socket\nCOMMIT\n"
-        try:
-            programs.run(f"{PROGRAM[family]}-restore", "-w", "10", "--noflush", "--test", stdin=test)
-        except KernelError:
-            return False
-        return True
+    def _shared(self, family: int, plan: Plan, port: str) -> list[str]:
+        """What gives each packet to a queue: TCP to class gso, the rest to plain; a client's port to one worker."""
+        rules = []
+        for protocol, numbers in (("-p tcp ", plan.gso), ("", plan.plain)):
+            shares = [_share(family, port, at, len(numbers)) for at in range(len(numbers))]
+            if len(numbers) > 1 and _has(family, shares[0]):
+                pairs = zip(shares, numbers, strict=True)
+                rules += [f"{protocol}{share} -j {_queue((number,))}" for share, number in pairs]
+            else:
+                rules.append(f"{protocol}-j {_queue(numbers)}")
+        return rules
 
     def _in(self, title: str, family: int, direction: str, *, absent: bool = False) -> str:
         return f"-m set {'! ' if absent else ''}--match-set {set_name(self._name, title, family)} {direction}"
+
+
+def _has(family: int, match: str) -> bool:
+    """Whether the kernel has a match, a `socket` one for instance: in a chain that no packet enters it has fragments
+    reassembled.
+    """
+    test = f"*mangle\n:nfqlb-test - [0:0]\n-A nfqlb-test {match}\nCOMMIT\n"
+    try:
+        programs.run(f"{PROGRAM[family]}-restore", "-w", "10", "--noflush", "--test", stdin=test)
+    except KernelError:
+        return False
+    return True
+
+
+def _share(family: int, port: str, at: int, count: int) -> str:
+    """The match for the `at`-th of `count` shares of all ports, by their low byte; blind to IPv6 extension headers."""
+    first, last = at * 256 // count, (at + 1) * 256 // count - 1
+    start = "0>>22&0x3C@0" if family == 4 else "40"
+    return f"-m u32 --u32 {start}{port}={first}:{last}"
 
 
 def _queue(numbers: tuple[int, ...]) -> str:
