@@ -12,7 +12,9 @@ what nfqlb needs there, nfqlb has to set.
 
 from __future__ import annotations
 
-from netns.director import Director
+import subprocess
+
+from netns.director import NFQLB, Director
 from netns.host import Host
 from netns.machines import Machines
 from netns.web import Storage, WebServer
@@ -25,7 +27,7 @@ class Net(Machines):
     vip: "local" puts it on the director; "routed" is an address that the router routes to the director, who does not
     have it; "free" is an address of the director's network that nobody has, for --vip-dev.
     web, echo: which programs the real servers run (nginx on port 80, netns.echo on port 7).
-    direct: real servers for direct routing have the VIP themselves, tell nobody, and answer past the director.
+    mode: with "dr" and "tun" the real servers are set up for that, and answer past the director.
     """
 
     def __init__(
@@ -37,9 +39,9 @@ class Net(Machines):
         vip: str = "local",
         web: bool = True,
         echo: bool = False,
-        direct: bool = False,
+        mode: str = "nat",
     ) -> None:
-        self.arms, self.web, self.echo, self.direct = arms, web, echo, direct
+        self.arms, self.web, self.echo, self.mode = arms, web, echo, mode
         self.outside = UPLINK if arms == 2 else INSIDE
         self.vip_kind, self.vips = vip, ROUTED if vip == "routed" else self.outside.at(100)
         super().__init__()
@@ -77,6 +79,15 @@ class Net(Machines):
             where = [f"{text},weight={weight}" for text, weight in zip(where, weights, strict=False)]
         return [word for text in where for word in ("--real", text)]
 
+    @property
+    def serves(self) -> list[str]:
+        """What `nfqlb real-server` has to know here."""
+        return ["--mode", self.mode, "--vip", self.vip(4), "--vip", self.vip(6)]
+
+    def real_server(self, server: Host, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`nfqlb real-server ARGS` on that machine."""
+        return server.run([NFQLB, "real-server", *args], check=check, env={"NFQLB_RUN_DIR": str(server.folder)})
+
     def offload(self, on: bool) -> None:
         """Checksum offload of every device of every machine."""
         for host in self.hosts:
@@ -84,10 +95,9 @@ class Net(Machines):
 
     def build(self) -> None:
         self._wire().apply(self.switch, self.router)
-        if self.direct:
+        if self.mode != "nat":
             for server in self.servers:
-                server.sysctl("net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2")
-                server.ip(f"address add {self.vip(4)}/32 dev lo", f"address add {self.vip(6)}/128 dev lo nodad")
+                self.real_server(server, "setup", *self.serves)
         for server in self.servers:
             if self.web:
                 server.start()
@@ -109,7 +119,7 @@ class Net(Machines):
             wiring.plug(host, self.switch)
             wiring.address(host, "eth0", INSIDE.at(address))
             if host is not self.director:
-                wiring.default(host, INSIDE.at(254 if self.direct else 1))
+                wiring.default(host, INSIDE.at(1 if self.mode == "nat" else 254))
         if self.arms == 2:
             wiring.cable(self.director, "up0", self.router, "eth0")
             wiring.address(self.director, "up0", UPLINK.at(1))

@@ -19,6 +19,7 @@ from tests.core.lab import DEFAULTS, KIND, PROTOCOLS, Connection, Policy, Timeou
 
 TICK = 100_000_000
 TCP, UDP = 6, 17
+OWN4, OWN6 = endpoint("10.0.2.1:0")[0], endpoint("[fd00:2::1]:0")[0]  # where tunnels begin
 End = tuple[bytes, int]
 Key = tuple[int, End]  # protocol, VIP
 Outcome = tuple[str, str, bytes | None]
@@ -28,8 +29,8 @@ VERDICTS = {
     **dict.fromkeys(["icmp", "other_protocol", "no_service", "no_connection", "unrelated"], "accept"),
     **dict.fromkeys(["malformed", "truncated", "fragment", "no_server", "table_full", "server_gone"], "drop"),
     **dict.fromkeys(["bad_checksum", "refused", "no_neighbour", "ttl_exceeded", "too_big"], "drop"),
-    **dict.fromkeys(["routed", "error_routed"], "transmit"),
-    "local": "accept",
+    **dict.fromkeys(["routed", "tunnelled", "error_routed"], "transmit"),
+    **dict.fromkeys(["local", "error_reissued"], "accept"),
 }
 STATES = ["NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT"]
 ACTIVE = {"ESTABLISHED", "SYN_SENT", "SYN_RECV"}
@@ -72,7 +73,7 @@ class Entry:
     client: End
     vip: End
     server: End
-    direct: bool = False  # the forwarding method is dr
+    mode: str = "nat"
     left: bool = False  # the flow went on with another server
     state: str = "NONE"
     expires: int = 0
@@ -87,7 +88,7 @@ class Service:
     """`servers` newest first, with weights; `last` is the last one chosen, None the head of the list."""
 
     scheduler: str
-    direct: bool = False
+    mode: str = "nat"
     servers: list[tuple[End, int]] = field(default_factory=list)
     last: End | None = None
     threshold: int = 0
@@ -120,7 +121,7 @@ class Model:
             service = old.get(key)
             wanted: list[tuple[End, int]] = [(endpoint(real), weight) for real, weight in virtual.reals.items()]
             if service is None or service.scheduler != virtual.scheduler:
-                service = Service(virtual.scheduler, virtual.mode == "dr")
+                service = Service(virtual.scheduler, virtual.mode)
                 for size in range(1, len(wanted)):  # one after another
                     change_servers(service, wanted[:size][::-1])
             self.services[key] = service
@@ -141,9 +142,9 @@ class Model:
             elif reason == "returned":
                 assert entry is not None
                 new = rewritten(packet, parsed, entry.vip, parsed.destination, flags)
-            elif reason == "direct":
+            elif reason == "send on":
                 assert entry is not None
-                reason, new = self.direct(packet, parsed.end, parsed.protocol == UDP, entry, flags)
+                reason, new = self.send_on(packet, parsed, entry, flags)
         elif reason == "icmp":
             reason, new = self.relate(packet[: parsed.end], reply_hook=hook in (1, 2))
             new = new and new + packet[parsed.end :]
@@ -151,7 +152,7 @@ class Model:
 
     def decide(self, parsed: Parsed, tick: int, reply_hook: bool) -> tuple[str, Entry | None]:
         request = [e for e in self.entries if not e.left and (e.protocol, e.client, e.vip) == of_request(parsed)]
-        answered = [e for e in self.entries if not e.direct and (e.protocol, e.client, e.server) == of_reply(parsed)]
+        answered = [e for e in self.entries if e.mode == "nat" and (e.protocol, e.client, e.server) == of_reply(parsed)]
         reply, late = [e for e in answered if not e.left], [e for e in answered if e.left]
         assert len(request) <= 1
         assert len(reply) <= 1, "two connections look the same to the server: the test's services share a server's port"
@@ -181,17 +182,17 @@ class Model:
                 return "no_server", None
             if len(self.entries) + ended == self.capacity:
                 return "table_full", None
-            entry = Entry(parsed.protocol, parsed.source, parsed.destination, server, service.direct)
+            entry = Entry(parsed.protocol, parsed.source, parsed.destination, server, service.mode)
             self.entries.append(entry)
         if not self.has_server(entry):
             return "server_gone", None
-        self.track(entry, ALONE if entry.direct else CLIENT, parsed, tick)
-        return "direct" if entry.direct else "forwarded", entry
+        self.track(entry, CLIENT if entry.mode == "nat" else ALONE, parsed, tick)
+        return "forwarded" if entry.mode == "nat" else "send on", entry
 
-    def direct(self, packet: bytes, length: int, udp: bool, entry: Entry, flags: int) -> tuple[str, bytes | None]:
-        """On to the server as it is: the reason, and the packet one hop older."""
+    def send_on(self, packet: bytes, parsed: Parsed, entry: Entry, flags: int) -> tuple[str, bytes | None]:
+        """To a server that answers past us: the reason, and the packet one hop older, with `tun` inside another."""
         mtu, wide = self.ways.get(entry.server, 1500), packet[0] >> 4 == 6
-        at = 7 if wide else 8
+        at, length, udp = 7 if wide else 8, parsed.end, parsed.protocol == UDP
         if mtu is None:
             return "no_neighbour", None
         if mtu == 0:
@@ -199,6 +200,8 @@ class Model:
         if packet[at] <= 1:
             return "ttl_exceeded", None
         cut = udp if wide else not packet[6] & 0x40
+        if entry.mode == "tun":
+            mtu -= 40 if wide else 20
         if length > mtu and not cut and not flags & 2:
             return "too_big", None
         new = bytearray(packet)
@@ -206,7 +209,11 @@ class Model:
         if not wide:
             new[10:12] = bytes(2)
             new[10:12] = ones_complement([new[: (new[0] & 15) * 4]])
-        return "routed", bytes(new)
+        if entry.mode == "dr":
+            return "routed", bytes(new)
+        if flags & 3 == 1 and parsed.protocol in (TCP, UDP):
+            new = bytearray(rewritten(bytes(new), parsed, parsed.source, parsed.destination, flags))
+        return "tunnelled", outer_header(bytes(new), length, entry.server[0]) + bytes(new)
 
     def relate(self, packet: bytes, reply_hook: bool) -> tuple[str, bytes | None]:
         """An ICMP error: the reason, and the packet with what it quotes as the other side knows it."""
@@ -219,7 +226,7 @@ class Model:
         alive = [e for e in self.entries if not e.left]
         about_reply = [e for e in alive if (e.protocol, e.vip, e.client) == (protocol, source, destination)]
         about_request = [
-            e for e in alive if not e.direct and (e.protocol, e.client, e.server) == (protocol, source, destination)
+            e for e in alive if e.mode == "nat" and (e.protocol, e.client, e.server) == (protocol, source, destination)
         ]
         if not about_reply and not about_request:
             return "icmp", None
@@ -231,9 +238,9 @@ class Model:
         entry = about_request[0] if to_client else about_reply[0]
         if not to_client and not self.has_server(entry):
             return "server_gone", None
-        if entry.direct:
-            reason, same = self.direct(packet, len(packet), False, entry, 0)
-            return "error_routed" if reason == "routed" else reason, same
+        if entry.mode != "nat":
+            reason, same = self.send_on(packet, Parsed(end=len(packet)), entry, 0)
+            return "error_routed" if reason in ("routed", "tunnelled") else reason, same
         end = entry.vip if to_client else entry.server
         size = 16 if wide else 4
         outer = (8 if wide else 12) + (0 if to_client else size)  # its source, or its destination
@@ -485,6 +492,14 @@ def rewritten(packet: bytes, parsed: Parsed, source: End, destination: End, flag
         value = ones_complement([pseudo, new[at : at + length]])
         new[field_at : field_at + 2] = b"\xff\xff" if parsed.protocol == UDP and value == bytes(2) else value
     return bytes(new)
+
+
+def outer_header(inner: bytes, length: int, server: bytes) -> bytes:
+    """What stands in front of a packet in a tunnel from `OWN`; an IPv4 one has identification and checksum 0 here."""
+    if inner[0] >> 4 == 6:
+        return inner[:4] + struct.pack("!HBB", length, 41, inner[7]) + OWN6 + server
+    head = struct.pack("!BBHHHBBH", 0x45, inner[1], 20 + length, 0, (inner[6] & 0x40) << 8, inner[8], 4, 0)
+    return head + OWN4[12:] + server[12:]
 
 
 def ones_complement(parts: Iterable[bytes | bytearray]) -> bytes:

@@ -343,8 +343,8 @@ class Director:
 
     def _aim(self, intent: Intent, patience: float = 0.0) -> None:
         """Send frames where the real servers are now; wait at most `patience` seconds for new ones."""
-        direct = {service.key for service in intent.services if service.mode == "dr"}
-        wanted = {slot: address for (key, address, _), slot in self._compiler.slots.items() if key in direct}
+        sent_to = {service.key for service in intent.services if service.mode != "nat"}
+        wanted = {slot: address for (key, address, _), slot in self._compiler.slots.items() if key in sent_to}
         if not wanted and not self._ways:
             return
         end = time.monotonic() + patience

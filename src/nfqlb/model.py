@@ -19,7 +19,7 @@ import msgspec
 from nfqlb.errors import ConfigError
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
-MODES = ("nat", "dr")
+MODES = ("nat", "dr", "tun")
 SCHEDULERS = ("rr", "wrr", "lc", "wlc")
 NO_SERVER = ("icmp", "reset", "drop")
 NO_CONNECTION = ("pass", "reset", "drop")
@@ -94,9 +94,9 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"is not of the VIP's family ({self.address})",
                     f"mode {self.mode} cannot mix IPv4 and IPv6",
                 )
-            if self.mode == "dr" and real.port != self.port:
+            if self.mode != "nat" and real.port != self.port:
                 raise ConfigError(
-                    "real port", real.port, "is not the service's", f"mode dr changes no port: use {self.port}"
+                    "real port", real.port, "is not the service's", f"mode {self.mode} changes no port: use {self.port}"
                 )
             if (real.address, real.port) == (self.address, self.port):
                 raise ConfigError("real", real, "is the virtual service itself", "name the address of a real server")

@@ -22,6 +22,7 @@ from nfqlb.testing import (
     PREROUTING,
     ROUTING,
     SUPER_PACKET,
+    endpoint,
     fragments,
     icmp,
     ip,
@@ -39,12 +40,16 @@ DRAINED, DRAINED6 = "203.0.113.1:81", "[2001:db8::1]:81"
 
 # direct routing: one server is there, one answers no ARP, one is this machine, one is behind a narrow link
 DIRECT, ASIDE, HERE, NARROW = (f"203.0.113.{number}:80" for number in (22, 23, 24, 25))
+TUNNEL, THIN, TUNNEL6 = "203.0.113.32:80", "203.0.113.35:80", "[2001:db8::32]:80"
 DIRECT6, NARROW6 = "[2001:db8::2]:80", "[2001:db8::5]:80"
 WAYS = {
     "10.0.0.13:80": None,
     "10.0.0.14:80": Hop(0, 0, local=True),
     "10.0.0.15:80": Hop(7, 600, b"server", b"source"),
     "[fd00::15]:80": Hop(7, 1280, b"server", b"source"),
+    "10.0.0.32:80": Hop(7, 1500, b"server", b"source", endpoint("10.0.0.1:0").address),
+    "10.0.0.35:80": Hop(7, 620, b"server", b"source", endpoint("10.0.0.1:0").address),
+    "[fd00::32]:80": Hop(7, 1500, b"server", b"source", endpoint("[fd00::1]:0").address),
 }
 
 WEB_SERVICE = Virtual(WEB, {FIRST: 1, SECOND: 1})  # the second, being newer, is asked first
@@ -68,6 +73,11 @@ CONFIG = (
             (DIRECT6, "[fd00::12]:80"),
             (NARROW6, "[fd00::15]:80"),
         )
+    ),
+    *(
+        Virtual(vip, {real: 1}, protocol=protocol, mode="tun")
+        for protocol in ("tcp", "udp")
+        for vip, real in ((TUNNEL, "10.0.0.32:80"), (THIN, "10.0.0.35:80"), (TUNNEL6, "[fd00::32]:80"))
     ),
 )
 Sent = tuple[bytes, int]  # a packet and its hook
@@ -139,6 +149,15 @@ def dropped(name: str, reason: str, packet: bytes, *before: Sent, then: tuple[Vi
 
 def routed(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = PREROUTING, flags: int = 0) -> Row:
     return Row(name, packet, "transmit", "routed", out, before, hook=hook, flags=flags)
+
+
+def tunnelled(name: str, packet: bytes, inner: bytes, *before: Sent, flags: int = 0, **outer: int) -> Row:
+    if inner[0] >> 4 == 4:
+        real = "10.0.0.35" if inner[16:20] == b"\xcb\0\x71\x23" else "10.0.0.32"
+        out = ip("10.0.0.1", real, 4, inner, **outer)  # type: ignore[arg-type]
+    else:
+        out = ip("fd00::1", "fd00::32", 41, inner, **outer)  # type: ignore[arg-type]
+    return Row(name, packet, "transmit", "tunnelled", out, before, flags=flags)
 
 
 def told(name: str, reason: str, packet: bytes, answer: bytes) -> Row:
@@ -392,6 +411,69 @@ ROWS = [
             tcp(CLIENT6, NARROW6, "S", bytes(2000))[:1232],
             rest=(1280).to_bytes(4),
         ),
+    ),
+    # -- tunnelling: a header in front, TTL and DF as inside
+    tunnelled("tunnelled syn", tcp(CLIENT, TUNNEL, ttl=9), tcp(CLIENT, TUNNEL, ttl=8), ttl=8),
+    tunnelled(
+        "tunnelled, and may be cut", *(udp(CLIENT, TUNNEL, fragment=0, ttl=ttl) for ttl in (9, 8)), ttl=8, fragment=0
+    ),
+    tunnelled("tunnelled, ipv6", *(tcp(CLIENT6, TUNNEL6, ttl=ttl) for ttl in (9, 8)), ttl=8),
+    tunnelled(
+        "tunnelled, an unfinished checksum is finished",
+        udp(CLIENT, TUNNEL, b"odd", check="unfinished", ttl=9),
+        udp(CLIENT, TUNNEL, b"odd", ttl=8),
+        flags=NOT_READY,
+        ttl=8,
+    ),
+    tunnelled(
+        "tunnelled, a super-packet is cut later",
+        tcp(CLIENT, TUNNEL, "PA", BULK, check="unfinished", ttl=9),
+        tcp(CLIENT, TUNNEL, "PA", BULK, check="unfinished", ttl=8),
+        (tcp(CLIENT, TUNNEL), PREROUTING),
+        flags=NOT_READY | SUPER_PACKET,
+        identification=2,
+        ttl=8,
+    ),
+    tunnelled("tunnelled, as long as can be", *(udp(CLIENT, THIN, bytes(572), ttl=ttl) for ttl in (9, 8)), ttl=8),
+    told(
+        "tunnelled, too long by one",
+        "too_big",
+        udp(CLIENT, THIN, bytes(573)),
+        icmp(
+            "203.0.113.35",
+            "192.0.2.10",
+            3,
+            4,
+            udp(CLIENT, THIN, bytes(573))[:548],
+            rest=(600).to_bytes(4),
+            identification=0,
+        ),
+    ),
+    Row(
+        "an error about a packet in a tunnel",
+        icmp(
+            "10.9.9.9", "10.0.0.1", 3, 4, ip("10.0.0.1", "10.0.0.32", 4, tcp(CLIENT, TUNNEL)), rest=(1400).to_bytes(4)
+        ),
+        "accept",
+        "error_reissued",
+        before=((tcp(CLIENT, TUNNEL), PREROUTING),),
+        hook=INPUT,
+        answer=icmp("203.0.113.32", "192.0.2.10", 3, 4, tcp(CLIENT, TUNNEL), rest=(1380).to_bytes(4), identification=0),
+    ),
+    Row(
+        "an ipv6 error about a packet in a tunnel",
+        icmp("fd00::9", "fd00::1", 1, 0, ip("fd00::1", "fd00::32", 41, tcp(CLIENT6, TUNNEL6))),
+        "accept",
+        "error_reissued",
+        before=((tcp(CLIENT6, TUNNEL6), PREROUTING),),
+        hook=INPUT,
+        answer=icmp("2001:db8::32", "2001:db8:1::10", 1, 0, tcp(CLIENT6, TUNNEL6)),
+    ),
+    accepted(
+        "an error about a tunnel of somebody else",
+        "icmp",
+        icmp("10.9.9.9", "10.0.0.1", 3, 1, ip("10.0.0.1", "10.0.0.32", 4, tcp(CLIENT, TUNNEL))),
+        hook=INPUT,
     ),
     # -- nobody is there
     refused(

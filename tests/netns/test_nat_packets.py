@@ -40,10 +40,10 @@ def attempt(client: Host, kind: str, address: str, port: int) -> str:
     return str(how) if seconds < 1 else f"{how} after {seconds:.1f} s"
 
 
-def narrow(host: Host, prefix: str, device: str) -> None:
+def narrow(host: Host, prefix: str, device: str, mtu: int = MTU) -> None:
     """Give the route to a network that is on this device a smaller MTU."""
     metric = " metric 256" if ":" in prefix else ""  # of the route that is there
-    host.ip(f"route replace {prefix} dev {device}{metric} mtu {MTU}")
+    host.ip(f"route replace {prefix} dev {device}{metric} mtu {mtu}")
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -72,7 +72,7 @@ def test_the_version_is_told(command: Command) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_helps_and_is_described_as_in_the_list(command: Command, name: str) -> None:
-    assert importlib.import_module(f"nfqlb.cli.{name}").command.short_help == COMMANDS[name]
+    assert importlib.import_module(f"nfqlb.cli.{name.replace('-', '_')}").command.short_help == COMMANDS[name]
     ended = command(name, "--help")
     assert ended.code == 0
     assert ended.out.startswith(f"Usage: nfqlb {name} ")
@@ -391,7 +391,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
             "real '[::1]:80': is not of the VIP's family (203.0.113.10); mode nat cannot mix IPv4 and IPv6",
         ),
         (f"--vip {VIP} --scheduler best", "scheduler 'best': is not known; choose from rr, wrr, lc, wlc"),
-        (f"--vip {VIP} --mode proxy", "mode 'proxy': is not known; choose from nat, dr"),
+        (f"--vip {VIP} --mode proxy", "mode 'proxy': is not known; choose from nat, dr, tun"),
         (
             "--real 10.0.1.11 --real 10.0.1.12",
             "--real '10.0.1.11, 10.0.1.12': belongs to a --vip; add --vip ADDRESS:PORT",

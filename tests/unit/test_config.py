@@ -112,7 +112,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         ('[[service]]\nvip = "203.0.113.10:0"\n', "f.toml:2: service.vip '0': out of range; use 1 to 65535"),
         ('[[service]]\nvip = "1.2.3.4:80/icmp"\n', "f.toml:2: service.vip 'icmp': is not known; choose from tcp, udp"),
-        (SERVICE + 'mode = "proxy"\n', "f.toml:3: service.mode 'proxy': is not known; choose from nat, dr"),
+        (SERVICE + 'mode = "proxy"\n', "f.toml:3: service.mode 'proxy': is not known; choose from nat, dr, tun"),
         (
             SERVICE + "scheduler = 'best'\n",
             "f.toml:3: service.scheduler 'best': is not known; choose from rr, wrr, lc, wlc",

@@ -51,7 +51,7 @@ def refusal(build: Callable[[], object]) -> str:
         (lambda: Service(VIP, 0), "vip port '0': out of range; use 1 to 65535"),
         (lambda: Service(VIP, 65536), "vip port '65536': out of range; use 1 to 65535"),
         (lambda: Service(VIP, 80, "icmp"), "protocol 'icmp': is not known; choose from tcp, udp"),
-        (lambda: Service(VIP, 80, mode="proxy"), "mode 'proxy': is not known; choose from nat, dr"),
+        (lambda: Service(VIP, 80, mode="proxy"), "mode 'proxy': is not known; choose from nat, dr, tun"),
         (lambda: Service(VIP, 80, scheduler="best"), "scheduler 'best': is not known; choose from rr, wrr, lc, wlc"),
         (
             lambda: Service(VIP, 80, reals=(Real("2001:db8::1", 80),)),

@@ -63,6 +63,7 @@ from nfqlb._core.types cimport (
     STATE_SHIFT,
     TCP,
     TICK,
+    TUNNEL,
     UDP,
     WHEEL,
     bucket_t,
@@ -388,7 +389,7 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
         return 0
     if entry.expires <= now or entry.expires - now > LONGEST:
         return 0
-    if entry.flags != NAT and entry.flags != (DIRECT | NO_OUTPUT):
+    if entry.flags != NAT and entry.flags != (DIRECT | NO_OUTPUT) and entry.flags != (TUNNEL | NO_OUTPUT):
         return 0
     slot = &table.slots[entry.slot]
     if not slot.used or slot.protocol != entry.protocol or slot.vport != entry.vport or slot.sport != entry.sport \

@@ -1,9 +1,9 @@
 """The straight line that every packet goes, and the workers that go it."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from nfqlb._core.connection cimport Table
 from nfqlb._core.telemetry cimport telemetry_t
-from nfqlb._core.types cimport hop_t, outbox_t, packet_t, snapshot_t, table_t
+from nfqlb._core.types cimport hop_t, outbox_t, packet_t, path_t, snapshot_t, table_t
 
 
 cdef struct worker_t:
@@ -13,6 +13,8 @@ cdef struct worker_t:
     telemetry_t* telemetry
     outbox_t* outbox                 # of the last batch
     hop_t** hops                     # by slot: the way to a real server, NULL when there is none
+    path_t* paths                    # by slot: what is known of the tunnel to it; shared by all workers
+    uint16_t identification          # of the last outer IPv4 header
     int reader
     uint32_t now                     # tick of this batch
 
@@ -22,6 +24,7 @@ cdef class Datapath:
     cdef snapshot_t* published
     cdef object current              # the Snapshot behind `published`
     cdef hop_t** hops
+    cdef path_t* paths
     cdef dict ways                   # the Hop behind each of `hops`
     cdef list retired                # (epoch, Snapshot or Hop) that a batch may still read
     cdef list workers

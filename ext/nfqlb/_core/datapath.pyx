@@ -30,17 +30,19 @@ from nfqlb._core.connection cimport (
     warm_bucket,
     warm_entry,
 )
-from nfqlb._core.forward cimport direct, nat_reply, nat_request
-from nfqlb._core.icmp cimport is_sound, nat_error, refuse, tell_expired, tell_mtu
-from nfqlb._core.packet cimport load, parse, parse_quoted
+from nfqlb._core.forward cimport direct, nat_reply, nat_request, tunnel
+from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
+from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport Hop, Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
 from nfqlb._core.tracking cimport CLIENT_ONLY, CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
 from nfqlb._core.types cimport (
     BAD_CHECKSUM,
+    DIRECT,
     DROP,
     ERROR_FORWARDED,
+    ERROR_REISSUED,
     ERROR_RETURNED,
     ERROR_ROUTED,
     FORWARD,
@@ -71,6 +73,8 @@ from nfqlb._core.types cimport (
     TOO_BIG,
     TRANSMIT,
     TTL_EXCEEDED,
+    TUNNEL,
+    TUNNELLED,
     UNRELATED,
     answer_t,
     connection_t,
@@ -78,13 +82,20 @@ from nfqlb._core.types cimport (
     hop_t,
     outbox_t,
     packet_t,
+    path_t,
     server_t,
     service_t,
     snapshot_t,
     table_t,
 )
-from nfqlb._core.wire cimport RST, SYN
+from nfqlb._core.wire cimport DONT_FRAGMENT, IP4_FRAGMENT, IP4_HEADER, IP6_HEADER, RST, SYN, get16
 from nfqlb._core.telemetry import REASON_NAMES, VERDICT_NAMES
+
+
+cdef enum:
+    LEAST_MTU4 = 68                      # RFC 791
+    LEAST_MTU6 = 1280                    # RFC 8200
+    PATH_LIFE = 6000                     # ticks: ten minutes (RFC 1191, 6.3)
 
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil:
@@ -168,7 +179,16 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     count_in(worker.telemetry, connection, packet)
     if connection.flags & METHOD == NAT:
         return nat_request(packet, connection)
-    return direct(packet, way(worker, connection))
+    return send_on(worker, packet, connection)
+
+
+cdef uint8_t send_on(worker_t* worker, packet_t* packet, const connection_t* connection) noexcept nogil:
+    """To a real server whose replies do not come back this way."""
+    cdef const hop_t* hop = <hop_t*>load_pointer(<void**>&worker.hops[connection.slot], SEQUENTIAL)
+    if connection.flags & METHOD == DIRECT:
+        return direct(packet, hop)
+    worker.identification += 1
+    return tunnel(packet, connection, hop, &worker.paths[connection.slot], worker.now, worker.identification)
 
 
 cdef uint8_t answer_late(worker_t* worker, packet_t* packet, uint8_t reason) noexcept nogil:
@@ -234,7 +254,7 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
     cdef packet_t quoted, turned
     cdef uint8_t reason
     if parse_quoted(error, &quoted) != PARSED:
-        return ICMP_MESSAGE
+        return relate_tunnel(worker, error)
     turned = quoted                                          # a packet that goes the way of the error
     turned.source, turned.destination = quoted.destination, quoted.source
     turned.sport, turned.dport = quoted.dport, quoted.sport
@@ -253,10 +273,37 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
     else:
         count_in(worker.telemetry, connection, error)
     if connection.flags & METHOD != NAT:
-        reason = direct(error, way(worker, connection))
-        return ERROR_ROUTED if reason == ROUTED else reason
+        reason = send_on(worker, error, connection)
+        return ERROR_ROUTED if reason == ROUTED or reason == TUNNELLED else reason
     nat_error(error, &quoted, connection, reply)
     return ERROR_RETURNED if reply else ERROR_FORWARDED
+
+
+cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nogil:
+    """An ICMP error about a packet of a tunnel comes to us, its sender; the client hears of it in its own terms, a
+    smaller MTU is kept for PATH_LIFE. What the client did not forbid to cut is cut from now on, and not worth a word.
+    """
+    cdef packet_t inside
+    cdef connection_t* connection
+    cdef path_t* path
+    cdef uint32_t mtu = told_mtu(error)
+    if parse_inside(error, &inside) != PARSED:
+        return ICMP_MESSAGE
+    connection = find(worker.table, &inside, flow_hash(worker.table, &inside, False), REQUEST)
+    if connection == NULL or connection.flags & METHOD != TUNNEL:
+        return ICMP_MESSAGE
+    if not is_sound(error):
+        return BAD_CHECKSUM
+    if mtu:
+        mtu = max(<uint32_t>LEAST_MTU4, mtu - IP4_HEADER) if error.version == 4 else max(
+            <uint32_t>LEAST_MTU6, mtu - IP6_HEADER)
+        path = &worker.paths[connection.slot]
+        path.mtu = mtu
+        path.until = worker.now + PATH_LIFE
+        if error.version == 4 and not get16(inside.data + IP4_FRAGMENT) & DONT_FRAGMENT:
+            return ERROR_REISSUED
+    reissue(worker.outbox, error, &inside, mtu, <uint64_t>worker.now * TICK)
+    return ERROR_REISSUED
 
 
 cdef inline bint begins(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
@@ -271,11 +318,6 @@ cdef inline bint from_server(const packet_t* packet) noexcept nogil:
 
 cdef inline bint has_server(worker_t* worker, const connection_t* connection) noexcept nogil:
     return connection.slot < worker.snapshot.slot_count and worker.snapshot.available[connection.slot]
-
-
-cdef inline const hop_t* way(worker_t* worker, const connection_t* connection) noexcept nogil:
-    """How frames reach the connection's real server, or NULL; good until the batch ends."""
-    return <hop_t*>load_pointer(<void**>&worker.hops[connection.slot], SEQUENTIAL)
 
 
 cdef inline bint outlived(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
@@ -322,7 +364,8 @@ cdef class Datapath:
         self.table = table
         self.ways = {}
         self.hops = <hop_t**>calloc(table.table.slot_count, sizeof(hop_t*))
-        if self.hops == NULL:
+        self.paths = <path_t*>calloc(table.table.slot_count, sizeof(path_t))
+        if self.hops == NULL or self.paths == NULL:
             raise MemoryError
         self.retired = []
         self.workers = []
@@ -330,6 +373,7 @@ cdef class Datapath:
 
     def __dealloc__(self):
         free(self.hops)
+        free(self.paths)
 
     def publish(self, Snapshot snapshot not None) -> None:
         """Put a configuration before the workers; their next batch goes by it. Never waits for them."""
@@ -393,6 +437,7 @@ cdef class Worker:
         self.worker.table = datapath.table.table
         self.worker.published = &datapath.published
         self.worker.hops = datapath.hops
+        self.worker.paths = datapath.paths
         self.worker.telemetry = telemetry_new(datapath.table.table.slot_count)
         self.worker.outbox = <outbox_t*>calloc(1, sizeof(outbox_t))
         if self.worker.outbox == NULL:
@@ -416,8 +461,9 @@ cdef class Worker:
         load(&self.packet, self.buffer, len(self.buffer), hook, flags, mark)
         with nogil:
             run_batch(&self.worker, &self.packet, 1, when, 0)
-        goes_on = self.packet.verdict == REWRITE or self.packet.verdict == TRANSMIT
-        new = bytes(self.buffer) if goes_on else None
+        new = None
+        if self.packet.verdict == REWRITE or self.packet.verdict == TRANSMIT:
+            new = bytes(self.packet.outer[:self.packet.outer_length]) + bytes(self.buffer)
         return Result(VERDICT_NAMES[self.packet.verdict], REASON_NAMES[self.packet.reason], new)
 
     def outgoing(self) -> list[bytes]:

@@ -1,25 +1,54 @@
 """What happens to a packet whose connection is known."""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from nfqlb._core.checksum cimport add_bytes, fold
 from nfqlb._core.types cimport (
+    CHECKSUM_NOT_READY,
     FORWARDED,
+    IP4_INSIDE,
+    IP6_INSIDE,
     LOCAL,
     NO_NEIGHBOUR,
     RETURNED,
     ROUTED,
     SUPER_PACKET,
+    TCP,
     TOO_BIG,
     TTL_EXCEEDED,
+    TUNNELLED,
     UDP,
     connection_t,
     hop_t,
     packet_t,
+    path_t,
     reason_t,
 )
 from nfqlb._core.wire cimport (
     DONT_FRAGMENT,
+    IP4_CHECKSUM,
+    IP4_DESTINATION,
     IP4_FRAGMENT,
+    IP4_HEADER,
+    IP4_IDENTIFICATION,
+    IP4_PROTOCOL,
+    IP4_SERVICE,
+    IP4_SOURCE,
+    IP4_TOTAL_LENGTH,
+    IP4_TTL,
+    IP6_DESTINATION,
+    IP6_HEADER,
+    IP6_HOP_LIMIT,
+    IP6_NEXT_HEADER,
+    IP6_PAYLOAD_LENGTH,
+    IP6_SOURCE,
+    checksum_offset,
     count_hop,
+    full_checksum,
     get16,
+    set16,
     set_destination,
+    set_raw16,
     set_source,
     time_to_live,
 )
@@ -48,10 +77,76 @@ cdef inline reason_t direct(packet_t* packet, const hop_t* hop) noexcept nogil:
     if time_to_live(packet) <= 1:
         return TTL_EXCEEDED
     packet.hop = hop[0]
+    packet.outer_length = 0
     if packet.length > hop.mtu and not packet.flags & SUPER_PACKET and not may_be_cut(packet):
         return TOO_BIG
     count_hop(packet)
     return ROUTED
+
+
+cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, const hop_t* hop, const path_t* path,
+                            uint32_t now, uint16_t identification) noexcept nogil:
+    """Tunnelling: on to the real server inside a packet of our own (RFC 2003, RFC 2473; ip_vs_xmit.c,
+    ip_vs_tunnel_xmit). `identification` is that of the outer IPv4 header.
+    """
+    cdef uint32_t outer = IP4_HEADER if packet.version == 4 else IP6_HEADER
+    if hop == NULL:
+        return NO_NEIGHBOUR
+    if hop.local:
+        return LOCAL
+    if time_to_live(packet) <= 1:
+        return TTL_EXCEEDED
+    packet.hop = hop[0]
+    packet.hop.mtu = min(hop.mtu - outer, path.mtu) if now < path.until else hop.mtu - outer
+    if packet.length > packet.hop.mtu and not packet.flags & SUPER_PACKET and not may_be_cut(packet):
+        return TOO_BIG
+    count_hop(packet)
+    if packet.flags & CHECKSUM_NOT_READY and not packet.flags & SUPER_PACKET \
+            and (packet.protocol == TCP or packet.protocol == UDP):
+        set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
+        packet.flags &= ~CHECKSUM_NOT_READY
+    packet.outer_length = outer
+    if packet.version == 4:
+        put_outer4(packet, connection, identification)
+    else:
+        put_outer6(packet, connection)
+    return TUNNELLED
+
+
+cdef inline void put_outer4(packet_t* packet, const connection_t* connection, uint16_t identification) noexcept nogil:
+    """TTL, DSCP, ECN and DF are the inner packet's; ECN's CE stays inside (RFC 6040)."""
+    cdef uint8_t* at = packet.outer
+    memset(at, 0, IP4_HEADER)
+    at[0] = 0x45
+    at[IP4_SERVICE] = packet.data[IP4_SERVICE]
+    set16(at + IP4_IDENTIFICATION, identification)
+    set16(at + IP4_FRAGMENT, get16(packet.data + IP4_FRAGMENT) & DONT_FRAGMENT)
+    at[IP4_TTL] = packet.data[IP4_TTL]
+    at[IP4_PROTOCOL] = IP4_INSIDE
+    memcpy(at + IP4_SOURCE, <const uint8_t*>&packet.hop.own + 12, 4)
+    memcpy(at + IP4_DESTINATION, <const uint8_t*>&connection.server + 12, 4)
+    measure_outer(packet, at, packet.length)
+
+
+cdef inline void put_outer6(packet_t* packet, const connection_t* connection) noexcept nogil:
+    """Hop limit, traffic class and flow label are the inner packet's."""
+    cdef uint8_t* at = packet.outer
+    memcpy(at, packet.data, 4)
+    at[IP6_NEXT_HEADER] = IP6_INSIDE
+    at[IP6_HOP_LIMIT] = packet.data[IP6_HOP_LIMIT]
+    memcpy(at + IP6_SOURCE, &packet.hop.own, 16)
+    memcpy(at + IP6_DESTINATION, &connection.server, 16)
+    measure_outer(packet, at, packet.length)
+
+
+cdef inline void measure_outer(const packet_t* packet, uint8_t* outer, uint32_t inside) noexcept nogil:
+    """Say in an outer header how long the packet inside is."""
+    if packet.version == 4:
+        set16(outer + IP4_TOTAL_LENGTH, IP4_HEADER + inside)
+        set_raw16(outer + IP4_CHECKSUM, 0)
+        set_raw16(outer + IP4_CHECKSUM, <uint16_t>~fold(add_bytes(0, outer, IP4_HEADER)))
+    else:
+        set16(outer + IP6_PAYLOAD_LENGTH, inside)
 
 
 cdef inline bint may_be_cut(const packet_t* packet) noexcept nogil:

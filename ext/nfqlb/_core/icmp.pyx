@@ -156,6 +156,27 @@ cdef void tell_mtu(outbox_t* outbox, const packet_t* packet, uint64_t now) noexc
         write_error(message, packet, TOO_LONG4 if packet.version == 4 else TOO_LONG6, packet.hop.mtu)
 
 
+cdef void reissue(outbox_t* outbox, const packet_t* error, const packet_t* inside, uint32_t mtu,
+                  uint64_t now) noexcept nogil:
+    """Tell the sender of a packet that was in a tunnel what `error` says of the tunnel: the same type and code.
+
+    `mtu` stands where an error of that kind has one, else 0.
+    """
+    cdef const uint8_t* at = error.data + error.transport
+    cdef message_t* message = next_message(outbox, inside, now)
+    if message != NULL:
+        write_error(message, inside, <uint16_t>at[0] << 8 | at[1], mtu)
+
+
+cdef uint32_t told_mtu(const packet_t* error) noexcept nogil:
+    """The MTU that an ICMP error tells (RFC 1191, RFC 4443 3.2), 0 when it is about something else."""
+    cdef const uint8_t* at = error.data + error.transport
+    cdef uint16_t kind = <uint16_t>at[0] << 8 | at[1]
+    if kind != (TOO_LONG4 if error.version == 4 else TOO_LONG6):
+        return 0
+    return get32(at + 4) & (0xffff if error.version == 4 else 0xffffffffU)
+
+
 cdef bint is_unicast(const packet_t* packet) noexcept nogil:
     """Whether the source can be answered (RFC 1122, 3.2.2)."""
     cdef const uint8_t* source = <const uint8_t*>&packet.source

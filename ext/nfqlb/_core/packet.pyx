@@ -15,6 +15,8 @@ from nfqlb._core.types cimport (
     ICMP,
     ICMP6,
     ICMP_MESSAGE,
+    IP4_INSIDE,
+    IP6_INSIDE,
     MALFORMED,
     OTHER_PROTOCOL,
     PARSED,
@@ -160,12 +162,32 @@ cdef uint8_t parse_quoted(const packet_t* error, packet_t* quoted) noexcept nogi
     Only the ends of `quoted` are certain: of its transport, 4 bytes need be there (RFC 792 asks for 8), and `length`
     ends with the quotation. Both versions have the quotation behind 8 bytes (RFC 792, RFC 4443 3).
     """
+    return parse_quotation(error, quoted, ICMP_HEADER)
+
+
+cdef uint8_t parse_inside(const packet_t* error, packet_t* inside) noexcept nogil:
+    """As parse_quoted, of an error that quotes a tunnel's packet: the packet in it, of the same IP version."""
+    cdef const uint8_t* outer = error.data + error.transport + ICMP_HEADER
+    cdef uint32_t header = IP6_HEADER
+    if error.length < error.transport + ICMP_HEADER + (IP4_HEADER if error.version == 4 else IP6_HEADER):
+        return ICMP_MESSAGE
+    if error.version == 4:
+        header = (outer[0] & 15) * 4
+        if outer[IP4_PROTOCOL] != IP4_INSIDE or header < IP4_HEADER or get16(outer + IP4_FRAGMENT) & 0x1fff:
+            return ICMP_MESSAGE
+    elif outer[IP6_NEXT_HEADER] != IP6_INSIDE:
+        return ICMP_MESSAGE
+    return parse_quotation(error, inside, ICMP_HEADER + header)
+
+
+cdef uint8_t parse_quotation(const packet_t* error, packet_t* quoted, uint32_t before) noexcept nogil:
+    """The packet that stands so many bytes behind the beginning of the ICMP error."""
     cdef uint8_t* at = error.data + error.transport
     cdef uint32_t header
-    if error.length < error.transport + ICMP_HEADER + IP4_HEADER:
+    if error.length < error.transport + before + IP4_HEADER:
         return ICMP_MESSAGE
-    quoted.data = at + ICMP_HEADER
-    quoted.length = error.length - error.transport - ICMP_HEADER
+    quoted.data = at + before
+    quoted.length = error.length - error.transport - before
     quoted.version = quoted.data[0] >> 4
     if quoted.version != error.version:
         return ICMP_MESSAGE
@@ -201,6 +223,7 @@ cdef void load(packet_t* packet, uint8_t* data, Py_ssize_t captured, int hook, i
     packet.id = 0
     packet.hook = <uint8_t>hook
     packet.flags = <uint8_t>flags
+    packet.outer_length = 0
     packet.version = 0
     packet.protocol = 0
     packet.segment = 0

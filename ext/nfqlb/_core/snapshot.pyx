@@ -19,22 +19,24 @@ from nfqlb._core.schedulers import SCHEDULERS
 
 
 ANSWERS: tuple[str, ...] = ("pass", "drop", "icmp", "reset")
-METHODS: tuple[str, ...] = ("nat", "dr")             # by method_t
+METHODS: tuple[str, ...] = ("nat", "dr", "tun")      # by method_t
 
 
 cdef class Hop:
     """Where frames for a real server leave: interface index, MTU of the route, the next hop's link-layer address and
-    our own (6 bytes each, or none where the interface has no such header). `local`: the real server is this machine.
+    our own (6 bytes each, or none where the interface has no such header), our IP address there (16 bytes). `local`:
+    the real server is this machine.
     """
 
     def __cinit__(self, uint32_t interface, uint32_t mtu, destination: bytes = b"", source: bytes = b"",
-                  bint local = False):
+                  address: bytes = bytes(16), bint local = False):
         if len(destination) not in (0, 6) or len(source) != len(destination):
             raise ValueError("a link-layer address is 6 bytes")
         self.hop.interface = interface
         self.hop.mtu = mtu
         self.hop.ethernet = len(destination) == 6
         self.hop.local = local
+        self.hop.own = address_from(address)
         memcpy(self.hop.destination, <const char*>destination, len(destination))
         memcpy(self.hop.source, <const char*>source, len(source))
 

@@ -12,6 +12,7 @@ from nfqlb._core.types cimport (
     BAD_CHECKSUM,
     DROP,
     ERROR_FORWARDED,
+    ERROR_REISSUED,
     ERROR_RETURNED,
     ERROR_ROUTED,
     FORWARDED,
@@ -35,6 +36,7 @@ from nfqlb._core.types cimport (
     TRANSMIT,
     TRUNCATED,
     TTL_EXCEEDED,
+    TUNNELLED,
     UNRELATED,
     counter_t,
 )
@@ -59,11 +61,13 @@ _TABLE = (
     (BAD_CHECKSUM,       "bad_checksum",     DROP,    "ICMP error about a connection, damaged on its way"),
     (REFUSED,            "refused",          DROP,    "mid-stream TCP without a connection, as --no-connection asks"),
     (ROUTED,             "routed",          TRANSMIT, "client's packet, sent as it is to the real server's MAC (dr)"),
-    (ERROR_ROUTED,       "error_routed",    TRANSMIT, "ICMP error about a reply, sent as it is to that MAC (dr)"),
-    (LOCAL,              "local",            ACCEPT,  "the real server is this machine: for the local stack (dr)"),
-    (NO_NEIGHBOUR,       "no_neighbour",     DROP,    "real server without a route or an answer to ARP or ND (dr)"),
-    (TTL_EXCEEDED,       "ttl_exceeded",     DROP,    "its time to live ends here (dr); the client is told"),
+    (ERROR_ROUTED,       "error_routed",    TRANSMIT, "ICMP error about a reply, sent as requests are (dr, tun)"),
+    (LOCAL,              "local",            ACCEPT,  "the real server is this machine: for the local stack (dr, tun)"),
+    (NO_NEIGHBOUR,       "no_neighbour",     DROP,    "real server without a route or an answer to ARP or ND"),
+    (TTL_EXCEEDED,       "ttl_exceeded",     DROP,    "its time to live ends here (dr, tun); the client is told"),
     (TOO_BIG,            "too_big",          DROP,    "longer than the next MTU and not to be cut; the client is told"),
+    (TUNNELLED,          "tunnelled",       TRANSMIT, "client's packet, sent to the server inside another one (tun)"),
+    (ERROR_REISSUED,     "error_reissued",   ACCEPT,  "ICMP error about a packet in a tunnel; the client is told"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)

@@ -19,9 +19,11 @@ from contextlib import suppress
 
 from nfqlb._core.checksum cimport add_address, add_bytes, fold
 from nfqlb._core.datapath cimport Worker
+from nfqlb._core.forward cimport measure_outer
 from nfqlb._core.types cimport (
     BATCH,
     CHECKSUM_NOT_READY,
+    OUTER,
     SUPER_PACKET,
     TCP,
     TRANSMIT,
@@ -31,22 +33,28 @@ from nfqlb._core.types cimport (
     packet_t,
 )
 from nfqlb._core.wire cimport (
+    FIN,
     IP4_CHECKSUM,
     IP4_DESTINATION,
     IP4_FRAGMENT,
     IP4_HEADER,
+    IP4_IDENTIFICATION,
     IP4_TOTAL_LENGTH,
     IP6_DESTINATION,
     IP6_HEADER,
     IP6_NEXT_HEADER,
     IP6_PAYLOAD_LENGTH,
     MORE_FRAGMENTS,
+    PSH,
     TCP_CHECKSUM,
     TCP_FLAGS,
     TCP_OFFSET,
+    TCP_SEQUENCE,
     UDP_CHECKSUM,
     checksum_offset,
     full_checksum,
+    get16,
+    get32,
     htonl,
     htons,
     set16,
@@ -134,7 +142,7 @@ cdef enum:
 
 cdef struct frame_t:
     virtio_net_hdr offload
-    uint8_t ethernet[ETHERNET]           # follows the virtio header without a gap
+    uint8_t front[ETHERNET + OUTER]      # link-layer header and a tunnel's; follows the virtio header without a gap
     sockaddr_ll to
     iovec parts[3]
 
@@ -179,10 +187,13 @@ cdef void send_frames(Transmitter transmitter, packet_t* packets, int count) noe
         packet = &packets[i]
         if packet.verdict != TRANSMIT:
             continue
+        if packet.flags & SUPER_PACKET and packet.outer_length:
+            send_segments(transmitter, packet)
+            continue
         if packet.length > packet.hop.mtu and not packet.flags & SUPER_PACKET:
             send_fragments(transmitter, packet)
             continue
-        wrap(&frames[ready], packet)
+        wrap(&frames[ready], packet, packet.length)
         offload(&frames[ready].offload, packet)
         frames[ready].parts[1].iov_base = packet.data
         frames[ready].parts[1].iov_len = packet.length
@@ -213,8 +224,9 @@ cdef inline void point(mmsghdr* message, frame_t* frame, int parts) noexcept nog
     message.msg_hdr.msg_iovlen = parts
 
 
-cdef void wrap(frame_t* frame, const packet_t* packet) noexcept nogil:
-    """Where the frame goes, and its link-layer header."""
+cdef void wrap(frame_t* frame, const packet_t* packet, uint32_t length) noexcept nogil:
+    """Where the frame goes, and what stands in front of an IP packet of that length, which need not be the whole."""
+    cdef uint8_t* front = frame.front
     cdef uint16_t kind = htons(ETH_P_IP if packet.version == 4 else ETH_P_IPV6)
     memset(frame, 0, sizeof(frame_t))
     frame.to.sll_family = AF_PACKET
@@ -225,16 +237,23 @@ cdef void wrap(frame_t* frame, const packet_t* packet) noexcept nogil:
     if packet.hop.ethernet:
         frame.to.sll_halen = 6
         memcpy(frame.to.sll_addr, packet.hop.destination, 6)
-        memcpy(frame.ethernet, packet.hop.destination, 6)
-        memcpy(frame.ethernet + 6, packet.hop.source, 6)
-        memcpy(frame.ethernet + 12, &kind, 2)
-        frame.parts[0].iov_len += ETHERNET
+        memcpy(front, packet.hop.destination, 6)
+        memcpy(front + 6, packet.hop.source, 6)
+        memcpy(front + 12, &kind, 2)
+        front += ETHERNET
+    if packet.outer_length:
+        memcpy(front, packet.outer, packet.outer_length)
+        if length != packet.length:
+            measure_outer(packet, front, length)
+        front += packet.outer_length
+    frame.parts[0].iov_len += front - frame.front
 
 
 cdef void offload(virtio_net_hdr* header, packet_t* packet) noexcept nogil:
     """What the kernel has still to do: finish a checksum, cut a TCP super-packet.
 
-    NFQUEUE does not tell the length of the segments that a super-packet stands for; new ones fill the next link.
+    NFQUEUE does not tell the length of the segments that a super-packet stands for; new ones fill the next link. For a
+    tunnel nothing is left to do.
     """
     cdef uint32_t front = ETHERNET if packet.hop.ethernet else 0
     cdef uint8_t* at = packet.data + packet.transport
@@ -263,7 +282,6 @@ cdef void send_fragments(Transmitter transmitter, packet_t* packet) noexcept nog
     """Cut a packet that is longer than the next MTU (RFC 791, 3.2; RFC 8200, 4.5)."""
     cdef uint8_t header[LONGEST_HEADER]
     cdef frame_t frame
-    cdef mmsghdr message
     cdef uint32_t front = header_length(packet)
     cdef uint32_t whole = packet.length - front
     cdef uint32_t extra = 0 if packet.version == 4 else FRAGMENT_HEADER
@@ -284,14 +302,66 @@ cdef void send_fragments(Transmitter transmitter, packet_t* packet) noexcept nog
             put_offset4(header, front, at, piece, at + piece < whole)
         else:
             put_offset6(header, front, at, piece, at + piece < whole, packet.protocol, transmitter.identification)
-        wrap(&frame, packet)
-        frame.parts[1].iov_base = header
-        frame.parts[1].iov_len = front + extra
-        frame.parts[2].iov_base = packet.data + front + at
-        frame.parts[2].iov_len = piece
-        point(&message, &frame, 3)
-        send_messages(transmitter, &message, 1)
+        wrap(&frame, packet, front + extra + piece)
+        send_piece(transmitter, &frame, header, front + extra, packet.data + front + at, piece)
         at += piece
+
+
+cdef void send_piece(Transmitter transmitter, frame_t* frame, uint8_t* header, uint32_t front, uint8_t* data,
+                     uint32_t length) noexcept nogil:
+    """A frame whose packet has a header of its own and a part of another one's payload."""
+    cdef mmsghdr message
+    frame.parts[1].iov_base = header
+    frame.parts[1].iov_len = front
+    frame.parts[2].iov_base = data
+    frame.parts[2].iov_len = length
+    point(&message, frame, 3)
+    send_messages(transmitter, &message, 1)
+
+
+cdef void send_segments(Transmitter transmitter, const packet_t* packet) noexcept nogil:
+    """Cut a TCP super-packet for a tunnel, which no card does (net/ipv4/tcp_offload.c, tcp_gso_segment)."""
+    cdef uint8_t header[LONGEST_HEADER]
+    cdef frame_t frame
+    cdef uint8_t* tcp = header + packet.transport
+    cdef uint32_t front = packet.transport + (packet.data[packet.transport + TCP_OFFSET] >> 4) * 4
+    cdef uint32_t whole = packet.length - front
+    cdef uint32_t size = packet.hop.mtu - front
+    cdef uint32_t at = 0
+    cdef uint32_t piece
+    cdef uint16_t number = 0
+    cdef uint64_t total
+    if front > LONGEST_HEADER or packet.hop.mtu < front + 8:
+        transmitter.lost += 1
+        return
+    while at < whole:
+        piece = min(size, whole - at)
+        memcpy(header, packet.data, front)
+        measure(header, packet, front + piece, number)
+        set32(tcp + TCP_SEQUENCE, get32(tcp + TCP_SEQUENCE) + at)
+        if at:
+            tcp[TCP_FLAGS] &= ~<uint8_t>CWR
+        if at + piece < whole:
+            tcp[TCP_FLAGS] &= ~<uint8_t>(FIN | PSH)
+        set_raw16(tcp + TCP_CHECKSUM, 0)
+        total = add_address(add_address(htonl(front - packet.transport + piece), &packet.source), &packet.destination)
+        total = add_bytes(total + htons(TCP), tcp, front - packet.transport)
+        set_raw16(tcp + TCP_CHECKSUM, <uint16_t>~fold(add_bytes(total, packet.data + front + at, piece)))
+        wrap(&frame, packet, front + piece)
+        send_piece(transmitter, &frame, header, front, packet.data + front + at, piece)
+        at += piece
+        number += 1
+
+
+cdef void measure(uint8_t* header, const packet_t* packet, uint32_t length, uint16_t number) noexcept nogil:
+    """Make an IP header that of the number-th packet of several, so long with its header."""
+    if packet.version == 6:
+        set16(header + IP6_PAYLOAD_LENGTH, length - IP6_HEADER)
+        return
+    set16(header + IP4_TOTAL_LENGTH, length)
+    set16(header + IP4_IDENTIFICATION, get16(header + IP4_IDENTIFICATION) + number)
+    set_raw16(header + IP4_CHECKSUM, 0)
+    set_raw16(header + IP4_CHECKSUM, <uint16_t>~fold(add_bytes(0, header, packet.transport)))
 
 
 cdef inline uint32_t header_length(const packet_t* packet) noexcept nogil:

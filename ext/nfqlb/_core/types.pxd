@@ -26,6 +26,8 @@ cdef enum:
     UDP = 17
     ICMP = 1
     ICMP6 = 58
+    IP4_INSIDE = 4               # an IPv4 packet in an IP packet (RFC 2003)
+    IP6_INSIDE = 41              # an IPv6 packet in an IP packet (RFC 2473)
 
 
 cdef enum verdict_t:
@@ -38,6 +40,7 @@ cdef enum verdict_t:
 cdef enum method_t:              # forwarding method of a real server
     NAT = 0
     DIRECT = 1
+    TUNNEL = 2
 
 
 # Every way out of the data path. The names, meanings and verdicts are the table in telemetry.pyx.
@@ -65,6 +68,8 @@ cdef enum reason_t:
     NO_NEIGHBOUR
     TTL_EXCEEDED
     TOO_BIG
+    TUNNELLED
+    ERROR_REISSUED
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 
@@ -74,14 +79,19 @@ cdef struct address_t:
     uint64_t low                 # bytes 8-15
 
 
-# How frames reach a real server: the next hop of the route to it. Never written after it was made.
+# How frames reach a real server: the route to it and its next hop. Never written after it was made.
 cdef struct hop_t:
+    address_t own                # this machine's address on that route: the outer source of a tunnel
     uint32_t interface           # index
     uint32_t mtu                 # bytes of the longest IP packet
     uint8_t destination[6]       # link-layer addresses
     uint8_t source[6]
     uint8_t ethernet             # frames have a link-layer header
     uint8_t local                # the real server is this machine
+
+
+cdef enum:
+    OUTER = 40                   # bytes of the longest header that a tunnel puts in front
 
 
 cdef struct packet_t:
@@ -103,7 +113,14 @@ cdef struct packet_t:
     address_t source
     address_t destination
     uint64_t hash                # of the flow, seen in the direction that the hook suggests
-    hop_t hop                    # where to, with verdict TRANSMIT
+    hop_t hop                    # where to, with verdict TRANSMIT; `mtu` is that of the packet at data
+    uint32_t outer_length        # bytes of the header in front, 0 without a tunnel
+    uint8_t outer[OUTER]
+
+
+cdef struct path_t:              # what ICMP told of the way to a real server
+    uint32_t mtu                 # bytes of the longest IP packet in the tunnel
+    uint32_t until               # tick at which that is forgotten
 
 
 # One connection: 128 bytes, two cache lines. The first has all that an established packet needs.

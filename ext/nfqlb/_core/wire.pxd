@@ -26,6 +26,7 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 
 cdef enum:
+    IP4_SERVICE = 1              # DSCP and ECN
     IP4_TOTAL_LENGTH = 2
     IP4_FRAGMENT = 6             # flags and offset
     DONT_FRAGMENT = 0x4000
@@ -63,6 +64,7 @@ cdef enum:
     FIN = 1
     SYN = 2
     RST = 4
+    PSH = 8
     ACK = 16
 
 

@@ -6,7 +6,13 @@ METHODS: tuple[str, ...]
 
 class Hop:
     def __new__(
-        cls, interface: int, mtu: int, destination: bytes = b"", source: bytes = b"", local: bool = False
+        cls,
+        interface: int,
+        mtu: int,
+        destination: bytes = b"",
+        source: bytes = b"",
+        address: bytes = ...,
+        local: bool = False,
     ) -> Self: ...
 
 class Service:

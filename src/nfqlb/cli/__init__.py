@@ -23,6 +23,7 @@ COMMANDS = {
     "show": "Show what a director does.",
     "service": "Add, edit or delete a virtual service.",
     "real": "Add, edit or delete a real server of a service.",
+    "real-server": "Set up this machine as a real server for dr or tun.",
 }
 
 
@@ -33,7 +34,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"nfqlb.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"nfqlb.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,7 +17,7 @@ def command() -> None:
 
 @command.command("add")
 @click.argument("vip")
-@click.option("--mode", metavar="nat|dr", help="How packets reach the real servers [default: nat].")
+@click.option("--mode", metavar="nat|dr|tun", help="How packets reach the real servers [default: nat].")
 @click.option("--scheduler", metavar="NAME", help="rr, wrr, lc or wlc [default: wlc].")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @director_options

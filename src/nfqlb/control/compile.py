@@ -111,6 +111,9 @@ def compile_plan(
         name=name,
         services=_endpoints((service.key, service.address, service.port) for service in intent.services),
         reals=reals | _endpoints(leaving),
+        tunnels=frozenset(
+            real.address for service in intent.services if service.mode == "tun" for real in service.reals
+        ),
         gso=tuple(gso),
         plain=tuple(plain),
         diverter=diverter,

@@ -35,8 +35,8 @@ class Addresses:
             return
         if plan.vip_dev:
             with IPRoute() as ip:
-                index = _index(ip, plan.vip_dev)
-                missing = sorted(plan.vips - _present(ip, index))
+                index = index_of(ip, plan.vip_dev)
+                missing = sorted(plan.vips - present(ip, index))
                 pairs = [[plan.vip_dev, vip] for vip in sorted(plan.vips)]
                 shared = self._saved.others().addresses
                 ours = [pair for pair in pairs if pair[1] in missing or pair in shared]
@@ -45,7 +45,7 @@ class Addresses:
                     self._saved.addresses += new
                     self._saved.write()
                 for vip in missing:
-                    _add(ip, index, plan.vip_dev, vip)
+                    add(ip, index, plan.vip_dev, vip)
             announce(plan.vip_dev, missing)
         self._applied = wanted
 
@@ -56,7 +56,7 @@ class Addresses:
         shared = self._saved.others().addresses
         with IPRoute() as ip:
             for device, vip in (pair for pair in gone if pair not in shared):
-                _remove(ip, device, vip)
+                remove(ip, device, vip)
         self._saved.addresses = [pair for pair in self._saved.addresses if pair not in gone]
         self._saved.write()
         self._applied = (None, frozenset())
@@ -65,7 +65,7 @@ class Addresses:
         if not plan.vip_dev or not plan.vips:
             return []
         with IPRoute() as ip:
-            missing = plan.vips - _present(ip, _index(ip, plan.vip_dev))
+            missing = plan.vips - present(ip, index_of(ip, plan.vip_dev))
         return [f"the address {vip} was removed from {plan.vip_dev}" for vip in sorted(missing)]
 
 
@@ -74,18 +74,18 @@ def interface_exists(device: str) -> bool:
         return bool(ip.link_lookup(ifname=device))
 
 
-def _index(ip: IPRoute, device: str) -> int:
+def index_of(ip: IPRoute, device: str) -> int:
     found = ip.link_lookup(ifname=device)
     if not found:
         raise KernelError(f"the interface {device}, which should hold the VIPs, is gone")
     return int(found[0])
 
 
-def _present(ip: IPRoute, index: int) -> set[str]:
+def present(ip: IPRoute, index: int) -> set[str]:
     return {message.get("local") or message.get("address") for message in ip.get_addr(index=index)}
 
 
-def _add(ip: IPRoute, index: int, device: str, vip: str) -> None:
+def add(ip: IPRoute, index: int, device: str, vip: str) -> None:
     wide = family(vip) == 6
     flags = IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if wide else 0)
     try:
@@ -95,7 +95,7 @@ def _add(ip: IPRoute, index: int, device: str, vip: str) -> None:
             raise KernelError(f"the address {vip} cannot be added to {device}: {error.args[-1]}") from error
 
 
-def _remove(ip: IPRoute, device: str, vip: str) -> None:
+def remove(ip: IPRoute, device: str, vip: str) -> None:
     found: Iterable[int] = ip.link_lookup(ifname=device)
     for index in found:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nfqlb.errors import KernelError, MissingError
-from nfqlb.kernel.plan import Endpoint, Members, Plan
+from nfqlb.kernel.plan import Endpoint, Plan
 from nfqlb.kernel.programs import run, there
 
 PROTOCOL = {6: "tcp", 17: "udp", 132: "sctp"}
@@ -99,7 +99,7 @@ class Ipsets:
         return {
             set_name(self._name, title, family): (TYPE[title], family, _texts(getattr(plan.members(family), title)))
             for family in plan.families
-            for title in Members._fields
+            for title in TYPE
         }
 
     def _existing(self) -> set[str]:

@@ -25,7 +25,7 @@ RTM_NEWLINK, RTM_GETLINK, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 REQUEST, DUMP, REPLACE, CREATE = 0x1, 0x300, 0x100, 0x400
 GROUPS = 1 << 0 | 1 << 2 | 1 << 6 | 1 << 10  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_METRICS, RTA_VIA, RTAX_MTU = 1, 4, 5, 8, 18, 2
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_VIA, RTAX_MTU = 1, 4, 5, 7, 8, 18, 2
 NDA_DST, NDA_LLADDR, IFLA_ADDRESS, IFLA_MTU = 1, 2, 1, 4
 RTN_UNICAST, RTN_LOCAL = 1, 2
 NTF_USE = 0x01
@@ -49,6 +49,7 @@ class Hop(NamedTuple):
     mtu: int
     destination: bytes = b""
     source: bytes = b""
+    address: bytes = bytes(16)
     local: bool = False
 
 
@@ -63,6 +64,7 @@ class Route(NamedTuple):
     interface: int
     gateway: str
     mtu: int  # 0: the link's
+    source: bytes  # our address on it, 16 bytes
 
 
 class Neighbour(NamedTuple):
@@ -87,9 +89,9 @@ def hops(servers: Iterable[str]) -> dict[str, Hop]:
             mtu = route.mtu or link.mtu
             neighbour = neighbours.get((route.interface, route.gateway))
             if link.kind != ETHER:
-                found[server] = Hop(route.interface, mtu)
+                found[server] = Hop(route.interface, mtu, address=route.source)
             elif neighbour is not None and neighbour.state & VALID and len(neighbour.address) == 6:
-                found[server] = Hop(route.interface, mtu, neighbour.address, link.address)
+                found[server] = Hop(route.interface, mtu, neighbour.address, link.address, route.source)
             else:
                 unresolved.add((route.interface, route.gateway))
     _tell(_neighbour(place, 0, NTF_USE) for place in unresolved)
@@ -168,6 +170,7 @@ def _routes(servers: Iterable[str]) -> Mapping[str, Route]:
             _NUMBER.unpack(fields[RTA_OIF])[0],
             _text(gateway) if gateway else asked[number],
             _NUMBER.unpack(metrics[RTAX_MTU])[0] if RTAX_MTU in metrics else 0,
+            _mapped(fields.get(RTA_PREFSRC, bytes(4))),
         )
     return routes
 
@@ -179,6 +182,10 @@ def _neighbour(place: Place, state: int, flags: int, address: bytes = b"") -> by
     if address:
         body += attribute(NDA_LLADDR, address)
     return _message(RTM_NEWNEIGH, REQUEST | CREATE | REPLACE, 1, body)
+
+
+def _mapped(address: bytes) -> bytes:
+    return address if len(address) == 16 else bytes(10) + b"\xff\xff" + address
 
 
 def _text(address: bytes) -> str:

@@ -16,12 +16,13 @@ Endpoint = tuple[int, str, int]  # protocol number, address, port
 
 
 class Members(NamedTuple):
-    """The members of one family's four sets."""
+    """The members of one family's sets."""
 
     services: frozenset[Endpoint]
     reals: frozenset[Endpoint]
     vips: frozenset[str]
     servers: frozenset[str]
+    tunnels: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Plan:
 
     name: str
     services: frozenset[Endpoint] = frozenset()
-    reals: frozenset[Endpoint] = frozenset()
+    reals: frozenset[Endpoint] = frozenset()  # those whose replies pass
+    tunnels: frozenset[str] = frozenset()  # real servers at the other end of a tunnel
     gso: tuple[int, ...] = (0,)  # queue numbers of class gso (TCP), one per worker
     plain: tuple[int, ...] = (1,)  # queue numbers of class plain (UDP, ICMP, later fragments), one per worker
     diverter: str = "auto"  # "nft", "iptables", or "auto": nft where it loads
@@ -49,10 +51,12 @@ class Plan:
     def members(self, number: int) -> Members:
         """What belongs to family `number`; nothing where no service uses it."""
         if number not in self.families:
-            return Members(frozenset(), frozenset(), frozenset(), frozenset())
+            return Members(frozenset(), frozenset(), frozenset(), frozenset(), frozenset())
         services = frozenset(entry for entry in self.services if family(entry[1]) == number)
         reals = frozenset(entry for entry in self.reals if family(entry[1]) == number)
-        return Members(services, reals, frozenset(e[1] for e in services), frozenset(e[1] for e in reals))
+        tunnels = frozenset(address for address in self.tunnels if family(address) == number)
+        vips, servers = (frozenset(entry[1] for entry in entries) for entries in (services, reals))
+        return Members(services, reals, vips, servers, tunnels)
 
 
 def nothing(name: str) -> Plan:

@@ -8,6 +8,8 @@ request never comes from a real server's own endpoint; else a service that share
 
     base chain -> requests | replies, of-server -> request | reply -> the chain of one queue: the NFQUEUE target alone
 
+ICMP errors about our own tunnels come to the director itself: they are found by what they quote.
+
 With several workers the client's address and port are hashed, and a verdict map picks the queue's chain. The NFQUEUE
 rules have no bypass: without a listener packets are dropped and repeated by TCP, not answered by the local stack.
 
@@ -41,6 +43,7 @@ CLASSES = ("gso", "plain")
 PROTOCOL, ADDRESS, SERVICE, ICMP_TYPE, MARK = 12, {4: 7, 6: 8}, 13, {4: 14, 6: 29}, 19  # nft's data type numbers
 HOST_ORDER = struct.pack("=BBI", 0, 4, 1)  # user data of a set that lets the nft program print its keys right
 ICMP = {4: 1, 6: 58}
+INSIDE = {4: 4, 6: 41}  # the protocol of a packet in a packet
 SIZE = {4: 4, 6: 16}
 SOURCE, DESTINATION = {4: (12, 0), 6: (8, 0)}, {4: (16, 2), 6: (24, 2)}  # offset of the address, of the port
 QUOTED, QUOTED_HEADER, QUOTED_PROTOCOL = 8, {4: 20, 6: 40}, {4: 9, 6: 6}  # the packet that an ICMP error quotes
@@ -117,6 +120,7 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
     not_of_server = [*_address(family, source), x.lookup("servers", absent=True)]
     to_vip = [*_address(family, destination), x.lookup("vips"), *not_of_server]
     about_server = [*icmp, *_quoted_endpoint(family), x.lookup("reals")]
+    about_tunnel = [*icmp, *_quoted_tunnel(family), x.lookup("tunnels")]
     fragment = _later_fragment(family)
     of_server = [*_address(family, source), x.lookup("servers")]
     untracked = [x.notrack(), x.verdict(x.ACCEPT)]
@@ -142,6 +146,7 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
         ("request", to("plain", *_client(family, source))),
         ("replies", [*of_server, x.verdict(x.JUMP, "of-server")]),  # by the address alone: most packets stop here
         ("replies", [*about_server, *to("plain", *_quoted_client(family, source))]),
+        ("replies", [*about_tunnel, *to("plain", *_address(family, destination))]),
         ("of-server", [*reply, x.verdict(x.GOTO, "reply")]),
         ("of-server", [*fragment, *to("plain", *_address(family, destination))]),
         ("reply", [*tcp, *to("gso", *_client(family, destination))]),
@@ -182,6 +187,15 @@ def _quoted_endpoint(family: int) -> list[bytes]:
     ]
 
 
+def _quoted_tunnel(family: int) -> list[bytes]:
+    """Where the tunnel went whose packet an ICMP error quotes."""
+    return [
+        x.payload(x.TRANSPORT, QUOTED + QUOTED_PROTOCOL[family], 1),
+        x.compare(x.EQUAL, bytes([INSIDE[family]])),
+        x.payload(x.TRANSPORT, QUOTED + DESTINATION[family][0], SIZE[family]),
+    ]
+
+
 def _later_fragment(family: int) -> list[bytes]:
     if family == 4:
         return [x.payload(x.NETWORK, 6, 2), x.masked(b"\x1f\xff"), x.compare(x.DIFFERENT, b"\0\0")]
@@ -199,7 +213,7 @@ def _key_type(name: str, family: int) -> tuple[int, int]:
         return MARK, 4
     if name == "errors":
         return ICMP_TYPE[family], 1
-    if name in ("vips", "servers"):
+    if name in ("vips", "servers", "tunnels"):
         return ADDRESS[family], SIZE[family]
     return PROTOCOL << 12 | ADDRESS[family] << 6 | SERVICE, SIZE[family] + 8
 

@@ -37,9 +37,9 @@ class Sysctls:
             self._saved.sysctls |= new
             self._saved.write()
         for name, value in self._wanted(plan):
-            if _read(name) != value:
+            if read(name) != value:
                 self._keep(name)
-                _write(name, value)
+                write(name, value)
         self._families = plan.families
 
     def prune(self, plan: Plan) -> None:
@@ -48,8 +48,8 @@ class Sysctls:
         shared = self._saved.others().sysctls if names else {}
         for _ in range(2):
             for name in reversed([name for name in names if name not in shared]):
-                if _read(name) not in (None, self._saved.sysctls[name]):
-                    _write(name, self._saved.sysctls[name])
+                if read(name) not in (None, self._saved.sysctls[name]):
+                    write(name, self._saved.sysctls[name])
         if names:
             for name in names:
                 del self._saved.sysctls[name]
@@ -57,7 +57,7 @@ class Sysctls:
         self._families = tuple(family for family in self._families if family in plan.families)
 
     def check(self, plan: Plan) -> list[str]:
-        wanted = ((name, value, _read(name)) for name, value in self._wanted(plan))
+        wanted = ((name, value, read(name)) for name, value in self._wanted(plan))
         return [f"sysctl {_title(name)} was {now}, not {value}" for name, value, now in wanted if now != value]
 
     def _wanted(self, plan: Plan) -> Iterator[tuple[str, str]]:
@@ -66,12 +66,12 @@ class Sysctls:
             yield SWITCH[4], "1"
             yield "net/ipv4/conf/all/send_redirects", "0"
             for name in _each("ipv4", "send_redirects"):
-                if _read(name) == "1" or name in self._saved.sysctls:
+                if read(name) == "1" or name in self._saved.sysctls:
                     yield name, "0"
         if 6 in plan.families:
-            off = _read(SWITCH[6]) == "0"
+            off = read(SWITCH[6]) == "0"
             for name in _each("ipv6", "accept_ra"):
-                if name in self._saved.sysctls or (off and SWITCH[6] not in self._saved.sysctls and _read(name) == "1"):
+                if name in self._saved.sysctls or (off and SWITCH[6] not in self._saved.sysctls and read(name) == "1"):
                     yield name, "2"
             yield SWITCH[6], "1"
 
@@ -86,7 +86,7 @@ class Sysctls:
             ]
         elif name == SWITCH[6]:
             names += ["net/ipv6/conf/default/forwarding", *_each("ipv6", "forwarding")]
-        new = {name: value for name in names if name not in self._saved.sysctls and (value := _read(name)) is not None}
+        new = {name: value for name in names if name not in self._saved.sysctls and (value := read(name)) is not None}
         if new:
             self._saved.sysctls |= new
             self._saved.write()
@@ -99,7 +99,7 @@ def _each(family: str, leaf: str) -> list[str]:
     return [f"net/{family}/conf/{name}/{leaf}" for name in names if name not in ("all", "default")]
 
 
-def _read(name: str) -> str | None:
+def read(name: str) -> str | None:
     """The value; None where it does not exist, any more or at all."""
     try:
         return (ROOT / name).read_text().strip()
@@ -107,8 +107,8 @@ def _read(name: str) -> str | None:
         return None
 
 
-def _write(name: str, value: str) -> None:
-    now = _read(name)
+def write(name: str, value: str) -> None:
+    now = read(name)
     try:
         (ROOT / name).write_text(value)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Direct routing: the client's packets go on to the real server's MAC, the answers go past the director."""
+"""Direct routing and tunnelling: the client's packets go on to the real server, the answers go past the director."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, load
+from netns import Net, kernelstate, load
 from netns.wiring import INSIDE
 from tests import sizes
 from tests.netns.conftest import How
@@ -17,9 +17,14 @@ from tests.netns.test_nat_transfer import down_and_up
 MOVED = "02:00:00:00:00:99"
 
 
+@pytest.fixture(params=["dr", "tun"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def start(net: Net, *args: str, family: int = 4, port: int = 80, protocol: str = "tcp") -> None:
     service = f"{net.service(port, family)}/{protocol}"
-    net.director.nfqlb("--mode", "dr", "--vip", service, *net.reals(port=port, family=family), *args)
+    net.director.nfqlb("--mode", net.mode, "--vip", service, *net.reals(port=port, family=family), *args)
 
 
 def reasons(net: Net) -> dict[str, int]:
@@ -28,8 +33,10 @@ def reasons(net: Net) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_connections_are_spread_and_servers_see_the_client(make_net: Callable[..., Net], how: How, family: int) -> None:
-    net = make_net(servers=3, direct=True)
+def test_connections_are_spread_and_servers_see_the_client(
+    make_net: Callable[..., Net], how: How, mode: str, family: int
+) -> None:
+    net = make_net(servers=3, mode=mode)
     start(net, "--scheduler", "rr", *how.args, family=family)
     answers = load.whoami(net.client, net.url(family=family), 30)
     assert load.split(answers) == {"s1": 10, "s2": 10, "s3": 10}
@@ -40,24 +47,24 @@ def test_connections_are_spread_and_servers_see_the_client(make_net: Callable[..
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "no-offload"])
 @pytest.mark.parametrize("family", [4, 6])
 def test_download_and_upload_have_equal_sha256(
-    make_net: Callable[..., Net], diverter: list[str], family: int, offload: bool
+    make_net: Callable[..., Net], diverter: list[str], mode: str, family: int, offload: bool
 ) -> None:
-    net = make_net(servers=2, direct=True)
+    net = make_net(servers=2, mode=mode)
     net.offload(offload)
     start(net, *diverter, family=family)
     down_and_up(net, family)
 
 
 @pytest.mark.parametrize("vip", ["routed", "free"])
-def test_the_vip_may_be_routed_or_added(make_net: Callable[..., Net], how: How, vip: str) -> None:
-    net = make_net(servers=2, direct=True, vip=vip)
+def test_the_vip_may_be_routed_or_added(make_net: Callable[..., Net], how: How, mode: str, vip: str) -> None:
+    net = make_net(servers=2, mode=mode, vip=vip)
     start(net, *(["--vip-dev", net.uplink] if vip == "free" else []), "--scheduler", "rr", *how.args)
     assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_datagrams_of_any_size_are_answered(make_net: Callable[..., Net], how: How, family: int) -> None:
-    net = make_net(servers=2, web=False, echo=True, direct=True)
+def test_datagrams_of_any_size_are_answered(make_net: Callable[..., Net], how: How, mode: str, family: int) -> None:
+    net = make_net(servers=2, web=False, echo=True, mode=mode)
     largest = 3900 if how.engine == "reference" else max(SIZES)  # that engine copies 4,016 bytes
     start(net, *how.args, family=family, port=7, protocol="udp")
     for size in [1, *SIZES]:
@@ -65,20 +72,20 @@ def test_datagrams_of_any_size_are_answered(make_net: Callable[..., Net], how: H
         assert all(answer and answer[1] == net.client.address(family) for answer in answers), size
 
 
-def test_every_datagram_of_a_udp_segment_sender_arrives(make_net: Callable[..., Net], how: How) -> None:
-    net = make_net(servers=2, web=False, echo=True, direct=True)
+def test_every_datagram_of_a_udp_segment_sender_arrives(make_net: Callable[..., Net], how: How, mode: str) -> None:
+    net = make_net(servers=2, web=False, echo=True, mode=mode)
     start(net, *how.args, port=7, protocol="udp")
     assert load.gso(net.client, net.vip(), sizes.DATAGRAMS, 1200) == (sizes.DATAGRAMS, sizes.DATAGRAMS)
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_smaller_mtu_towards_the_server_is_told_to_the_client(
-    make_net: Callable[..., Net], how: How, family: int
+    make_net: Callable[..., Net], how: How, mode: str, family: int
 ) -> None:
     """Super-packets are cut anew; what comes as single segments, because nobody offloads, is too long."""
-    net = make_net(servers=1, direct=True)
+    net = make_net(servers=1, mode=mode)
     net.offload(False)
-    narrow(net.director, INSIDE.prefixes.of(family), "eth0")
+    narrow(net.director, INSIDE.prefixes.of(family), "eth0", 1400)  # IPv6 packets are not shorter than 1280 in a tunnel
     start(net, *how.args, family=family)
     whole = net.storage.fill("whole", sizes.MIB)
     load.upload(net.client, net.storage.files / "whole", net.url("/incoming/whole", family), timeout=20)
@@ -88,9 +95,9 @@ def test_a_smaller_mtu_towards_the_server_is_told_to_the_client(
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_smaller_mtu_towards_the_client_is_heard_by_the_server(
-    make_net: Callable[..., Net], how: How, family: int
+    make_net: Callable[..., Net], how: How, mode: str, family: int
 ) -> None:
-    net = make_net(servers=2, direct=True)
+    net = make_net(servers=2, mode=mode)
     narrow(net.router, "10.1.1.0/24" if family == 4 else "2001:db8:1:1::/64", "lan1")
     start(net, *how.args, family=family)
     whole = net.storage.fill("whole", sizes.MIB)
@@ -99,10 +106,62 @@ def test_a_smaller_mtu_towards_the_client_is_heard_by_the_server(
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_server_that_announces_a_new_address_is_followed_at_once(
-    make_net: Callable[..., Net], diverter: list[str], family: int
+def test_a_smaller_mtu_inside_the_tunnel_is_told_to_the_client(
+    make_net: Callable[..., Net], how: How, family: int
 ) -> None:
-    net = make_net(servers=1, direct=True)
+    """Behind the next router: it tells the director, who sent the packet, and the director tells the client."""
+    net = make_net(servers=1, mode="tun")
+    server, router = net.servers[0].address(family), INSIDE.at(254).of(family)
+    wide = "/128" if family == 6 else "/32"
+    net.director.ip(f"route add {server}{wide} via {router}")
+    net.router.ip(f"route add {server}{wide} dev eth0 mtu 1400")
+    start(net, *how.args, family=family)
+    whole = net.storage.fill("whole", sizes.MIB)
+    load.upload(net.client, net.storage.files / "whole", net.url("/incoming/whole", family), timeout=20)
+    assert net.storage.sha256("incoming/whole") == whole
+    assert reasons(net)["error_reissued"] > 0
+
+
+def test_a_real_server_is_as_found_when_its_set_up_is_undone(make_net: Callable[..., Net], mode: str) -> None:
+    net = make_net(servers=1, web=False)
+    server = net.servers[0]
+    found = kernelstate.take(server, "none", {})
+    serves = ["--mode", mode, "--vip", net.vip(4), "--vip", net.vip(6)]
+    missing = net.real_server(server, "check", *serves, check=False)
+    assert missing.returncode == 1
+    assert len(missing.stdout.splitlines()) == (4 if mode == "dr" else 5)  # two VIPs, two sysctls, the tunnel
+    for _ in range(2):
+        net.real_server(server, "setup", *serves)
+        assert net.real_server(server, "check", *serves).stdout == ""
+    server.sysctl("net.ipv4.conf.all.arp_ignore=0")
+    assert "net.ipv4.conf.all.arp_ignore is 0" in net.real_server(server, "check", *serves, check=False).stdout
+    net.real_server(server, "undo")
+    net.real_server(server, "undo")
+    assert kernelstate.difference(found, kernelstate.take(server, "none", {})) == ""
+    assert "clsact" not in server.run(["tc", "qdisc", "show"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--mode", "nat", "--vip", "10.0.0.1"], "--mode 'nat': is not known; choose from dr, tun"),
+        (["--mode", "dr", "--vip", "10.0.0"], "--vip '10.0.0': is not an IP address; write it as 10.0.0.1"),
+        (["--mode", "tun", "--vip", "10.0.0.1", "--dev", "nosuch"], "--dev 'nosuch': is not an interface"),
+    ],
+)
+def test_a_real_servers_set_up_refuses(make_net: Callable[..., Net], args: list[str], sentence: str) -> None:
+    net = make_net(servers=1, web=False)
+    refused = net.real_server(net.servers[0], "setup", *args, check=False)
+    assert refused.returncode != 0
+    assert refused.stderr.startswith(f"nfqlb: {sentence}")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_server_that_announces_a_new_address_is_followed_at_once(
+    make_net: Callable[..., Net], diverter: list[str], mode: str, family: int
+) -> None:
+    net = make_net(servers=1, mode=mode)
     start(net, *diverter, family=family)
     load.whoami(net.client, net.url(family=family), 2)
     server = net.servers[0]
@@ -114,8 +173,10 @@ def test_a_server_that_announces_a_new_address_is_followed_at_once(
     assert time.monotonic() < end
 
 
-def test_a_server_whose_address_changes_silently_is_found_again(make_net: Callable[..., Net], how: How) -> None:
-    net = make_net(servers=1, direct=True)
+def test_a_server_whose_address_changes_silently_is_found_again(
+    make_net: Callable[..., Net], how: How, mode: str
+) -> None:
+    net = make_net(servers=1, mode=mode)
     start(net, *how.args)
     probe = load.Probe(net.client, net.url())
     probe.wait()
@@ -127,8 +188,8 @@ def test_a_server_whose_address_changes_silently_is_found_again(make_net: Callab
     assert all(later)
 
 
-def test_a_server_that_is_gone_has_a_reason_and_comes_back(make_net: Callable[..., Net], how: How) -> None:
-    net = make_net(servers=2, direct=True)
+def test_a_server_that_is_gone_has_a_reason_and_comes_back(make_net: Callable[..., Net], how: How, mode: str) -> None:
+    net = make_net(servers=2, mode=mode)
     start(net, "--scheduler", "rr", *how.args)
     probe = load.Probe(net.client, net.url())
     probe.wait()
@@ -148,22 +209,22 @@ def test_a_server_that_is_gone_has_a_reason_and_comes_back(make_net: Callable[..
     assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
 
 
-def test_the_director_may_be_a_real_server(make_net: Callable[..., Net], how: How) -> None:
-    net = make_net(servers=1, web=False, echo=True, direct=True)
+def test_the_director_may_be_a_real_server(make_net: Callable[..., Net], how: How, mode: str) -> None:
+    net = make_net(servers=1, web=False, echo=True, mode=mode)
     net.director.start_echo()
     reals = ["--real", f"{net.director.v4}:7", "--real", f"{net.servers[0].v4}:7"]
-    net.director.nfqlb("--mode", "dr", "--vip", f"{net.service(7)}/udp", *reals, "--scheduler", "rr", *how.args)
+    net.director.nfqlb("--mode", net.mode, "--vip", f"{net.service(7)}/udp", *reals, "--scheduler", "rr", *how.args)
     answers = load.udp(net.client, net.vip(), 4, 100)
     assert sorted(answer[0] for answer in answers if answer) == ["d", "d", "s1", "s1"]
     assert reasons(net)["local"] > 0
 
 
 def test_weights_are_changed_and_servers_added_while_packets_flow(
-    make_net: Callable[..., Net], diverter: list[str]
+    make_net: Callable[..., Net], diverter: list[str], mode: str
 ) -> None:
-    net = make_net(servers=3, direct=True)
+    net = make_net(servers=3, mode=mode)
     first, second, third = (f"{server.v4}:80" for server in net.servers)
-    net.director.nfqlb("--mode", "dr", "--vip", net.service(), "--real", first, "--real", second, *diverter)
+    net.director.nfqlb("--mode", net.mode, "--vip", net.service(), "--real", first, "--real", second, *diverter)
     wrk = load.Wrk(net.client, net.url(), connections=20, seconds=3, keepalive=False)
     net.director.cli("real", "add", net.service(), third)
     net.director.cli("real", "edit", net.service(), first, "--weight", "0")

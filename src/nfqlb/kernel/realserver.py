@@ -1,0 +1,111 @@
+"""What direct routing and tunnelling need on a real server: the VIPs without ARP, and packets out of their tunnel.
+
+Strategy: the same as on a director. Originals are on disk before anything is changed (kernel.saved), so `undo` puts
+back what was there before the first set-up, and a set-up can be repeated. IPv6 needs no sysctl: neighbour discovery
+answers on the interface that has the address, and nobody asks on `lo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
+
+from nfqlb.errors import ConfigError
+from nfqlb.kernel import addresses, decapsulate, sysctl
+from nfqlb.kernel.saved import Saved
+from nfqlb.model import family
+
+LOOPBACK = "lo"
+SILENT = {"net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2"}
+
+
+class RealServer:
+    """This machine as a real server; `saved` is the file that keeps the originals."""
+
+    def __init__(self, saved: Path) -> None:
+        self._saved = Saved(saved)
+
+    def setup(self, mode: str, vips: Sequence[str], devices: Sequence[str]) -> None:
+        """Serve these VIPs with `mode` dr or tun; packets of a tunnel come in on `devices`, on all if none is named."""
+        with IPRoute() as ip:
+            index = addresses.index_of(ip, LOOPBACK)
+            missing = [vip for vip in vips if vip not in addresses.present(ip, index)]
+            chosen = _chosen(ip, devices)
+            self._saved.addresses += [
+                [LOOPBACK, vip] for vip in missing if [LOOPBACK, vip] not in self._saved.addresses
+            ]
+            for name, value in _silent(vips):
+                now = sysctl.read(name)
+                if now is not None and now != value:
+                    self._saved.sysctls.setdefault(name, now)
+            self._saved.write()
+            for name, value in _silent(vips):
+                if sysctl.read(name) != value:
+                    sysctl.write(name, value)
+            if mode == "tun":
+                decapsulate.attach(vips, chosen)
+            for vip in missing:
+                addresses.add(ip, index, LOOPBACK, vip)
+
+    def check(self, mode: str, vips: Sequence[str]) -> list[str]:
+        """What is missing, a sentence each with its fix."""
+        found = []
+        with IPRoute() as ip:
+            there = addresses.present(ip, addresses.index_of(ip, LOOPBACK))
+            found += [
+                f"the VIP {vip} is not an address of {LOOPBACK}: {_fix(mode, vips)}" for vip in vips if vip not in there
+            ]
+            exposed = {vip for vip in vips if vip in _elsewhere(ip)}
+        found += [
+            f"the VIP {vip} is an address of another interface than {LOOPBACK}, which tells everybody: remove it there"
+            for vip in sorted(exposed)
+        ]
+        for name, value in _silent(vips):
+            now = sysctl.read(name)
+            if now is not None and int(now) < int(value):
+                found.append(
+                    f"sysctl {name.replace('/', '.')} is {now}, so this machine answers ARP for VIPs: set it to {value}"
+                )
+        if mode == "tun" and not decapsulate.attached():
+            found.append(f"nothing takes packets out of their tunnel: {_fix(mode, vips)}")
+        return found
+
+    def undo(self) -> None:
+        """Put everything back as it was before the first set-up."""
+        shared = self._saved.others()
+        with IPRoute() as ip:
+            for device, vip in self._saved.addresses:
+                addresses.remove(ip, device, vip)
+        decapsulate.detach()
+        for name, value in self._saved.sysctls.items():
+            if name not in shared.sysctls and sysctl.read(name) is not None:
+                sysctl.write(name, value)
+        self._saved.clear()
+
+
+def _silent(vips: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if any(family(vip) == 4 for vip in vips):
+        yield from SILENT.items()
+
+
+def _chosen(ip: IPRoute, devices: Sequence[str]) -> list[str]:
+    """The devices that are named, or every one that is up and has link-layer addresses."""
+    links = {str(link.get("ifname")): link for link in ip.get_links()}
+    for device in devices:
+        if device not in links:
+            raise ConfigError("--dev", device, "is not an interface", "see `ip link` for their names")
+    up = [name for name, link in links.items() if name != LOOPBACK and link.get("operstate") == "UP"]
+    return list(devices) or up
+
+
+def _elsewhere(ip: IPRoute) -> set[str]:
+    """The addresses of all interfaces but the loopback one."""
+    loopback = addresses.index_of(ip, LOOPBACK)
+    links = [int(link["index"]) for link in ip.get_links()]
+    return set().union(*(addresses.present(ip, index) for index in links if index != loopback))
+
+
+def _fix(mode: str, vips: Sequence[str]) -> str:
+    return f"`nfqlb real-server setup --mode {mode} {' '.join(f'--vip {vip}' for vip in vips)}`"
