@@ -203,6 +203,7 @@ FIELDS = {
     "slot of nobody": (56, b"\x99\0\0\0"),
     "life": (60, b"\x02"),
     "state": (61, b"\x0b"),
+    "state beyond a shift": (61, b"\x38"),
     "expired": (64, b"\0\0\0\0"),
     "expires in years": (64, b"\xff\xff\xff\xff"),
 }

@@ -382,7 +382,6 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
     """The state word of an entry of an unknown past, or 0 unless it is live, whole, timely, and of a known server."""
     cdef const slot_t* slot
     cdef uint32_t state = (entry.word & STATE_MASK) >> STATE_SHIFT
-    cdef bint active = entry.protocol == TCP and ACTIVE_STATES >> state & 1
     if entry.word & LIFE != LIVE or state > 10:
         return 0
     if (entry.protocol != TCP and (entry.protocol != UDP or state != 0)) or not 0 < entry.slot < table.slot_count:
@@ -395,7 +394,7 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
     if not slot.used or slot.protocol != entry.protocol or slot.vport != entry.vport or slot.sport != entry.sport \
             or not same(&slot.virtual, &entry.virtual) or not same(&slot.server, &entry.server):
         return 0
-    return LIVE | state << STATE_SHIFT | (0 if active else INACTIVE)
+    return LIVE | state << STATE_SHIFT | (0 if entry.protocol == TCP and ACTIVE_STATES >> state & 1 else INACTIVE)
 
 
 cdef class Table:
