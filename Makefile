@@ -3,6 +3,7 @@
 #   make demo          the main job on real traffic, in network namespaces
 #   make test          everything that CI runs, at small sizes; test-full: at the sizes that the issues name
 #   make quick         lint, types, unit tests: no root, under a minute
+#   make sanitize      the tests of the core, with AddressSanitizer and UndefinedBehaviorSanitizer in it
 #   make netns-test    the end-to-end tests, each named as it runs
 #   make bench         figures with their bars: start of commands, the core alone, packets per second beside peers
 #   make bench-compare no step of the core costs much more than it did
@@ -27,7 +28,7 @@ PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev ipta
 	nginx-light wrk curl tcpdump conntrack procps
 PYTEST := $(BIN)/pytest
 
-.PHONY: setup packages lint types unit tests quick test test-full netns-test demo bench bench-compare clean
+.PHONY: setup packages lint types unit tests quick test test-full sanitize netns-test demo bench bench-compare clean
 
 # -- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -95,6 +96,23 @@ test: lint types tests netns-test bench-compare
 
 test-full: export NFQLB_FULL = 1
 test-full: test
+
+# Python is not compiled with the sanitizers, so their libraries go first, and what it leaks at its end is not counted.
+# What they find ends the process that did it; a report of a child that nobody looked at counts as well.
+REPORT := build/sanitize/report
+SANITIZER := abort_on_error=1:halt_on_error=1:print_stacktrace=1:log_path=$(CURDIR)/$(REPORT)
+SANITIZED := tests/core tests/unit tests/property tests/oracle
+
+sanitize: export NFQLB_BUILD := sanitize
+sanitize:
+	@$(MAKE) setup
+	@rm -f $(REPORT).*
+	@code=0; \
+	export ASAN_OPTIONS=$(SANITIZER):detect_leaks=0:detect_stack_use_after_return=1 UBSAN_OPTIONS=$(SANITIZER); \
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so) \
+	    $(PYTEST) --junitxml=build/reports/sanitize.xml $(SANITIZED) $(ARGS) || code=$$?; \
+	for report in $(REPORT).*; do [ ! -e $$report ] || { cat $$report; code=1; }; done; \
+	exit $$code
 
 demo: setup
 	@$(BIN)/python -m netns.demo $(ARGS)

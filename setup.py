@@ -14,11 +14,12 @@ from Cython.Build import cythonize
 from Cython.Compiler import Options
 from setuptools import Extension, setup
 
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 WAYS = {
     # way: (compiler flags, macros, further Cython directives)
     "release": (["-O3"], [], {}),  # asserts stay: all of ours run at import
     "debug": (["-O0", "-g3"], [("CYTHON_TRACE_NOGIL", "1")], {"linetrace": True}),
-    "sanitize": (["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"], [], {}),
+    "sanitize": (["-O1", "-g", *SANITIZERS], [], {}),
     "none": ([], [], {}),
 }
 WARNINGS = [
@@ -61,6 +62,7 @@ extensions = [
         define_macros=macros,
         extra_compile_args=flags + WARNINGS,
         extra_link_args=link,
+        depends=["setup.py"],  # the flags above
     )
     for source in sources
 ]
