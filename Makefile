@@ -4,6 +4,7 @@
 #   make test          everything that CI runs, at small sizes; test-full: at the sizes that the issues name
 #   make quick         lint, types, unit tests: no root, under a minute
 #   make sanitize      the tests of the core, with AddressSanitizer and UndefinedBehaviorSanitizer in it
+#   make fuzz          PACKETS of them from libFuzzer through the core with the sanitizers in it
 #   make netns-test    the end-to-end tests, each named as it runs
 #   make bench         figures with their bars: start of commands, the core alone, packets per second beside peers
 #   make bench-compare no step of the core costs much more than it did
@@ -26,9 +27,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORE := $(shell find ext -name '*.py[xd]' -o -name '*.h')
 PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
 	nginx-light wrk curl tcpdump conntrack procps
+ifeq ($(NFQLB_BUILD),fuzz)
+CLANG := clang-16
+export CC := $(CLANG)
+PACKAGES += $(CLANG) libclang-rt-16-dev llvm-16
+endif
 PYTEST := $(BIN)/pytest
 
-.PHONY: setup packages lint types unit tests quick test test-full sanitize netns-test demo bench bench-compare clean
+.PHONY: setup packages lint types unit tests quick test test-full sanitize fuzz netns-test demo bench bench-compare clean
 
 # -- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -101,7 +107,7 @@ test-full: test
 # What they find ends the process that did it; a report of a child that nobody looked at counts as well.
 REPORT := build/sanitize/report
 SANITIZER := abort_on_error=1:halt_on_error=1:print_stacktrace=1:log_path=$(CURDIR)/$(REPORT)
-SANITIZED := tests/core tests/unit tests/property tests/oracle
+SANITIZED := tests/core tests/unit tests/property tests/oracle tests/fuzz
 
 sanitize: export NFQLB_BUILD := sanitize
 sanitize:
@@ -113,6 +119,22 @@ sanitize:
 	    $(PYTEST) --junitxml=build/reports/sanitize.xml $(SANITIZED) $(ARGS) || code=$$?; \
 	for report in $(REPORT).*; do [ ! -e $$report ] || { cat $$report; code=1; }; done; \
 	exit $$code
+
+# Clang compiles the core and an interpreter with libFuzzer in it. The core then loads in that interpreter only; the next
+# target that wants another build makes it.
+PACKETS ?= 2000000
+EMBED := from sysconfig import get_config_var as var, get_path; \
+	print("-I" + get_path("include"), "-L" + var("LIBDIR"), "-Wl,-rpath," + var("LIBDIR"), "-lpython" + var("LDVERSION"))
+
+fuzz: export NFQLB_BUILD := fuzz
+fuzz:
+	@$(MAKE) setup build/fuzz/python
+	@PYTHONPATH=src:. $(BIN)/python -m tests.fuzz.run $(PACKETS)
+
+build/fuzz/python: tests/fuzz/python.c .venv/installed | build/fuzz/compiled
+	$(CLANG) -g -fsanitize=address,undefined -rdynamic $< -o $@ -lstdc++ -lm \
+	    -Wl,--whole-archive $$($(CLANG) --print-runtime-dir)/libclang_rt.fuzzer_no_main-$$(uname -m).a \
+	    -Wl,--no-whole-archive $$($(BIN)/python -c '$(EMBED)')
 
 demo: setup
 	@$(BIN)/python -m netns.demo $(ARGS)

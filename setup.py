@@ -3,8 +3,9 @@
 Strategy: the .pyx and .pxd files lie in ext/nfqlb/_core so that the path of a cimport equals the path of an import;
 the compiled modules land beside their stubs in src/nfqlb/_core, generated C and object files in build/. One variable
 of the environment chooses how: NFQLB_BUILD=release (the default), debug (asserts, line trace, no optimisation),
-sanitize (AddressSanitizer and UndefinedBehaviorSanitizer) or none (the Makefile compiles apart from pip, and so only
-what changed). Each way has its own folder in build/. Everything else about the project stands in pyproject.toml.
+sanitize (AddressSanitizer and UndefinedBehaviorSanitizer), fuzz (the same, and coverage for libFuzzer; CC=clang) or
+none (the Makefile compiles apart from pip, and so only what changed). Each way has its own folder in build/.
+Everything else about the project stands in pyproject.toml.
 """
 
 import os
@@ -14,12 +15,19 @@ from Cython.Build import cythonize
 from Cython.Compiler import Options
 from setuptools import Extension, setup
 
+COVERED = "tests/fuzz/covered.txt"
+COVERAGE = ["-fsanitize=fuzzer-no-link", f"-fsanitize-coverage-allowlist={COVERED}"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 WAYS = {
     # way: (compiler flags, macros, further Cython directives)
     "release": (["-O3"], [], {}),  # asserts stay: all of ours run at import
     "debug": (["-O0", "-g3"], [("CYTHON_TRACE_NOGIL", "1")], {"linetrace": True}),
     "sanitize": (["-O1", "-g", *SANITIZERS], [], {}),
+    "fuzz": (
+        ["-O1", "-g", *SANITIZERS, "-fsanitize=fuzzer-no-link", f"-fsanitize-coverage-allowlist={COVERED}"],
+        [],
+        {},
+    ),
     "none": ([], [], {}),
 }
 WARNINGS = [
@@ -62,7 +70,7 @@ extensions = [
         define_macros=macros,
         extra_compile_args=flags + WARNINGS,
         extra_link_args=link,
-        depends=["setup.py"],  # the flags above
+        depends=["setup.py", COVERED],  # the flags
     )
     for source in sources
 ]

@@ -13,8 +13,8 @@ import pytest
 
 CORE = Path(__file__).parents[2] / "ext/nfqlb/_core"
 LAYERS = [
-    {"queue", "probe"},
-    {"transmit"},
+    {"queue", "probe", "script"},
+    {"transmit", "audit"},
     {"datapath"},
     {"forward", "icmp", "schedulers", "connection", "tracking", "snapshot"},
     {"packet"},

@@ -1,0 +1,302 @@
+"""What must hold of packets after the core had them, and of the table between two batches: for tests, no part of the
+data path.
+
+Strategy: count again instead of asking. Checksums are summed up over all bytes as RFC 1071 writes it down, every list
+of the table is walked to its end, every load is counted from the entries. Every walk is bounded, so that a list that
+became a circle is a finding and not the end of the test.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
+
+from nfqlb._core.connection cimport find, flow_hash
+from nfqlb._core.packet cimport parse
+from nfqlb._core.telemetry cimport VERDICTS
+from nfqlb._core.types cimport (
+    ACTIVE_STATES,
+    CHECKSUM_NOT_READY,
+    FREE,
+    ICMP_MESSAGE,
+    INACTIVE,
+    LIFE,
+    LIVE,
+    MESSAGE,
+    PARSED,
+    REASONS,
+    REWRITE,
+    STATE_MASK,
+    STATE_SHIFT,
+    SUPER_PACKET,
+    TCP,
+    UDP,
+    WHEEL,
+    bucket_t,
+    connection_t,
+    load_t,
+    message_t,
+    packet_t,
+    table_t,
+)
+from nfqlb._core.wire cimport (
+    IP4_HEADER,
+    IP4_SOURCE,
+    IP6_HEADER,
+    IP6_SOURCE,
+    TCP_CHECKSUM,
+    TCP_SEQUENCE,
+    UDP_CHECKSUM,
+    UDP_HEADER,
+    UDP_LENGTH,
+    checksum_offset,
+    get16,
+)
+
+
+cdef enum:
+    HEADER_RIGHT = 1             # the IPv4 header's checksum; IPv6 has none
+    TRANSPORT_RIGHT = 2
+    ALL_RIGHT = 3
+    LAST_STATE = 10
+
+
+cdef inline const char* unless(bint holds, const char* wrong) noexcept nogil:
+    if holds:
+        return NULL
+    return wrong
+
+
+# --- packets ---------------------------------------------------------------------------------------------------------
+
+cdef uint32_t words(const uint8_t* data, uint32_t length) noexcept nogil:
+    """The plain sum of 16-bit words in network order, an odd last byte padded with zero; up to 65,535 bytes fit."""
+    cdef uint32_t total = 0
+    cdef uint32_t i
+    for i in range(length // 2):
+        total += get16(data + 2 * i)
+    return total + (<uint32_t>data[length - 1] << 8 if length & 1 else 0)
+
+
+cdef bint is_ones(uint64_t total) noexcept nogil:
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return total == 0xffff
+
+
+cdef int right_sums(const packet_t* packet) noexcept nogil:
+    """Which checksums of a parsed packet are right."""
+    cdef const uint8_t* at = packet.data + packet.transport
+    cdef uint32_t length = get16(at + UDP_LENGTH) if packet.protocol == UDP else packet.length - packet.transport
+    cdef uint64_t total = words(at, length)
+    cdef int right = HEADER_RIGHT
+    if packet.version == 6:
+        total += words(packet.data + IP6_SOURCE, 32) + length + packet.protocol
+    else:
+        right = HEADER_RIGHT if is_ones(words(packet.data, (packet.data[0] & 15) * 4)) else 0
+        if packet.protocol == TCP or packet.protocol == UDP:
+            total += words(packet.data + IP4_SOURCE, 8) + length + packet.protocol
+    return right | (TRANSPORT_RIGHT if is_ones(total) else 0)
+
+
+cdef const char* audit_packet(const packet_t* packet, uint8_t* original) noexcept nogil:
+    """A packet after its batch, beside its bytes from before."""
+    cdef packet_t came = packet[0]
+    cdef packet_t went = packet[0]
+    cdef uint8_t kind
+    came.data = original
+    if packet.reason >= REASONS or packet.verdict != VERDICTS[packet.reason]:
+        return "a verdict that its reason does not explain"
+    if packet.verdict != REWRITE:
+        if memcmp(packet.data, original, packet.captured) != 0:
+            return "a packet was changed that is not sent on"
+        return NULL
+    kind = parse(&came)
+    if parse(&went) != kind or (kind != PARSED and kind != ICMP_MESSAGE):
+        return "a rewritten packet is of another kind"
+    if went.version != came.version or went.protocol != came.protocol or went.segment != came.segment \
+            or went.length != came.length or went.transport != came.transport:
+        return "a rewritten packet reads otherwise"
+    if kind == PARSED and changed_behind_ports(&came, &went):
+        return "more was rewritten than addresses, ports and checksums"
+    return audit_sums(&came, &went, kind)
+
+
+cdef bint changed_behind_ports(const packet_t* came, const packet_t* went) noexcept nogil:
+    cdef const uint8_t* old = came.data + came.transport
+    cdef const uint8_t* new = went.data + went.transport
+    cdef uint32_t size = came.length - came.transport
+    cdef uint32_t check = TCP_CHECKSUM if came.protocol == TCP else UDP_CHECKSUM
+    return memcmp(old + TCP_SEQUENCE, new + TCP_SEQUENCE, check - TCP_SEQUENCE) != 0 \
+        or memcmp(old + check + 2, new + check + 2, size - check - 2) != 0
+
+
+cdef const char* audit_sums(const packet_t* came, const packet_t* went, uint8_t kind) noexcept nogil:
+    cdef int had = right_sums(came)
+    cdef int has = right_sums(went)
+    cdef uint16_t old, new
+    if had & ~has & HEADER_RIGHT:
+        return "the checksum of the IP header was right, and is not"
+    if kind == ICMP_MESSAGE:
+        return unless(has & TRANSPORT_RIGHT, "the checksum of an ICMP error is wrong")
+    old = get16(came.data + checksum_offset(came))
+    new = get16(went.data + checksum_offset(went))
+    if came.flags & SUPER_PACKET:
+        return unless(old == new, "the checksum of a super-packet was touched")
+    if came.flags & CHECKSUM_NOT_READY:
+        return unless(has & TRANSPORT_RIGHT, "an unfinished checksum was finished wrong")
+    if came.protocol == UDP and old == 0:
+        return unless(new == 0, "a datagram without a checksum got one")
+    if came.protocol == UDP and new == 0:
+        return "a datagram lost its checksum"
+    return unless(not had & ~has & TRANSPORT_RIGHT, "a checksum was right, and is not")
+
+
+cdef const char* audit_message(message_t* message) noexcept nogil:
+    """A packet of our own."""
+    cdef packet_t packet
+    cdef uint8_t kind
+    if message.length > MESSAGE or message.length < (IP6_HEADER if message.version == 6 else IP4_HEADER) + UDP_HEADER:
+        return "an answer is too long or too short"
+    packet.data = message.data
+    packet.captured = message.length
+    kind = parse(&packet)
+    if (kind != PARSED and kind != ICMP_MESSAGE) or packet.version != message.version \
+            or packet.length != message.length:
+        return "an answer is no packet"
+    return unless(right_sums(&packet) == ALL_RIGHT, "an answer has a wrong checksum")
+
+
+# --- table -----------------------------------------------------------------------------------------------------------
+
+cdef const char* audit_table(table_t* table) noexcept nogil:
+    """The table while no worker is in a batch."""
+    cdef const char* wrong = audit_entries(table)
+    if wrong == NULL:
+        wrong = audit_index(table)
+    if wrong == NULL:
+        wrong = audit_wheel(table)
+    if wrong == NULL:
+        wrong = audit_free(table)
+    return wrong
+
+
+cdef const char* audit_entries(table_t* table) noexcept nogil:
+    """Every live entry makes sense, is found, is timed, and is counted for its server."""
+    cdef const char* wrong = NULL
+    cdef connection_t* entry
+    cdef uint32_t i
+    cdef uint32_t live = 0
+    cdef load_t* loads = <load_t*>calloc(table.slot_count, sizeof(load_t))
+    if loads == NULL:
+        return "no memory"
+    for i in range(1, table.untouched):
+        entry = &table.entries[i]
+        if entry.word == FREE:
+            continue
+        wrong = audit_entry(table, entry)
+        if wrong != NULL:
+            break
+        live += 1
+        if entry.word & INACTIVE:
+            loads[entry.slot].inactive += 1
+        else:
+            loads[entry.slot].active += 1
+    if wrong == NULL and live != table.used:
+        wrong = "`used` is not the number of live entries"
+    if wrong == NULL and memcmp(loads, table.loads, table.slot_count * sizeof(load_t)) != 0:
+        wrong = "a server's ActiveConn or InActConn is not the number of its connections"
+    free(loads)
+    return wrong
+
+
+cdef const char* audit_entry(table_t* table, const connection_t* entry) noexcept nogil:
+    cdef packet_t request
+    cdef uint32_t state = (entry.word & STATE_MASK) >> STATE_SHIFT
+    cdef uint32_t active = ACTIVE_STATES >> state & 1 if entry.protocol == TCP and state <= LAST_STATE else 0
+    if entry.word & LIFE != LIVE or entry.word & ~<uint32_t>(LIFE | STATE_MASK | INACTIVE) or state > LAST_STATE:
+        return "a state word that does not exist"
+    if entry.protocol != TCP and (entry.protocol != UDP or state != 0):
+        return "a protocol or state that does not exist"
+    if active == (1 if entry.word & INACTIVE else 0):
+        return "a connection counts as active, and is not, or the other way round"
+    if not 0 < entry.slot < table.slot_count:
+        return "a connection of no slot"
+    if entry.due == 0:
+        return "a connection without a timer"
+    request.source = entry.client
+    request.destination = entry.virtual
+    request.sport = entry.cport
+    request.dport = entry.vport
+    request.protocol = entry.protocol
+    if entry.hash != flow_hash(table, &request, False):
+        return "a connection under a wrong hash"
+    return unless(find(table, &request, entry.hash, False) != NULL, "a connection that its requests do not find")
+
+
+cdef inline bint is_live(const table_t* table, uint32_t index) noexcept nogil:
+    return 0 < index <= table.capacity and table.entries[index].word & LIFE == LIVE
+
+
+cdef const char* audit_index(table_t* table) noexcept nogil:
+    """As many places and links of the index as connections, all of them to live ones; no lock is held."""
+    cdef bucket_t* bucket
+    cdef uint64_t at
+    cdef uint32_t index
+    cdef uint32_t found = 0
+    cdef int i
+    for at in range(table.bucket_mask + 1):
+        bucket = &table.buckets[at]
+        if bucket.lock:
+            return "a bucket is locked"
+        for i in range(8):
+            index = bucket.index[i]
+            if index != 0:
+                found += 1
+                if not is_live(table, index):
+                    return "the index has an entry that is not live"
+        index = bucket.chain
+        while index != 0:
+            found += 1
+            if not is_live(table, index) or found > table.used:
+                return "a chain has an entry that is not live, or no end"
+            index = table.entries[index].chain
+    return unless(found == table.used, "the index has more or fewer entries than there are")
+
+
+cdef const char* audit_wheel(table_t* table) noexcept nogil:
+    """Every connection is in the wheel once, at the place that it believes."""
+    cdef connection_t* entry
+    cdef uint32_t place, index, previous
+    cdef uint32_t found = 0
+    if table.wheel_lock:
+        return "the wheel is locked"
+    for place in range(<uint32_t>WHEEL):
+        previous = 0
+        index = table.wheel[place]
+        while index != 0:
+            found += 1
+            if not is_live(table, index) or found > table.used:
+                return "the wheel has an entry that is not live, or no end"
+            entry = &table.entries[index]
+            if entry.timer_previous != previous or entry.due & (WHEEL - 1) != place:
+                return "a timer is linked wrong"
+            previous = index
+            index = entry.timer_next
+    return unless(found == table.used, "the wheel has more or fewer entries than there are")
+
+
+cdef const char* audit_free(table_t* table) noexcept nogil:
+    """What is not a connection is in the queue of free entries, or was never used."""
+    cdef uint32_t index = table.free_head
+    cdef uint32_t last = 0
+    cdef uint32_t found = table.used + (table.capacity + 1 - table.untouched)
+    if table.free_lock:
+        return "the free list is locked"
+    while index != 0:
+        found += 1
+        if index > table.capacity or table.entries[index].word != FREE or found > table.capacity:
+            return "the free list has an entry that is not free, or no end"
+        last = index
+        index = table.entries[index].timer_next
+    if last != table.free_tail:
+        return "the free list ends elsewhere"
+    return unless(found == table.capacity, "an entry is neither live nor free")

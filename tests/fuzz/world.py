@@ -1,0 +1,186 @@
+"""The world that fuzzing happens in: a table of 64, four configurations, and packets of every kind by their names.
+
+It is made anew for each input, so that an input says everything about its run (but for the keys of the hashes).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nfqlb._core.connection import Table
+from nfqlb._core.datapath import Datapath
+from nfqlb._core.packet import view
+from nfqlb._core.script import Player
+from nfqlb._core.snapshot import Service, Snapshot
+from nfqlb.testing import (
+    AUTHENTICATION,
+    DESTINATION_OPTIONS,
+    FORWARD,
+    FRAGMENT,
+    HOP_BY_HOP,
+    INPUT,
+    NOT_READY,
+    NOT_VERIFIED,
+    OUTPUT,
+    PREROUTING,
+    ROUTING,
+    SUPER_PACKET,
+    endpoint,
+    fragments,
+    icmp,
+    ip,
+    tcp,
+    udp,
+)
+from tests.core.fixtures import (
+    CLIENT,
+    CLIENT6,
+    CONFIG,
+    DNS,
+    DNS6,
+    DRAINED,
+    DRAINED6,
+    FIRST,
+    FIRST6,
+    MSS,
+    RESOLVER,
+    RESOLVER6,
+    SECOND,
+    SOURCE_ROUTE,
+    TOO_BIG,
+    WEB,
+    WEB6,
+)
+from tests.core.lab import DEFAULTS, KIND, PROTOCOLS, Policy, Timeouts, Virtual
+
+CAPACITY = 64
+START = 1_000_000_000_000  # nanoseconds of CLOCK_BOOTTIME
+WORKERS = 3
+PORT = endpoint(CLIENT).port.to_bytes(2, "big")  # every packet's client has it
+
+
+class Kind(NamedTuple):
+    packet: bytes
+    hook: int = PREROUTING
+    flags: int = 0
+
+
+# In the order that scripts count them: a new one goes to the end.
+KINDS = {
+    "tcp_syn": Kind(tcp(CLIENT, WEB)),
+    "tcp_synack_first": Kind(tcp(FIRST, CLIENT, "SA"), FORWARD),
+    "tcp_synack_second": Kind(tcp(SECOND, CLIENT, "SA"), FORWARD),
+    "tcp_ack": Kind(tcp(CLIENT, WEB, "A")),
+    "tcp_data": Kind(tcp(CLIENT, WEB, "PA", b"odd")),
+    "tcp_data_reply": Kind(tcp(SECOND, CLIENT, "PA", b"reply"), FORWARD),
+    "tcp_fin": Kind(tcp(CLIENT, WEB, "FA")),
+    "tcp_fin_reply": Kind(tcp(SECOND, CLIENT, "FA"), FORWARD),
+    "tcp_rst": Kind(tcp(CLIENT, WEB, "R")),
+    "tcp_rst_reply": Kind(tcp(SECOND, CLIENT, "RA"), FORWARD),
+    "tcp_no_flags": Kind(tcp(CLIENT, WEB, "")),
+    "tcp_options": Kind(tcp(CLIENT, WEB, options=MSS)),
+    "tcp_unfinished": Kind(tcp(CLIENT, WEB, check="unfinished"), flags=NOT_READY),
+    "tcp_super_packet": Kind(tcp(CLIENT, WEB, "PA", bytes(1400), check="unfinished"), flags=SUPER_PACKET | NOT_READY),
+    "tcp_not_verified": Kind(tcp(CLIENT, WEB), flags=NOT_VERIFIED),
+    "tcp_own_client": Kind(tcp(CLIENT, WEB), OUTPUT),
+    "tcp_own_client_reply": Kind(tcp(SECOND, CLIENT, "SA"), INPUT),
+    "tcp_no_server": Kind(tcp(CLIENT, DRAINED)),
+    "tcp_no_service": Kind(tcp(CLIENT, "203.0.113.1:82")),
+    "tcp_unrelated": Kind(tcp(FIRST, "198.51.100.1:80"), FORWARD),
+    "ip4_options": Kind(tcp(CLIENT, WEB, ip_options=SOURCE_ROUTE)),
+    "ip4_padding": Kind(tcp(CLIENT, WEB, trailer=bytes(6))),
+    "ip4_first_fragment": Kind(fragments(udp(CLIENT, DNS, bytes(64)), 32)[0]),
+    "ip4_last_fragment": Kind(fragments(udp(CLIENT, DNS, bytes(64)), 32)[-1]),
+    "ip4_truncated": Kind(tcp(CLIENT, WEB, "PA", b"data")[:-1]),
+    "ip4_gre": Kind(ip("192.0.2.10", "203.0.113.1", 47, bytes(8))),
+    "udp": Kind(udp(CLIENT, DNS, b"question")),
+    "udp_reply": Kind(udp(RESOLVER, CLIENT, b"answer"), FORWARD),
+    "udp_no_checksum": Kind(udp(CLIENT, DNS, check="none")),
+    "udp_unfinished": Kind(udp(CLIENT, DNS, b"odd", check="unfinished"), flags=NOT_READY),
+    "udp_empty": Kind(udp(CLIENT, DNS)),
+    "udp_shorter_than_its_packet": Kind(udp(CLIENT, DNS, b"abc", room=b"more")),
+    "udp_no_server": Kind(udp(CLIENT, DRAINED, bytes(1000))),
+    "icmp_frag_needed": Kind(TOO_BIG),
+    "icmp_unreachable_reply": Kind(icmp("10.0.0.1", "192.0.2.10", 3, 1, tcp(CLIENT, SECOND)[:28]), FORWARD),
+    "icmp_port_unreachable_reply": Kind(icmp("10.0.0.2", "192.0.2.10", 3, 3, udp(CLIENT, RESOLVER, b"?")), INPUT),
+    "icmp_of_a_fragment": Kind(icmp("192.0.2.1", "203.0.113.1", 11, 1, tcp(WEB, CLIENT, fragment=1)[:28])),
+    "icmp_echo": Kind(ip("192.0.2.10", "203.0.113.1", 1, b"\x08\0\xf7\xff" + bytes(4))),
+    "ip6_tcp_syn": Kind(tcp(CLIENT6, WEB6)),
+    "ip6_tcp_synack": Kind(tcp(FIRST6, CLIENT6, "SA"), FORWARD),
+    "ip6_udp": Kind(udp(CLIENT6, DNS6, b"abc")),
+    "ip6_udp_reply": Kind(udp(RESOLVER6, CLIENT6, b"abc"), FORWARD),
+    "ip6_udp_no_server": Kind(udp(CLIENT6, DRAINED6, bytes(1400))),
+    "ip6_extensions": Kind(
+        udp(CLIENT6, DNS6, b"abc", extensions=[(HOP_BY_HOP, b""), (DESTINATION_OPTIONS, b""), (FRAGMENT, bytes(6))])
+    ),
+    "ip6_nine_extensions": Kind(tcp(CLIENT6, WEB6, extensions=[(DESTINATION_OPTIONS, b"")] * 9)),
+    "ip6_routing": Kind(tcp(CLIENT6, WEB6, extensions=[(ROUTING, b"\0\1")])),
+    "ip6_authentication": Kind(tcp(CLIENT6, WEB6, extensions=[(AUTHENTICATION, b"")])),
+    "ip6_fragment": Kind(fragments(udp(CLIENT6, DNS6, bytes(64)), 32)[0]),
+    "icmp6_time_exceeded": Kind(icmp("2001:db8:2::1", "2001:db8::1", 3, 0, udp(DNS6, CLIENT6, b"abc"))),
+    "icmp6_too_big_reply": Kind(
+        icmp("fd00::1", "2001:db8:1::10", 2, 0, udp(CLIENT6, RESOLVER6, b"abc"), rest=b"\0\0\5\0"), FORWARD
+    ),
+    "icmp6_echo": Kind(ip("2001:db8:1::10", "2001:db8::1", 58, b"\x80\0" + bytes(6))),
+}
+
+
+class Configuration(NamedTuple):
+    services: tuple[Virtual, ...]
+    timeouts: Timeouts = DEFAULTS
+    policy: Policy = KIND
+
+
+CONFIGURATIONS = (
+    Configuration(CONFIG),
+    Configuration(
+        (
+            Virtual(WEB, {FIRST: 3, SECOND: 1}, "wrr"),
+            Virtual(DNS, {RESOLVER: 1, "10.0.0.3:5353": 2}, "wlc", protocol="udp"),
+            Virtual(DRAINED, {FIRST: 0}, "wrr"),
+            Virtual(WEB6, {FIRST6: 1, "[fd00::3]:8080": 2}, "lc"),
+        ),
+        Timeouts(1, 1, 1),
+        Policy("reset", "reset"),
+    ),
+    Configuration((Virtual(WEB, {FIRST: 1}),), Timeouts(3600, 2, 30), Policy("drop", "drop", sloppy=True)),
+    Configuration((), Timeouts(2147483, 2147483, 2147483)),  # the longest
+)
+
+
+def base(kind: Kind) -> tuple[bytes, int, int, int, int]:
+    """With the places of the client's port, wherever it stands first, and of a checksum over it that is right."""
+    packet, hook, flags = kind
+    seen = view(packet)
+    port_at = max(packet.find(PORT, 20), 0)
+    check_at = seen.transport + {6: 16, 17: 6}.get(seen.protocol, 2) if seen.reason in (None, "icmp") else 0
+    right = check_at and not flags & NOT_READY and packet[check_at : check_at + 2] != bytes(2)
+    return packet, hook, flags, port_at, check_at if right else 0
+
+
+BASES = [base(kind) for kind in KINDS.values()]
+NUMBERS = {name: number for number, name in enumerate(KINDS)}
+
+
+def plan(virtual: Virtual) -> tuple[int, bytes, int, str, list[tuple[bytes, int, int]]]:
+    """What a service is made of, without texts."""
+    reals = [(*endpoint(real), weight) for real, weight in virtual.reals.items()]
+    return PROTOCOLS[virtual.protocol], *endpoint(virtual.vip), virtual.scheduler, reals
+
+
+PLANS = [(list(map(plan, c.services)), c.timeouts, c.policy._asdict()) for c in CONFIGURATIONS]
+
+
+def world(fd: int = -1) -> Player:
+    """A player on a new table, or on that of the file."""
+    table = Table(fd, CAPACITY, START)
+    datapath = Datapath(table)
+    snapshots = []
+    for services, timeouts, policy in PLANS:
+        compiled = []
+        for protocol, vip, port, scheduler, reals in services:
+            servers = [(table.slot(protocol, vip, port, *end), *end, weight) for *end, weight in reversed(reals)]
+            compiled.append(Service(protocol, vip, port, scheduler, servers))
+        snapshots.append(Snapshot(compiled, *timeouts, **policy))
+    datapath.publish(snapshots[0])
+    return Player(datapath, [datapath.worker() for _ in range(WORKERS)], snapshots, BASES, START)
