@@ -24,7 +24,7 @@ ARGS ?=
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-CORE := $(shell find ext -name '*.py[xd]' -o -name '*.h')
+CORE := $(shell find ext -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
 	nginx-light wrk curl tcpdump conntrack procps
 ifeq ($(NFQLB_BUILD),fuzz)
