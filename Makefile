@@ -27,8 +27,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORE := $(shell find ext -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
 	nginx-light wrk curl tcpdump conntrack procps
-ifeq ($(NFQLB_BUILD),fuzz)
 CLANG := clang-16
+ifeq ($(NFQLB_BUILD),fuzz)
 export CC := $(CLANG)
 PACKAGES += $(CLANG) libclang-rt-16-dev llvm-16
 endif
@@ -66,7 +66,7 @@ packages:
 	NFQLB_BUILD=none $(BIN)/python -m pip install -qq --no-build-isolation --no-deps -e .
 	@touch $@
 
-build/$(NFQLB_BUILD)/compiled: .venv/installed setup.py $(CORE)
+build/$(NFQLB_BUILD)/compiled: .venv/installed setup.py tests/fuzz/covered.txt $(CORE)
 	@rm -f build/*/compiled $(if $(filter-out $@,$(wildcard build/*/compiled)),src/nfqlb/_core/*.so)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
@@ -129,7 +129,8 @@ EMBED := from sysconfig import get_config_var as var, get_path; \
 fuzz: export NFQLB_BUILD := fuzz
 fuzz:
 	@$(MAKE) setup build/fuzz/python
-	@PYTHONPATH=src:. $(BIN)/python -m tests.fuzz.run $(PACKETS)
+	@ASAN_SYMBOLIZER_PATH=$$($(CLANG) --print-prog-name=llvm-symbolizer) PYTHONPATH=src:. \
+	    $(BIN)/python -m tests.fuzz.run $(PACKETS)
 
 build/fuzz/python: tests/fuzz/python.c .venv/installed | build/fuzz/compiled
 	$(CLANG) -g -fsanitize=address,undefined -rdynamic $< -o $@ -lstdc++ -lm \

@@ -20,7 +20,8 @@ CORPUS, CRASHERS = Path("tests/fuzz/corpus"), Path("tests/fuzz/crashers")
 SHARES = {"packet": (30, 1500), "sequence": (50, 2048), "table": (20, 480)}
 OPTIONS = ["-detect_leaks=0", "-len_control=0", "-timeout=60", "-rss_limit_mb=4096"]
 SANITIZERS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-LAST_LINES = 60  # of the log of a finding
+FINDING = re.compile(r"^Traceback|ERROR: |runtime error: ", re.MULTILINE)
+SHOWN = 4000  # characters of a finding
 
 
 class Run(NamedTuple):
@@ -51,8 +52,9 @@ def fuzz(target: str, packets: int, longest: int) -> Run:
     done, executions = map(int, counted[-1]) if counted else (0, 0)
     failed = ended.returncode != 0 or done < packets
     if failed:
+        start = FINDING.search(told)
         print(f"{target}: a finding; the input lies in {crashers}, the whole log in {log}")
-        print("\n".join(told.splitlines()[-LAST_LINES:]))
+        print(told[start.start() :][:SHOWN] if start else told[-SHOWN:])
     if not any(crashers.iterdir()):
         crashers.rmdir()
     edges = f"{covered[-1] if covered else 0} of {known[1] if known else '?'}"

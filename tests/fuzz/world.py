@@ -47,6 +47,7 @@ from tests.core.fixtures import (
     RESOLVER6,
     SECOND,
     SOURCE_ROUTE,
+    TO_ZERO,
     TOO_BIG,
     WEB,
     WEB6,
@@ -121,6 +122,7 @@ KINDS = {
     "icmp6_too_big_reply": Kind(
         icmp("fd00::1", "2001:db8:1::10", 2, 0, udp(CLIENT6, RESOLVER6, b"abc"), rest=b"\0\0\5\0"), FORWARD
     ),
+    "udp_sum_becomes_zero": Kind(udp(CLIENT, DNS, TO_ZERO)),
     "icmp6_echo": Kind(ip("2001:db8:1::10", "2001:db8::1", 58, b"\x80\0" + bytes(6))),
 }
 

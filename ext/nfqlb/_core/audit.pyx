@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from nfqlb._core.connection cimport find, flow_hash
-from nfqlb._core.packet cimport parse
+from nfqlb._core.packet cimport parse, parse_quoted
 from nfqlb._core.telemetry cimport VERDICTS
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
@@ -38,6 +38,7 @@ from nfqlb._core.types cimport (
     table_t,
 )
 from nfqlb._core.wire cimport (
+    IP4_CHECKSUM,
     IP4_HEADER,
     IP4_SOURCE,
     IP6_HEADER,
@@ -117,6 +118,8 @@ cdef const char* audit_packet(const packet_t* packet, uint8_t* original) noexcep
         return "a rewritten packet reads otherwise"
     if kind == PARSED and changed_behind_ports(&came, &went):
         return "more was rewritten than addresses, ports and checksums"
+    if kind == ICMP_MESSAGE and changed_in_quote(&came, &went):
+        return "more was rewritten in the quoted packet than addresses, ports and its header's checksum"
     return audit_sums(&came, &went, kind)
 
 
@@ -127,6 +130,18 @@ cdef bint changed_behind_ports(const packet_t* came, const packet_t* went) noexc
     cdef uint32_t check = TCP_CHECKSUM if came.protocol == TCP else UDP_CHECKSUM
     return memcmp(old + TCP_SEQUENCE, new + TCP_SEQUENCE, check - TCP_SEQUENCE) != 0 \
         or memcmp(old + check + 2, new + check + 2, size - check - 2) != 0
+
+
+cdef bint changed_in_quote(const packet_t* came, const packet_t* went) noexcept nogil:
+    cdef packet_t old, new
+    cdef uint32_t behind
+    if parse_quoted(came, &old) != PARSED or parse_quoted(went, &new) != PARSED or old.transport != new.transport:
+        return True
+    if old.version == 4 and is_ones(words(old.data, old.transport)) and not is_ones(words(new.data, new.transport)):
+        return True
+    behind = old.transport + 4                               # its ports
+    return memcmp(old.data, new.data, IP4_CHECKSUM if old.version == 4 else IP6_SOURCE) != 0 \
+        or memcmp(old.data + behind, new.data + behind, old.length - behind) != 0
 
 
 cdef const char* audit_sums(const packet_t* came, const packet_t* went, uint8_t kind) noexcept nogil:

@@ -11,11 +11,27 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from nfqlb._core.audit cimport audit_message, audit_packet, audit_table
-from nfqlb._core.checksum cimport update
+from nfqlb._core.checksum cimport add_bytes, fold, update
 from nfqlb._core.connection cimport enter, leave, new_reader, take
 from nfqlb._core.datapath cimport Datapath, Worker, run_batch, worker_t
-from nfqlb._core.types cimport BATCH, FREE, LONGEST, TICK, connection_t, packet_t, table_t
-from nfqlb._core.wire cimport get16, get_raw16, htons, set16, set_raw16
+from nfqlb._core.types cimport BATCH, FREE, ICMP, ICMP6, LONGEST, TICK, connection_t, packet_t, table_t
+from nfqlb._core.wire cimport (
+    ICMP_CHECKSUM,
+    ICMP_HEADER,
+    IP4_HEADER,
+    IP4_PROTOCOL,
+    IP4_TOTAL_LENGTH,
+    IP6_HEADER,
+    IP6_NEXT_HEADER,
+    IP6_PAYLOAD_LENGTH,
+    IP6_SOURCE,
+    get16,
+    get_raw16,
+    htonl,
+    htons,
+    set16,
+    set_raw16,
+)
 
 
 cdef enum:
@@ -35,7 +51,8 @@ cdef enum:
     WAY = 4                      # OVERRIDE | worker << 5 | flags << 2 | hook; without OVERRIDE, those of the packet
     PLACE = 5                    # of the byte that is changed
     VALUE = 6                    # what is XORed in
-    CUT = 7                      # bytes less at the end
+    CUT = 7                      # bytes less at the end; with MEND, the packet says so
+    MEND = 0x80
 
 cdef enum kind_t:                # of steps; all above send, too
     SEND = 0
@@ -117,16 +134,21 @@ cdef class Player:
                 check(send(self, worker_of(self, step[WAY] >> 5 & 3), step))
 
     def every_way(self, packet: bytes) -> None:
-        """One packet under every configuration, at every hook, with all that NFQUEUE may say of its checksum."""
+        """One packet under every configuration, at every hook, with all that NFQUEUE may say of its checksum; as it
+        is, and mended.
+        """
         cdef const uint8_t* data = packet
         cdef uint32_t length = min(<uint32_t>len(packet), <uint32_t>LONGEST_PACKET)
         cdef int way
         for number, snapshot in enumerate(self.snapshots):
             self.datapath.publish(snapshot)
-            for way in range(HOOKS * FLAGS):
-                if put(self, way, data, length, way % HOOKS, way // HOOKS) == NULL:
+            for way in range(2 * HOOKS * FLAGS):
+                if put(self, way, data, length, way % HOOKS, way // HOOKS % FLAGS) == NULL:
                     raise MemoryError
-            check(run(self, worker_of(self, number), HOOKS * FLAGS))
+                if way >= HOOKS * FLAGS:
+                    mend(self.batch[way].data, length)
+                    memcpy(self.originals[way], self.batch[way].data, length)
+            check(run(self, worker_of(self, number), 2 * HOOKS * FLAGS))
 
     def audit(self) -> None:
         """The table and the counters, between two batches."""
@@ -205,7 +227,7 @@ cdef const char* send(Player player, worker_t* worker, const uint8_t* step) noex
     cdef bint override = step[WAY] & OVERRIDE != 0
     cdef uint8_t hook = step[WAY] & 3 if override else base.hook
     cdef uint8_t flags = step[WAY] >> 2 & 7 if override else base.flags
-    cdef uint32_t length = base.length - min(<uint32_t>step[CUT], base.length)
+    cdef uint32_t length = base.length - min(<uint32_t>step[CUT] & ~<uint32_t>MEND, base.length)
     cdef uint32_t count = step[COUNT] % BATCH + 1
     cdef uint32_t i
     cdef uint8_t* data
@@ -216,6 +238,8 @@ cdef const char* send(Player player, worker_t* worker, const uint8_t* step) noex
         move(data, length, base, <uint16_t>(step[FLOW] + i))
         if length:
             data[step[PLACE] % length] ^= step[VALUE]
+        if step[CUT] & MEND:
+            mend(data, length)
         memcpy(player.originals[i], data, length)
     return run(player, worker, count)
 
@@ -231,6 +255,29 @@ cdef void move(uint8_t* data, uint32_t length, const base_t* base, uint16_t by) 
     if base.check_at and base.check_at + 2 <= length:
         set_raw16(data + base.check_at,
                   update(get_raw16(data + base.check_at), <uint64_t>htons(new) + <uint16_t>~htons(old)))
+
+
+cdef void mend(uint8_t* data, uint32_t length) noexcept nogil:
+    """Have the IP header say the length that there is, and an ICMP message bear the checksum of what it is."""
+    cdef uint32_t at = IP6_HEADER
+    cdef uint64_t total = 0
+    if length < IP4_HEADER:
+        return
+    if data[0] >> 4 == 4:
+        set16(data + IP4_TOTAL_LENGTH, <uint16_t>length)
+        at = (data[0] & 15) * 4
+        if data[IP4_PROTOCOL] != ICMP:
+            return
+    elif length < IP6_HEADER:
+        return
+    else:
+        set16(data + IP6_PAYLOAD_LENGTH, <uint16_t>(length - IP6_HEADER))
+        if data[IP6_NEXT_HEADER] != ICMP6:
+            return
+        total = add_bytes(htonl(length - IP6_HEADER) + htons(ICMP6), data + IP6_SOURCE, 32)
+    if at + ICMP_HEADER <= length:
+        set_raw16(data + at + ICMP_CHECKSUM, 0)
+        set_raw16(data + at + ICMP_CHECKSUM, <uint16_t>~fold(add_bytes(total, data + at, length - at)))
 
 
 cdef uint8_t* put(Player player, uint32_t at, const uint8_t* data, uint32_t length, uint8_t hook,
