@@ -17,7 +17,8 @@ from setuptools import Extension, setup
 
 COVERED = "tests/fuzz/covered.txt"
 COVERAGE = ["-fsanitize=fuzzer-no-link", f"-fsanitize-coverage-allowlist={COVERED}"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+# -fwrapv, which Python hands down, would define what shall be found
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-wrapv", "-fno-omit-frame-pointer"]
 WAYS = {
     # way: (compiler flags, macros, further Cython directives)
     "release": (["-O3"], [], {}),  # asserts stay: all of ours run at import

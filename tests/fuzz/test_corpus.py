@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import pytest
 
 from nfqlb._core.telemetry import REASON_NAMES
 from tests.fuzz.seeds import CORPUS, SEEDS, SEQUENCES
-from tests.fuzz.targets import TARGETS
-from tests.fuzz.world import world
+from tests.fuzz.targets import ENTRIES, ENTRY, OPEN, TARGETS
+from tests.fuzz.world import KINDS, START, world
 
 CRASHERS = CORPUS.parent / "crashers"
 INPUTS = sorted(path for folder in (CORPUS, CRASHERS) for path in folder.glob("*/*") if path.name != "README.md")
@@ -35,3 +37,36 @@ def test_the_sequences_meet_every_reason() -> None:
         player.play(script)
         met.update(player.datapath.drain().reasons)
     assert {name for name, count in met.items() if count} == set(REASON_NAMES)
+
+
+# what an entry must not become under a living table (offset, bytes), and how the audit puts it
+WRONGS = {
+    "state word": (60, b"\2", "a state word that does not exist"),
+    "freed": (60, bytes(4), "`used` is not the number"),
+    "server's slot": (56, b"\x09\x03\0\0", "ActiveConn or InActConn"),
+    "protocol": (54, b"\1", "a protocol or state"),
+    "no timer": (68, bytes(4), "without a timer"),
+    "timer elsewhere": (68, b"\1\0\0\0", "a timer is linked wrong"),
+    "hash": (88, b"\7\7", "under a wrong hash"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONGS)
+def test_the_audit_sees_what_is_wrong_in_a_table(wrong: str) -> None:
+    at, data, sentence = WRONGS[wrong]
+    fd = os.memfd_create("table")
+    player = world(fd)
+    player.play(OPEN)
+    player.audit()
+    with mmap.mmap(fd, os.fstat(fd).st_size) as memory:
+        memory[ENTRIES + ENTRY + at : ENTRIES + ENTRY + at + len(data)] = data
+    os.close(fd)
+    with pytest.raises(AssertionError, match=sentence):
+        player.audit()
+
+
+def test_the_audit_sees_a_packet_that_was_counted_twice() -> None:
+    player = world()
+    player.datapath.worker().process(KINDS["tcp_syn"].packet, START)
+    with pytest.raises(AssertionError, match="counted more or less than once"):
+        player.audit()
