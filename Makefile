@@ -3,8 +3,8 @@
 #   make demo          the main job on real traffic, in network namespaces
 #   make test          everything that CI runs, at small sizes; test-full: at the sizes that the issues name
 #   make quick         lint, types, unit tests: no root, under a minute
-#   make sanitize      the tests of the core, with AddressSanitizer and UndefinedBehaviorSanitizer in it
-#   make fuzz          PACKETS of them from libFuzzer through the core with the sanitizers in it
+#   make sanitize      the tests without a network, with AddressSanitizer and UndefinedBehaviorSanitizer in the core
+#   make fuzz          libFuzzer sends PACKETS (2000000) through such a core; ends with 1 at a finding
 #   make netns-test    the end-to-end tests, each named as it runs
 #   make bench         figures with their bars: start of commands, the core alone, packets per second beside peers
 #   make bench-compare no step of the core costs much more than it did
