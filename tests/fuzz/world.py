@@ -11,7 +11,7 @@ from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath
 from nfqlb._core.packet import view
 from nfqlb._core.script import Player
-from nfqlb._core.snapshot import Service, Snapshot
+from nfqlb._core.snapshot import Hop, Service, Snapshot
 from nfqlb.testing import (
     AUTHENTICATION,
     DESTINATION_OPTIONS,
@@ -33,26 +33,36 @@ from nfqlb.testing import (
     udp,
 )
 from tests.core.fixtures import (
+    ASIDE,
     CLIENT,
     CLIENT6,
     CONFIG,
+    DIRECT,
+    DIRECT6,
     DNS,
     DNS6,
     DRAINED,
     DRAINED6,
     FIRST,
     FIRST6,
+    HERE,
     MSS,
+    NARROW,
+    NARROW6,
     RESOLVER,
     RESOLVER6,
     SECOND,
     SOURCE_ROUTE,
+    THIN,
     TO_ZERO,
     TOO_BIG,
+    TUNNEL,
+    TUNNEL6,
+    WAYS,
     WEB,
     WEB6,
 )
-from tests.core.lab import DEFAULTS, KIND, PROTOCOLS, Policy, Timeouts, Virtual
+from tests.core.lab import DEFAULTS, KIND, LINK, PROTOCOLS, Policy, Timeouts, Virtual
 
 CAPACITY = 64
 START = 1_000_000_000_000  # nanoseconds of CLOCK_BOOTTIME
@@ -124,6 +134,35 @@ KINDS = {
     ),
     "udp_sum_becomes_zero": Kind(udp(CLIENT, DNS, TO_ZERO)),
     "icmp6_echo": Kind(ip("2001:db8:1::10", "2001:db8::1", 58, b"\x80\0" + bytes(6))),
+    "dr_tcp_syn": Kind(tcp(CLIENT, DIRECT)),
+    "dr_tcp_ack": Kind(tcp(CLIENT, DIRECT, "A")),
+    "dr_udp": Kind(udp(CLIENT, DIRECT, b"odd")),
+    "dr_udp_to_cut": Kind(udp(CLIENT, NARROW, bytes(1900), fragment=0, ip_options=SOURCE_ROUTE)),
+    "dr_udp_too_big": Kind(udp(CLIENT, NARROW, bytes(1900))),
+    "dr_tcp_last_hop": Kind(tcp(CLIENT, DIRECT, ttl=1)),
+    "dr_super_packet": Kind(tcp(CLIENT, NARROW, "PA", bytes(1900), check="unfinished"), flags=SUPER_PACKET | NOT_READY),
+    "dr_no_neighbour": Kind(udp(CLIENT, ASIDE)),
+    "dr_local": Kind(udp(CLIENT, HERE)),
+    "dr_icmp_frag_needed": Kind(icmp("192.0.2.1", "203.0.113.22", 3, 4, tcp(DIRECT, CLIENT, "A"))),
+    "ip6_dr_udp_to_cut": Kind(udp(CLIENT6, NARROW6, bytes(1900), extensions=[(DESTINATION_OPTIONS, b"")])),
+    "ip6_dr_tcp_syn": Kind(tcp(CLIENT6, DIRECT6)),
+    "tun_tcp_syn": Kind(tcp(CLIENT, TUNNEL)),
+    "tun_udp_unfinished": Kind(udp(CLIENT, TUNNEL, b"odd", check="unfinished"), flags=NOT_READY),
+    "tun_udp_to_cut": Kind(udp(CLIENT, THIN, bytes(1900), fragment=0)),
+    "tun_super_packet": Kind(
+        tcp(CLIENT, THIN, "PA", bytes(1900), check="unfinished", options=MSS), flags=SUPER_PACKET | NOT_READY
+    ),
+    "tun_icmp_frag_needed": Kind(
+        icmp("10.9.9.9", "10.0.0.1", 3, 4, ip("10.0.0.1", "10.0.0.32", 4, tcp(CLIENT, TUNNEL)), rest=b"\0\0\2\0"), INPUT
+    ),
+    "ip6_tun_tcp_syn": Kind(tcp(CLIENT6, TUNNEL6)),
+    "ip6_tun_super_packet": Kind(
+        tcp(CLIENT6, TUNNEL6, "PA", bytes(1900), check="unfinished"), flags=SUPER_PACKET | NOT_READY
+    ),
+    "ip6_tun_udp_to_cut": Kind(udp(CLIENT6, TUNNEL6, bytes(1900))),
+    "icmp6_tun_unreachable": Kind(
+        icmp("fd00::9", "fd00::1", 1, 0, ip("fd00::1", "fd00::32", 41, tcp(CLIENT6, TUNNEL6))), INPUT
+    ),
 }
 
 
@@ -164,9 +203,12 @@ BASES = [base(kind) for kind in KINDS.values()]
 NUMBERS = {name: number for number, name in enumerate(KINDS)}
 
 
-def plan(virtual: Virtual) -> tuple[int, bytes, int, str, list[tuple[bytes, int, int]]]:
+Real = tuple[bytes, int, int, str, Hop | None]  # address, port, weight, forwarding method, where frames go
+
+
+def plan(virtual: Virtual) -> tuple[int, bytes, int, str, list[Real]]:
     """What a service is made of, without texts."""
-    reals = [(*endpoint(real), weight) for real, weight in virtual.reals.items()]
+    reals = [(*endpoint(real), weight, virtual.mode, WAYS.get(real, LINK)) for real, weight in virtual.reals.items()]
     return PROTOCOLS[virtual.protocol], *endpoint(virtual.vip), virtual.scheduler, reals
 
 
@@ -181,7 +223,12 @@ def world(fd: int = -1) -> Player:
     for services, timeouts, policy in PLANS:
         compiled = []
         for protocol, vip, port, scheduler, reals in services:
-            servers = [(table.slot(protocol, vip, port, *end), *end, weight) for *end, weight in reversed(reals)]
+            servers = []
+            for address, real_port, weight, method, hop in reversed(reals):
+                slot = table.slot(protocol, vip, port, address, real_port)
+                servers.append((slot, address, real_port, weight, method))
+                if method != "nat":
+                    datapath.aim(slot, hop)
             compiled.append(Service(protocol, vip, port, scheduler, servers))
         snapshots.append(Snapshot(compiled, *timeouts, **policy))
     datapath.publish(snapshots[0])

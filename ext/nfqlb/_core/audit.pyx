@@ -7,9 +7,10 @@ became a circle is a finding and not the end of the test.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from nfqlb._core.connection cimport find, flow_hash
+from nfqlb._core.forward cimport is_bulk
 from nfqlb._core.packet cimport parse, parse_quoted
 from nfqlb._core.telemetry cimport VERDICTS
 from nfqlb._core.types cimport (
@@ -18,16 +19,19 @@ from nfqlb._core.types cimport (
     FREE,
     ICMP_MESSAGE,
     INACTIVE,
+    LEFT,
     LIFE,
     LIVE,
     MESSAGE,
     PARSED,
     REASONS,
+    REQUEST,
     REWRITE,
     STATE_MASK,
     STATE_SHIFT,
     SUPER_PACKET,
     TCP,
+    TRANSMIT,
     UDP,
     WHEEL,
     bucket_t,
@@ -41,7 +45,11 @@ from nfqlb._core.wire cimport (
     IP4_CHECKSUM,
     IP4_HEADER,
     IP4_SOURCE,
+    IP4_TOTAL_LENGTH,
+    IP4_TTL,
     IP6_HEADER,
+    IP6_HOP_LIMIT,
+    IP6_PAYLOAD_LENGTH,
     IP6_SOURCE,
     TCP_CHECKSUM,
     TCP_SEQUENCE,
@@ -50,6 +58,7 @@ from nfqlb._core.wire cimport (
     UDP_LENGTH,
     checksum_offset,
     get16,
+    time_to_live,
 )
 
 
@@ -106,6 +115,8 @@ cdef const char* audit_packet(const packet_t* packet, uint8_t* original) noexcep
     came.data = original
     if packet.reason >= REASONS or packet.verdict != VERDICTS[packet.reason]:
         return "a verdict that its reason does not explain"
+    if packet.verdict == TRANSMIT:
+        return audit_sent(&came, &went)
     if packet.verdict != REWRITE:
         if memcmp(packet.data, original, packet.captured) != 0:
             return "a packet was changed that is not sent on"
@@ -121,6 +132,46 @@ cdef const char* audit_packet(const packet_t* packet, uint8_t* original) noexcep
     if kind == ICMP_MESSAGE and changed_in_quote(&came, &went):
         return "more was rewritten in the quoted packet than addresses, ports and its header's checksum"
     return audit_sums(&came, &went, kind)
+
+
+cdef const char* audit_sent(packet_t* came, packet_t* went) noexcept nogil:
+    """A packet that goes to a real server as it is, in a tunnel or not: one hop older, and nothing else."""
+    cdef uint8_t kind = parse(came)
+    cdef uint32_t behind = IP6_HOP_LIMIT + 1
+    cdef uint32_t after
+    if parse(went) != kind or (kind != PARSED and kind != ICMP_MESSAGE):
+        return "a packet that is sent is of another kind"
+    if time_to_live(went) != time_to_live(came) - 1:
+        return "a packet that is sent is not one hop older"
+    if went.version == 4:
+        if right_sums(came) & ~right_sums(went) & HEADER_RIGHT:
+            return "the checksum of the IP header was right, and is not"
+        came.data[IP4_TTL] -= 1
+        memcpy(came.data + IP4_CHECKSUM, went.data + IP4_CHECKSUM, 2)
+        behind = 0
+    if kind == PARSED and went.outer_length and not is_bulk(went):
+        if came.flags & CHECKSUM_NOT_READY and not right_sums(went) & TRANSPORT_RIGHT:
+            return "an unfinished checksum was finished wrong"
+        after = checksum_offset(came)
+        if came.flags & CHECKSUM_NOT_READY:
+            memcpy(came.data + after, went.data + after, 2)
+    if memcmp(came.data, went.data, 0 if behind == 0 else IP6_HOP_LIMIT) != 0 \
+            or memcmp(came.data + behind, went.data + behind, came.length - behind) != 0:
+        return "more was changed than the time to live"
+    return audit_outer(went)
+
+
+cdef const char* audit_outer(packet_t* packet) noexcept nogil:
+    cdef const uint8_t* outer = packet.outer
+    if packet.outer_length == 0:
+        return NULL
+    if packet.version == 4:
+        return unless(
+            packet.outer_length == IP4_HEADER and get16(outer + IP4_TOTAL_LENGTH) == IP4_HEADER + packet.length
+            and is_ones(words(outer, IP4_HEADER)), "the outer header is wrong")
+    return unless(
+        packet.outer_length == IP6_HEADER and get16(outer + IP6_PAYLOAD_LENGTH) == packet.length,
+        "the outer header is wrong")
 
 
 cdef bint changed_behind_ports(const packet_t* came, const packet_t* went) noexcept nogil:
@@ -244,7 +295,9 @@ cdef const char* audit_entry(table_t* table, const connection_t* entry) noexcept
     request.protocol = entry.protocol
     if entry.hash != flow_hash(table, &request, False):
         return "a connection under a wrong hash"
-    return unless(find(table, &request, entry.hash, False) != NULL, "a connection that its requests do not find")
+    if entry.flags & LEFT:
+        return NULL
+    return unless(find(table, &request, entry.hash, REQUEST) != NULL, "a connection that its requests do not find")
 
 
 cdef inline bint is_live(const table_t* table, uint32_t index) noexcept nogil:

@@ -78,7 +78,7 @@ cdef inline reason_t direct(packet_t* packet, const hop_t* hop) noexcept nogil:
         return TTL_EXCEEDED
     packet.hop = hop[0]
     packet.outer_length = 0
-    if packet.length > hop.mtu and not packet.flags & SUPER_PACKET and not may_be_cut(packet):
+    if packet.length > hop.mtu and not is_bulk(packet) and not may_be_cut(packet):
         return TOO_BIG
     count_hop(packet)
     return ROUTED
@@ -98,13 +98,12 @@ cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, co
         return TTL_EXCEEDED
     packet.hop = hop[0]
     packet.hop.mtu = min(hop.mtu - outer, path.mtu) if now < path.until else hop.mtu - outer
-    if packet.length > packet.hop.mtu and not packet.flags & SUPER_PACKET and not may_be_cut(packet):
+    if packet.length > packet.hop.mtu and not is_bulk(packet) and not may_be_cut(packet):
         return TOO_BIG
     count_hop(packet)
-    if packet.flags & CHECKSUM_NOT_READY and not packet.flags & SUPER_PACKET \
+    if packet.flags & CHECKSUM_NOT_READY and not is_bulk(packet) \
             and (packet.protocol == TCP or packet.protocol == UDP):
         set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
-        packet.flags &= ~CHECKSUM_NOT_READY
     packet.outer_length = outer
     if packet.version == 4:
         put_outer4(packet, connection, identification)
@@ -147,6 +146,11 @@ cdef inline void measure_outer(const packet_t* packet, uint8_t* outer, uint32_t 
         set_raw16(outer + IP4_CHECKSUM, <uint16_t>~fold(add_bytes(0, outer, IP4_HEADER)))
     else:
         set16(outer + IP6_PAYLOAD_LENGTH, inside)
+
+
+cdef inline bint is_bulk(const packet_t* packet) noexcept nogil:
+    """Whether it stands for many TCP segments."""
+    return packet.flags & SUPER_PACKET != 0 and packet.protocol == TCP
 
 
 cdef inline bint may_be_cut(const packet_t* packet) noexcept nogil:

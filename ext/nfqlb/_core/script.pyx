@@ -14,6 +14,7 @@ from nfqlb._core.audit cimport audit_message, audit_packet, audit_table
 from nfqlb._core.checksum cimport add_bytes, fold, update
 from nfqlb._core.connection cimport enter, leave, new_reader, take
 from nfqlb._core.datapath cimport Datapath, Worker, run_batch, worker_t
+from nfqlb._core.transmit cimport Transmitter, send_frames
 from nfqlb._core.types cimport BATCH, FREE, ICMP, ICMP6, LONGEST, TICK, connection_t, packet_t, table_t
 from nfqlb._core.wire cimport (
     ICMP_CHECKSUM,
@@ -80,6 +81,7 @@ cdef class Player:
 
     cdef readonly Datapath datapath
     cdef list workers
+    cdef Transmitter transmitter     # makes frames, and can send none
     cdef tuple snapshots
     cdef base_t* bases
     cdef uint32_t base_count
@@ -102,6 +104,7 @@ cdef class Player:
         self.snapshots = tuple(snapshots)
         self.now = now
         self.bystander = new_reader(datapath.table.table)
+        self.transmitter = Transmitter(True)
         self.bases = <base_t*>calloc(len(bases), sizeof(base_t))
         if self.bases == NULL:
             raise MemoryError
@@ -290,6 +293,7 @@ cdef uint8_t* put(Player player, uint32_t at, const uint8_t* data, uint32_t leng
     packet.id = 0
     packet.hook = hook
     packet.flags = flags
+    packet.outer_length = 0
     if packet.data != NULL:
         memcpy(packet.data, data, length)
         memcpy(player.originals[at], data, length)
@@ -305,6 +309,9 @@ cdef const char* run(Player player, worker_t* worker, uint32_t count) noexcept n
     for i in range(count):
         if wrong == NULL:
             wrong = audit_packet(&player.batch[i], player.originals[i])
+    if wrong == NULL:
+        send_frames(player.transmitter, player.batch, count)
+    for i in range(count):
         free(player.batch[i].data)
     for i in range(worker.outbox.count):
         if wrong == NULL:

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from nfqlb._core.checksum cimport add_address, add_bytes, fold
 from nfqlb._core.datapath cimport Worker
-from nfqlb._core.forward cimport measure_outer
+from nfqlb._core.forward cimport is_bulk, measure_outer
 from nfqlb._core.types cimport (
     BATCH,
     CHECKSUM_NOT_READY,
@@ -148,14 +148,19 @@ cdef struct frame_t:
 
 
 cdef class Transmitter:
-    """Sends for one worker. Without CAP_NET_RAW, or for a family that the machine lacks, it counts what is `lost`."""
+    """Sends for one worker. Without CAP_NET_RAW, or for a family that the machine lacks, it counts what is `lost`; a
+    `mute` one does so with everything.
+    """
 
-    def __cinit__(self):
+    def __cinit__(self, bint mute = False):
         self.sockets = []
+        self.raw4 = self.raw6 = self.link = -1
+        self.identification = <uint32_t>int.from_bytes(os.urandom(4), "big")
+        if mute:
+            return
         self.raw4 = self._open(socket.AF_INET, socket.IPPROTO_RAW)
         self.raw6 = self._open(socket.AF_INET6, socket.IPPROTO_RAW)
         self.link = self._open(socket.AF_PACKET, 0)          # protocol 0: it receives nothing
-        self.identification = <uint32_t>int.from_bytes(os.urandom(4), "big")
 
     def _open(self, family, protocol) -> int:
         with suppress(OSError):
@@ -187,10 +192,10 @@ cdef void send_frames(Transmitter transmitter, packet_t* packets, int count) noe
         packet = &packets[i]
         if packet.verdict != TRANSMIT:
             continue
-        if packet.flags & SUPER_PACKET and packet.outer_length:
+        if is_bulk(packet) and packet.outer_length:
             send_segments(transmitter, packet)
             continue
-        if packet.length > packet.hop.mtu and not packet.flags & SUPER_PACKET:
+        if packet.length > packet.hop.mtu and not is_bulk(packet):
             send_fragments(transmitter, packet)
             continue
         wrap(&frames[ready], packet, packet.length)
@@ -259,14 +264,14 @@ cdef void offload(virtio_net_hdr* header, packet_t* packet) noexcept nogil:
     cdef uint8_t* at = packet.data + packet.transport
     cdef uint32_t headers
     cdef uint64_t pseudo
-    if packet.protocol != TCP and packet.protocol != UDP:
+    if packet.outer_length or (packet.protocol != TCP and packet.protocol != UDP):
         return
     if packet.flags & (CHECKSUM_NOT_READY | SUPER_PACKET):
         header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
         header.csum_start = front + packet.transport
         header.csum_offset = TCP_CHECKSUM if packet.protocol == TCP else UDP_CHECKSUM
-    if packet.flags & SUPER_PACKET and packet.protocol == TCP:
-        headers = packet.transport + (at[TCP_OFFSET] >> 4) * 4
+    headers = packet.transport + (at[TCP_OFFSET] >> 4) * 4 if packet.protocol == TCP else 0
+    if is_bulk(packet) and headers < packet.hop.mtu:
         header.gso_type = VIRTIO_NET_HDR_GSO_TCPV4 if packet.version == 4 else VIRTIO_NET_HDR_GSO_TCPV6
         if at[TCP_FLAGS] & CWR:
             header.gso_type |= VIRTIO_NET_HDR_GSO_ECN
@@ -292,7 +297,6 @@ cdef void send_fragments(Transmitter transmitter, packet_t* packet) noexcept nog
         return
     if packet.flags & CHECKSUM_NOT_READY and (packet.protocol == TCP or packet.protocol == UDP):
         set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
-        packet.flags &= ~CHECKSUM_NOT_READY
     size = (packet.hop.mtu - front - extra) & ~<uint32_t>7
     transmitter.identification += 1
     while at < whole:
@@ -334,7 +338,7 @@ cdef void send_segments(Transmitter transmitter, const packet_t* packet) noexcep
     if front > LONGEST_HEADER or packet.hop.mtu < front + 8:
         transmitter.lost += 1
         return
-    while at < whole:
+    while at < whole or at == 0:
         piece = min(size, whole - at)
         memcpy(header, packet.data, front)
         measure(header, packet, front + piece, number)
@@ -349,7 +353,7 @@ cdef void send_segments(Transmitter transmitter, const packet_t* packet) noexcep
         set_raw16(tcp + TCP_CHECKSUM, <uint16_t>~fold(add_bytes(total, packet.data + front + at, piece)))
         wrap(&frame, packet, front + piece)
         send_piece(transmitter, &frame, header, front, packet.data + front + at, piece)
-        at += piece
+        at += max(piece, <uint32_t>1)
         number += 1
 
 
