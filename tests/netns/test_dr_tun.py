@@ -47,18 +47,18 @@ def test_connections_are_spread_and_servers_see_the_client(
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "no-offload"])
 @pytest.mark.parametrize("family", [4, 6])
 def test_download_and_upload_have_equal_sha256(
-    make_net: Callable[..., Net], diverter: list[str], mode: str, family: int, offload: bool
+    make_net: Callable[..., Net], mode: str, family: int, offload: bool
 ) -> None:
     net = make_net(servers=2, mode=mode)
     net.offload(offload)
-    start(net, *diverter, family=family)
+    start(net, family=family)
     down_and_up(net, family)
 
 
 @pytest.mark.parametrize("vip", ["routed", "free"])
-def test_the_vip_may_be_routed_or_added(make_net: Callable[..., Net], how: How, mode: str, vip: str) -> None:
+def test_the_vip_may_be_routed_or_added(make_net: Callable[..., Net], diverter: list[str], mode: str, vip: str) -> None:
     net = make_net(servers=2, mode=mode, vip=vip)
-    start(net, *(["--vip-dev", net.uplink] if vip == "free" else []), "--scheduler", "rr", *how.args)
+    start(net, *(["--vip-dev", net.uplink] if vip == "free" else []), "--scheduler", "rr", *diverter)
     assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
 
 
@@ -159,10 +159,10 @@ def test_a_real_servers_set_up_refuses(make_net: Callable[..., Net], args: list[
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_server_that_announces_a_new_address_is_followed_at_once(
-    make_net: Callable[..., Net], diverter: list[str], mode: str, family: int
+    make_net: Callable[..., Net], mode: str, family: int
 ) -> None:
     net = make_net(servers=1, mode=mode)
-    start(net, *diverter, family=family)
+    start(net, family=family)
     load.whoami(net.client, net.url(family=family), 2)
     server = net.servers[0]
     server.sysctl("net.ipv4.conf.eth0.arp_notify=1", "net.ipv6.conf.eth0.ndisc_notify=1")
@@ -173,11 +173,9 @@ def test_a_server_that_announces_a_new_address_is_followed_at_once(
     assert time.monotonic() < end
 
 
-def test_a_server_whose_address_changes_silently_is_found_again(
-    make_net: Callable[..., Net], how: How, mode: str
-) -> None:
+def test_a_server_whose_address_changes_silently_is_found_again(make_net: Callable[..., Net], mode: str) -> None:
     net = make_net(servers=1, mode=mode)
-    start(net, *how.args)
+    start(net)
     probe = load.Probe(net.client, net.url())
     probe.wait()
     net.servers[0].ip(f"link set eth0 address {MOVED}")
@@ -188,9 +186,9 @@ def test_a_server_whose_address_changes_silently_is_found_again(
     assert all(later)
 
 
-def test_a_server_that_is_gone_has_a_reason_and_comes_back(make_net: Callable[..., Net], how: How, mode: str) -> None:
+def test_a_server_that_is_gone_has_a_reason_and_comes_back(make_net: Callable[..., Net], mode: str) -> None:
     net = make_net(servers=2, mode=mode)
-    start(net, "--scheduler", "rr", *how.args)
+    start(net, "--scheduler", "rr")
     probe = load.Probe(net.client, net.url())
     probe.wait()
     net.servers[0].ip("link set eth0 down")
@@ -219,12 +217,10 @@ def test_the_director_may_be_a_real_server(make_net: Callable[..., Net], how: Ho
     assert reasons(net)["local"] > 0
 
 
-def test_weights_are_changed_and_servers_added_while_packets_flow(
-    make_net: Callable[..., Net], diverter: list[str], mode: str
-) -> None:
+def test_weights_are_changed_and_servers_added_while_packets_flow(make_net: Callable[..., Net], mode: str) -> None:
     net = make_net(servers=3, mode=mode)
     first, second, third = (f"{server.v4}:80" for server in net.servers)
-    net.director.nfqlb("--mode", net.mode, "--vip", net.service(), "--real", first, "--real", second, *diverter)
+    net.director.nfqlb("--mode", net.mode, "--vip", net.service(), "--real", first, "--real", second)
     wrk = load.Wrk(net.client, net.url(), connections=20, seconds=3, keepalive=False)
     net.director.cli("real", "add", net.service(), third)
     net.director.cli("real", "edit", net.service(), first, "--weight", "0")

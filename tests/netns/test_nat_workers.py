@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from netns import Net, load
-from tests.netns.conftest import How
 
 
 def packets(net: Net, kind: str) -> list[int]:
@@ -15,25 +14,25 @@ def packets(net: Net, kind: str) -> list[int]:
     return [queue["packets"] for queue in net.director.show("daemon")["queues"] if queue["class"] == kind]
 
 
-def start(make_net: Callable[..., Net], how: How, family: int) -> Net:
+def start(make_net: Callable[..., Net], diverter: list[str], family: int) -> Net:
     net = make_net(servers=2, web=False, echo=True)
     services = [word for kind in ("tcp", "udp") for word in ("--vip", f"{net.service(7, family)}/{kind}")]
     reals = net.reals(port=7, family=family)
-    net.director.nfqlb(*services, *reals, "--scheduler", "rr", "--workers", "2", *how.args)
+    net.director.nfqlb(*services, *reals, "--scheduler", "rr", "--workers", "2", *diverter)
     return net
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_one_clients_flows_reach_both_workers(make_net: Callable[..., Net], how: How, family: int) -> None:
-    net = start(make_net, how, family)
+def test_one_clients_flows_reach_both_workers(make_net: Callable[..., Net], diverter: list[str], family: int) -> None:
+    net = start(make_net, diverter, family)
     answers = [answer for _ in range(40) for answer in load.udp(net.client, net.vip(family), 1, 100)]  # ports 100 apart
     assert load.split([answer or ("nobody", "") for answer in answers]) == {"s1": 20, "s2": 20}
     assert min(packets(net, "plain")) >= 10
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_flow_stays_with_one_worker(make_net: Callable[..., Net], how: How, family: int) -> None:
-    net = start(make_net, how, family)
+def test_a_flow_stays_with_one_worker(make_net: Callable[..., Net], diverter: list[str], family: int) -> None:
+    net = start(make_net, diverter, family)
     before = packets(net, "gso")
     held = load.Held(net.client, net.vip(family), 1)
     for _ in range(10):
