@@ -93,8 +93,8 @@ from nfqlb._core.telemetry import REASON_NAMES, VERDICT_NAMES
 
 
 cdef enum:
-    LEAST_MTU4 = 68                      # RFC 791
-    LEAST_MTU6 = 1280                    # RFC 8200
+    LEAST_MTU4 = 68                      # of a link (RFC 791)
+    LEAST_MTU6 = 1280                    # (RFC 8200)
     PATH_LIFE = 6000                     # ticks: ten minutes (RFC 1191, 6.3)
 
 
@@ -286,7 +286,7 @@ cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nog
     cdef packet_t inside
     cdef connection_t* connection
     cdef path_t* path
-    cdef uint32_t mtu = told_mtu(error)
+    cdef uint32_t mtu
     if parse_inside(error, &inside) != PARSED:
         return ICMP_MESSAGE
     connection = find(worker.table, &inside, flow_hash(worker.table, &inside, False), REQUEST)
@@ -294,9 +294,12 @@ cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nog
         return ICMP_MESSAGE
     if not is_sound(error):
         return BAD_CHECKSUM
+    mtu = told_mtu(error)
     if mtu:
-        mtu = max(<uint32_t>LEAST_MTU4, mtu - IP4_HEADER) if error.version == 4 else max(
-            <uint32_t>LEAST_MTU6, mtu - IP6_HEADER)
+        if error.version == 4:
+            mtu = max(<uint32_t>LEAST_MTU4, mtu) - IP4_HEADER
+        else:
+            mtu = max(<uint32_t>LEAST_MTU6, mtu) - IP6_HEADER
         path = &worker.paths[connection.slot]
         path.mtu = mtu
         path.until = worker.now + PATH_LIFE
