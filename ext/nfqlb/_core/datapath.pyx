@@ -93,7 +93,7 @@ from nfqlb._core.telemetry import REASON_NAMES, VERDICT_NAMES
 
 
 cdef enum:
-    LEAST_MTU4 = 68                      # of a link (RFC 791)
+    LEAST_MTU4 = 552                     # of a link, as we believe it (net.ipv4.route.min_pmtu)
     LEAST_MTU6 = 1280                    # (RFC 8200)
     PATH_LIFE = 6000                     # ticks: ten minutes (RFC 1191, 6.3)
 
