@@ -6,7 +6,7 @@
 #   make sanitize      the tests without a network, with AddressSanitizer and UndefinedBehaviorSanitizer in the core
 #   make fuzz          libFuzzer sends PACKETS (2000000) through such a core; ends with 1 at a finding
 #   make netns-test    the end-to-end tests, each named as it runs
-#   make bench         figures with their bars: start of commands, the core alone, packets per second beside peers
+#   make bench         figures with their bars: start of commands, the core alone, nfqlb beside its peers
 #   make bench-compare no step of the core costs much more than it did
 #   make setup clean
 #
@@ -24,9 +24,10 @@ ARGS ?=
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-CORE := $(shell find ext -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+CORE := $(shell find ext bench -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
 	nginx-light wrk curl tcpdump conntrack procps
+BENCH_PACKAGES := haproxy
 CLANG := clang-16
 ifeq ($(NFQLB_BUILD),fuzz)
 export CC := $(CLANG)
@@ -52,7 +53,9 @@ packages:
 	    [ -e $$policy ] || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; }; \
 	    apt-get update -qq; \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > /dev/null; \
-	    case " $$missing" in *' nginx'*) systemctl disable -q nginx 2>/dev/null || true;; esac; \
+	    for daemon in nginx haproxy; do \
+	        case " $$missing" in *" $$daemon"*) systemctl disable -q $$daemon 2>/dev/null || true;; esac; \
+	    done; \
 	}
 
 .venv/installed: pyproject.toml | packages
@@ -67,12 +70,12 @@ packages:
 	@touch $@
 
 build/$(NFQLB_BUILD)/compiled: .venv/installed setup.py tests/fuzz/covered.txt $(CORE)
-	@rm -f build/*/compiled $(if $(filter-out $@,$(wildcard build/*/compiled)),src/nfqlb/_core/*.so)
+	@rm -f build/*/compiled $(if $(filter-out $@,$(wildcard build/*/compiled)),src/nfqlb/_core/*.so bench/*.so)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
 clean:
-	rm -rf .venv build src/*.egg-info src/nfqlb/_core/*.so .benchmarks .hypothesis .*_cache
+	rm -rf .venv build src/*.egg-info src/nfqlb/_core/*.so bench/*.so .benchmarks .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -80,7 +83,7 @@ clean:
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint ext
+	$(BIN)/cython-lint ext bench
 	$(BIN)/lint-imports --no-logo
 
 types: setup
@@ -144,8 +147,10 @@ demo: setup
 bench-compare: setup
 	$(PYTEST) --benchmark-columns=median,iqr --junitxml=build/reports/bench.xml bench/test_core_bench.py $(ARGS)
 
+# 20 minutes; the last step writes docs/bench.
+bench: PACKAGES += $(BENCH_PACKAGES)
 bench: setup
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.core
 	$(BIN)/python -m bench.changes
-	$(BIN)/python -m bench.nat
+	$(BIN)/python -m bench.peers

@@ -5,10 +5,12 @@ the compiled modules land beside their stubs in src/nfqlb/_core, generated C and
 of the environment chooses how: NFQLB_BUILD=release (the default), debug (asserts, line trace, no optimisation),
 sanitize (AddressSanitizer and UndefinedBehaviorSanitizer), fuzz (the same, and coverage for libFuzzer; CC=clang) or
 none (the Makefile compiles apart from pip, and so only what changed). Each way has its own folder in build/.
+bench/loops.pyx is compiled in place only, and never installed.
 Everything else about the project stands in pyproject.toml.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -60,21 +62,18 @@ way = os.environ.get("NFQLB_BUILD", "release")
 if way not in WAYS:
     raise SystemExit(f"NFQLB_BUILD={way!r}: use one of {', '.join(WAYS)}")
 flags, macros, further = WAYS[way]
-link = [flag for flag in flags if flag.startswith("-fsanitize")]
+how = {
+    "define_macros": macros,
+    "extra_compile_args": flags + WARNINGS,
+    "extra_link_args": link,
+    "depends": ["setup.py", COVERED],  # the flags
+}
 
 Options.warning_errors = True
 sources = sorted(Path("ext/nfqlb/_core").glob("*.pyx")) if way != "none" else []
-extensions = [
-    Extension(
-        f"nfqlb._core.{source.stem}",
-        [str(source)],
-        define_macros=macros,
-        extra_compile_args=flags + WARNINGS,
-        extra_link_args=link,
-        depends=["setup.py", COVERED],  # the flags
-    )
-    for source in sources
-]
+extensions = [Extension(f"nfqlb._core.{source.stem}", [str(source)], **how) for source in sources]
+if sources and "--inplace" in sys.argv:
+    extensions.append(Extension("bench.loops", ["bench/loops.pyx"], libraries=["netfilter_queue"], **how))
 setup(
     ext_modules=cythonize(
         extensions,

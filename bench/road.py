@@ -1,10 +1,10 @@
-"""client -- one director for each way -- real servers, straight cables, and the packets that arrive at the servers.
+"""client -- one director for each way -- real servers, straight cables.
 
 client to-WAY 10.1.N.2 -- 10.1.N.1 uplink  director WAY  10.2.N0+M.1 to-sM -- 10.2.N0+M.2 from-WAY  server sM
 
 Every way has a director of its own between the same client and the same servers, so nothing is set up or taken down
-between two samples. The VIP is an address of the director. A rule in front of everything drops and counts at the
-servers.
+between two samples. The VIP is an address of the director. Real servers answer HTTP on port 80 (nginx), swallow what
+comes to port 9001, repeat datagrams to port 9002, and count and drop those to port 9000 in front of everything.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import sys
 import time
 from typing import NamedTuple
 
+from bench import share, stream
 from netns import CommandError, Host, Process
 from netns.director import Director
 from netns.machines import Machines
+from netns.web import Storage, WebServer
 
-PORT = 9000
+HTTP, COUNTED, SINK, ECHO = 80, 9000, 9001, 9002
 SERVERS = (1, 2)
-LONGEST = 20.0  # seconds, should nobody end the sender
-DROP = ["iptables", "-t", "raw", "-A", "PREROUTING", "-p", "udp", "--dport", str(PORT), "-j", "DROP"]
-COUNTED = re.compile(r"^ *(\d+) +\d+ +DROP\b", re.MULTILINE)
+DROP = ["iptables", "-t", "raw", "-A", "PREROUTING", "-p", "udp", "--dport", str(COUNTED), "-j", "DROP"]
+DROPPED = re.compile(r"^ *(\d+) +\d+ +DROP\b", re.MULTILINE)
 
 
 class Reading(NamedTuple):
@@ -35,12 +36,15 @@ class Reading(NamedTuple):
 
 
 class Way:
-    """One director: its namespace, its addresses, and what is to be known to send through it."""
+    """One director: its namespace, its addresses, where clients send to, and the processes that do the work."""
 
     def __init__(self, number: int, director: Director) -> None:
         self.number, self.director = number, director
+        director.instance += f"-{number}"  # several are nfqlb
         self.device, self.client, self.vip = f"to-{director.name}", f"10.1.{number}.2", f"10.1.{number}.100"
         self.reals = [f"10.2.{number * 10 + server}.2" for server in SERVERS]
+        self.targets = [self.vip] * len(self.reals)  # where a client's connections go, in turn
+        self.pids: list[int] = []
         self.mac = ""
 
 
@@ -51,7 +55,8 @@ class Road(Machines):
         super().__init__()
         tag, folder = self.claim.tag, self.claim.folder
         self.client = Host(tag, "c", folder)
-        self.servers = [Host(tag, f"s{number}", folder) for number in SERVERS]
+        pages = Storage(tag, "pages", folder)  # its folder alone
+        self.servers = [WebServer(tag, f"s{number}", folder, pages) for number in SERVERS]
         self.ways = {name: Way(number, Director(tag, name, folder)) for number, name in enumerate(ways, 1)}
         self.hosts = [self.client, *self.servers, *(way.director for way in self.ways.values())]
 
@@ -59,10 +64,17 @@ class Road(Machines):
         for host in self.hosts:
             subprocess.run(["ip", "netns", "add", host.namespace], check=True)
             host.ip("link set lo up")
+            # ports are used again at once, and a server must not remember them from another way's connection
+            host.sysctl("net.ipv4.tcp_max_tw_buckets=0", "net.ipv4.ip_local_port_range=10000 65535")
         for way in self.ways.values():
             self._build(way)
         for server in self.servers:
             server.run(DROP)
+            server.start()
+            assert server.nginx
+            share.hasten(server.nginx.pid)
+            self.start(server, "bench.stream", "sink", str(SINK), str(server.folder / "swallowed")).says("ready")
+            self.start(server, "bench.pingpong", "echo", str(ECHO)).says("ready")
 
     def _build(self, way: Way) -> None:
         director = way.director
@@ -73,6 +85,7 @@ class Road(Machines):
             gateway = f"{address[:-1]}1"
             self._cable(director, f"to-s{number}", gateway, server, f"from-{director.name}", address)
             server.ip(f"route add {way.client}/32 via {gateway}")
+            self.client.ip(f"route add {address}/32 via 10.1.{way.number}.1")
         way.mac = director.run(["cat", "/sys/class/net/uplink/address"]).stdout.strip()
 
     def _cable(self, a: Host, device: str, address: str, b: Host, peer: str, other: str) -> None:
@@ -80,32 +93,25 @@ class Road(Machines):
         a.ip(f"address add {address}/24 dev {device}", f"link set {device} up")
         b.ip(f"address add {other}/24 dev {peer}", f"link set {peer} up")
 
-    def blast(self, name: str, destinations: list[str]) -> Process:
-        """Start sending through a way; returns when the first packets are out. SIGTERM ends it."""
-        way = self.ways[name]
-        words = [way.device, way.mac, way.client, ",".join(destinations), str(PORT), str(LONGEST)]
-        process = self.client.spawn([sys.executable, "-m", "bench.blast", *words], log="blast.log")
-        process.says("going")
+    def start(self, host: Host, module: str, *words: str) -> Process:
+        """`python -m MODULE WORDS` on a host, before other programs."""
+        process = host.spawn([sys.executable, "-m", module, *words], log=f"{module}.log")
+        share.hasten(process.pid)
         return process
 
-    def rate(self, seconds: float) -> tuple[float, float]:
-        """Packets per second that arrive at the servers over so long a time from now on, and the share of that time
-        that reading the counters took: by so much the rate is uncertain.
-        """
-        before = [self._arrived(server) for server in self.servers]
-        time.sleep(seconds)
-        after = [self._arrived(server) for server in self.servers]
-        rate = blur = 0.0
-        for first, last in zip(before, after, strict=True):
-            rate += (last.packets - first.packets) / (last.time - first.time)
-            blur = max(blur, (last.took + first.took) / 2 / (last.time - first.time))
-        return rate, blur
+    def arrived(self) -> list[Reading]:
+        """Packets that each server has counted and dropped."""
+        return [self._arrived(server) for server in self.servers]
+
+    def swallowed(self) -> int:
+        """Bytes that the programs behind port 9001 have read."""
+        return sum(stream.count(server.folder / "swallowed") for server in self.servers)
 
     def _arrived(self, server: Host) -> Reading:
         began = time.monotonic()
         listing = server.run(["iptables", "-t", "raw", "-vnxL", "PREROUTING"]).stdout
         took = time.monotonic() - began
-        count = COUNTED.search(listing)
+        count = DROPPED.search(listing)
         if not count:
             raise CommandError(f"no rule that counts at {server.name}:\n{listing}")
         return Reading(began + took / 2, took, int(count[1]))

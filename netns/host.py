@@ -131,6 +131,14 @@ class Host:
         """Answer on TCP and UDP port 7: `NAME CLIENT `, then what was sent."""
         self.spawn([sys.executable, "-m", "netns.echo", self.name], log="echo.log").says("ready")
 
+    def listens(self, port: int, timeout: float = 10.0) -> None:
+        """Wait until a program here listens on the TCP port."""
+        end = time.monotonic() + timeout
+        while not self.run(["ss", "-Hltn", f"sport = :{port}"]).stdout.strip():
+            if time.monotonic() > end:
+                raise CommandError(f"{self.name}: nobody listens on port {port}")
+            time.sleep(0.02)
+
     def argv(self, argv: Sequence[str]) -> list[str]:
         return ["ip", "netns", "exec", self.namespace, *argv]
 

@@ -66,7 +66,7 @@ class Wrk:
         self.seconds = seconds
         header = "Connection: keep-alive" if keepalive else "Connection: close"
         argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "2s", "-H", header, url]
-        self.process = client.spawn(argv, log="wrk.log")
+        self.process = client.spawn(argv, log=f"wrk-{len(client.processes)}.log")
 
     def stop(self) -> Figures:
         """End it now."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import time
 from pathlib import Path
 
-from netns.host import CommandError, Host, Process
+from netns.host import Host, Process
 
 CONFIGURATION = """
 daemon off;
@@ -83,7 +82,7 @@ class WebServer(Host):
         configuration = self.folder / "nginx.conf"
         configuration.write_text(CONFIGURATION.format(folder=self.folder, storage=self.storage.files, name=self.name))
         self.nginx = self.spawn(["nginx", "-p", str(self.folder), "-c", str(configuration), "-e", "stderr"])
-        self._wait_for("80")
+        self.listens(80)
 
     def kill(self) -> None:
         """End nginx as a crash would: master and workers at once."""
@@ -91,10 +90,3 @@ class WebServer(Host):
         workers = self.run(["pgrep", "-P", str(self.nginx.pid)]).stdout.split()
         self.run(["kill", "-KILL", str(self.nginx.pid), *workers])
         self.nginx.end(signal.SIGKILL)
-
-    def _wait_for(self, port: str, timeout: float = 10.0) -> None:
-        end = time.monotonic() + timeout
-        while not self.run(["ss", "-Hltn", f"sport = :{port}"]).stdout.strip():
-            if time.monotonic() > end:
-                raise CommandError(f"{self.name}: nobody listens on port {port}")
-            time.sleep(0.02)

@@ -1,0 +1,111 @@
+"""One sample of each kind through one way of the road.
+
+    udp          small packets that arrive per second, offered without limit
+    bulk         bits per second that programs read from two TCP streams
+    connections  HTTP requests per second, each on a connection of its own, 32 at a time
+    latency      round trips of a lone datagram every millisecond
+
+Beside the figure stands what it cost, in seconds of CPU for each packet, connection or gigabit: `engine` is what the
+way's processes had, with all that the kernel did in their name (a verdict's system call forwards the packet), `machine`
+is what all CPUs were not idle, sender and servers included.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from bench import share
+from bench.road import COUNTED, ECHO, HTTP, SINK, Road, Way
+from netns import CommandError
+from netns.load import Wrk
+
+SECONDS = 1  # of a sample
+LEAD = 0.25  # seconds of traffic before it
+LONGEST = 20.0  # seconds, should nobody end the sender
+AT_A_TIME = 32
+INTERVAL = 0.001  # seconds between two datagrams
+Sample = dict[str, float]
+
+
+class Cost:
+    """CPU seconds from here on."""
+
+    def __init__(self, way: Way) -> None:
+        self.pids = way.pids
+        self.engine, self.machine = share.spent(self.pids), share.busy()
+
+    def per(self, count: float) -> Sample:
+        engine, machine = share.spent(self.pids) - self.engine, share.busy() - self.machine
+        return {"engine": engine / max(count, 1), "machine": machine / max(count, 1)}
+
+
+def udp(road: Road, way: Way) -> Sample:
+    """The sender has one CPU, the engine the other."""
+    for pid in way.pids:
+        share.take(share.ENGINE, pid)
+    words = [way.device, way.mac, way.client, ",".join(way.targets), str(COUNTED), str(LONGEST)]
+    sender = road.start(road.client, "bench.blast", *words)
+    sender.says("going")
+    time.sleep(LEAD)
+    before, cost = road.arrived(), Cost(way)
+    time.sleep(SECONDS)
+    after = road.arrived()
+    pairs = list(zip(before, after, strict=True))
+    rate = sum((last.packets - first.packets) / (last.time - first.time) for first, last in pairs)
+    blur = max((last.took + first.took) / 2 / (last.time - first.time) for first, last in pairs)
+    spent = cost.per(sum(last.packets - first.packets for first, last in pairs))
+    sender.end()
+    for pid in way.pids:
+        share.roam(pid)
+    sent, seconds = sender.text.split()[1:]
+    return {"figure": rate, "blur": blur, "offered": int(sent) / float(seconds), **spent}
+
+
+def bulk(road: Road, way: Way) -> Sample:
+    source = road.start(road.client, "bench.stream", "source", str(SINK), *way.targets)
+    source.says("going")
+    time.sleep(LEAD)
+    cost, began, before = Cost(way), time.monotonic(), road.swallowed()
+    time.sleep(SECONDS)
+    after, taken = road.swallowed(), time.monotonic() - began
+    spent = cost.per((after - before) * 8 / 1e9)
+    source.end()
+    return {"figure": (after - before) * 8 / taken, **spent}
+
+
+def connections(road: Road, way: Way) -> Sample:
+    cost = Cost(way)
+    each = AT_A_TIME // len(way.targets)
+    urls = [f"http://{target}:{HTTP}/whoami" for target in way.targets]
+    clients = [Wrk(road.client, url, connections=each, seconds=SECONDS, keepalive=False) for url in urls]
+    for client in clients:
+        share.hasten(client.process.pid)
+    counted = [client.figures() for client in clients]
+    for client in clients:
+        client.process.end()
+    spent = cost.per(sum(figures.requests for figures in counted))
+    rate, errors = sum(figures.per_second for figures in counted), sum(figures.errors for figures in counted)
+    return {"figure": rate, "errors": errors, **spent}
+
+
+def latency(road: Road, way: Way) -> Sample:
+    words = [way.targets[0], str(ECHO), str(INTERVAL), str(SECONDS)]
+    asked = road.client.run([sys.executable, "-m", "bench.pingpong", "ask", *words], timeout=LONGEST)
+    answers = json.loads(asked.stdout)
+    trips = [trip for trip in answers if trip is not None]
+    if len(trips) < len(answers) / 2:
+        raise CommandError(f"{way.director.name}: {len(trips)} of {len(answers)} datagrams came back")
+    percentiles = statistics.quantiles(trips, n=100, method="inclusive")
+    return {"figure": percentiles[49], "p99": percentiles[98], "lost": len(answers) - len(trips)}
+
+
+MEASURES: dict[str, Callable[[Road, Way], Sample]] = {
+    "udp": udp,
+    "bulk": bulk,
+    "connections": connections,
+    "latency": latency,
+}

@@ -1,0 +1,83 @@
+"""nfqlb beside its peers: `python -m bench.peers [ROUNDS]`.
+
+Strategy. Rates on a shared machine swing, so what counts are ratios inside a round, in which all ways are measured
+within a minute of each other. The order rotates from round to round; round 0 warms up and is kept in the file but not
+counted; no other round is dropped. Engines that are not at work are stopped (SIGSTOP), so that each has the machine
+alone. A full run takes 15 rounds and writes the page and the plots in docs/bench; with ROUNDS it is a try, which writes
+build/bench only.
+
+Exit code 1 when a median is below its bar.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bench import figures, report, share
+from bench.measures import MEASURES, SECONDS
+from bench.report import Round
+from bench.road import Road
+from bench.ways import PEERS, ways_of
+
+ROUNDS = 15
+
+
+@contextmanager
+def awake(pids: list[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    yield
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def take(road: Road, number: int) -> Round:
+    """One sample of every kind through every way."""
+    taken: Round = {}
+    for measure, sample in MEASURES.items():
+        ways = ways_of(measure)
+        turn = number % len(ways)
+        taken[measure] = {}
+        for name in (*ways[turn:], *ways[:turn]):
+            way = road.ways[name]
+            with awake(way.pids):
+                taken[measure][name] = sample(road, way)
+    return taken
+
+
+def measure(rounds: int) -> list[Round]:
+    """All rounds, the warm-up first."""
+    with Road(*PEERS) as road:
+        for name, peer in PEERS.items():
+            way = road.ways[name]
+            way.pids = peer.start(way)
+            for pid in way.pids:
+                share.hasten(pid)
+                os.kill(pid, signal.SIGSTOP)
+        return [take(road, number) for number in range(rounds + 1)]
+
+
+def main(*words: str) -> int:
+    rounds = int(words[0]) if words else ROUNDS
+    share.hasten()
+    about = figures.circumstances()
+    began = time.monotonic()
+    warm_up, *counted = measure(rounds)
+    took = f"{rounds} rounds of {SECONDS} s a sample, {(time.monotonic() - began) / 60:.0f} minutes"
+    name = "peers-try" if words else "peers"
+    path = figures.keep(name, {"about": about, "took": took, "warm-up": warm_up, "rounds": counted})
+    heading = figures.heading(about, took)
+    lines, good = report.lines(counted)
+    print(heading, *lines, f"all rounds: {path.relative_to(figures.ROOT)}", sep="\n")
+    if not words:
+        report.publish(heading, counted)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""Round trips: `python -m bench.pingpong echo PORT`, `... ask ADDRESS PORT INTERVAL SECONDS`.
+
+A datagram of 18 bytes is asked back every INTERVAL seconds, so that nothing ever waits for the one before. Prints the
+round trips in microseconds as a JSON list; null is one that took more than half a second, or never came.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+
+PATIENCE = 0.5  # seconds
+
+
+def echo(port: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        link.bind(("", int(port)))
+        print("ready", flush=True)
+        while True:
+            link.sendto(*link.recvfrom(64))
+
+
+def ask(address: str, port: str, interval: str, seconds: str) -> None:
+    trips: list[float | None] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        link.settimeout(PATIENCE)
+        link.connect((address, int(port)))
+        for number in range(round(float(seconds) / float(interval))):
+            time.sleep(float(interval))
+            question = number.to_bytes(18)
+            began = time.perf_counter_ns()
+            link.send(question)
+            try:
+                while link.recv(64) != question:
+                    pass
+                trips.append((time.perf_counter_ns() - began) / 1000)
+            except TimeoutError:
+                trips.append(None)
+    print(json.dumps(trips))
+
+
+if __name__ == "__main__":
+    {"echo": echo, "ask": ask}[sys.argv[1]](*sys.argv[2:])

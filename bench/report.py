@@ -1,0 +1,114 @@
+"""Rounds of bench.peers as lines for a terminal, as a page and as plots; docs/bench is written by nothing else."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from bench import figures, plot
+from bench.measures import Sample
+from bench.ways import PEERS, ways_of
+
+Round = dict[str, dict[str, Sample]]  # by measure, by way
+PAGE = figures.ROOT / "docs" / "bench"
+TITLES = {
+    "udp": ("Small UDP packets", "thousand packets per second", 1e-3),
+    "bulk": ("Two TCP streams", "Gbit/s", 1e-9),
+    "connections": ("TCP connections, one HTTP request each", "thousand per second", 1e-3),
+    "latency": ("Round trip of a lone datagram, median", "µs", 1.0),
+}
+BARS = [  # measure, way, its peer, at least so many times as much
+    ("udp", "fast", "plain", 0.5),
+    ("udp", "fast", "callback", 3.0),
+    ("udp", "fast", "percall", 1.7),
+    ("udp", "fast", "accept", 0.85),
+    ("bulk", "fast", "plain", 0.42),
+    ("bulk", "fast", "haproxy2", 1.2),
+]
+CALLBACK_BAR = 55_000.0  # packets per second of a callback that is no straw man
+INTRODUCTION = """# nfqlb beside its peers
+
+Written by `python -m bench.peers` (`make bench`); [bench/README.md](../../bench/README.md) says how the figures are
+taken. Medians of paired ratios inside a round, with their quartiles; every round counts.
+"""
+
+
+def values(rounds: Sequence[Round], measure: str, way: str, key: str = "figure") -> list[float]:
+    return [taken[measure][way][key] for taken in rounds if way in taken[measure]]
+
+
+def ratios(rounds: Sequence[Round], measure: str, way: str, peer: str) -> list[float]:
+    """What a way did in each round, as a multiple of what its peer did in the same."""
+    pairs = zip(values(rounds, measure, way), values(rounds, measure, peer), strict=True)
+    return [mine / other for mine, other in pairs]
+
+
+def added(rounds: Sequence[Round], way: str, key: str) -> list[float]:
+    """Microseconds that a way adds to plain forwarding's round trip."""
+    pairs = zip(values(rounds, "latency", way, key), values(rounds, "latency", "plain", key), strict=True)
+    return [mine - other for mine, other in pairs]
+
+
+def lines(rounds: Sequence[Round]) -> tuple[list[str], bool]:
+    """All figures and bars; whether all bars are met."""
+    found = []
+    for measure, (title, unit, scale) in TITLES.items():
+        found.append((f"{title}, {unit}", True))
+        for way in ways_of(measure):
+            scaled = [scale * value for value in values(rounds, measure, way)]
+            bar = scale * CALLBACK_BAR if (measure, way) == ("udp", "callback") else None
+            found.append(figures.line(f"  {PEERS[way].title}", scaled, ",.1f", bar))
+    found.append(("Ratios", True))
+    for measure, way, peer, bar in BARS:
+        found.append(figures.line(f"  {measure}, {way} / {peer}", ratios(rounds, measure, way, peer), ".2f", bar))
+    return [text for text, _ in found], all(good for _, good in found)
+
+
+def publish(heading: str, rounds: Sequence[Round]) -> None:
+    """Write docs/bench."""
+    PAGE.mkdir(parents=True, exist_ok=True)
+    for measure, (title, unit, scale) in TITLES.items():
+        rows = [(PEERS[way].title, [scale * v for v in values(rounds, measure, way)]) for way in ways_of(measure)]
+        (PAGE / f"{measure}.svg").write_text(plot.bars(f"{title}, {unit}", rows))
+    parts = [INTRODUCTION, heading + "\n", *tables(rounds)]
+    parts += [f"![{title}]({measure}.svg)\n" for measure, (title, _, _) in TITLES.items()]
+    (PAGE / "peers.md").write_text("\n".join(parts))
+
+
+def tables(rounds: Sequence[Round]) -> list[str]:
+    throughput = ["udp", "bulk", "connections"]
+    rates = [["", "UDP kpackets/s", "/ plain", "TCP Gbit/s", "/ plain", "kconnections/s", "/ plain"]]
+    costs = [["", "µs/packet, engine", "machine", "µs/connection, engine", "machine", "added p50, µs", "added p99, µs"]]
+    for way, peer in PEERS.items():
+        rates.append([peer.title])
+        for measure in throughput:
+            if way in ways_of(measure):
+                rates[-1].append(f"{TITLES[measure][2] * statistics.median(values(rounds, measure, way)):,.1f}")
+                rates[-1].append(spread(ratios(rounds, measure, way, "plain"), ".2f"))
+            else:
+                rates[-1] += ["-", "-"]
+        costs.append([peer.title])
+        for measure in ("udp", "connections"):
+            for key in ("engine", "machine"):
+                spent = [1e6 * value for value in values(rounds, measure, way, key)]
+                costs[-1].append(f"{statistics.median(spent):.1f}" if spent else "-")
+        for key in ("figure", "p99"):
+            costs[-1].append(spread(added(rounds, way, key), ".1f") if way in ways_of("latency") else "-")
+    bars = [["", "median", "least", "quartiles", "most", "at least", ""]]
+    for measure, way, other, bar in BARS:
+        found = ratios(rounds, measure, way, other)
+        low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+        name = f"{measure}: {PEERS[way].title} / {PEERS[other].title}"
+        words = [f"{number:.2f}" for number in (middle, min(found), low, high, max(found), bar)]
+        bars.append([name, *words[:2], f"{words[2]} to {words[3]}", *words[4:], "yes" if middle >= bar else "**no**"])
+    return [table(bars), table(rates), table(costs)]
+
+
+def spread(found: Sequence[float], form: str) -> str:
+    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body, ""])

@@ -1,0 +1,66 @@
+"""TCP streams as fast as they go: `python -m bench.stream sink PORT FILE`, `... source PORT ADDRESS ...`.
+
+The sink swallows what comes and keeps the number of bytes that it has read in FILE, so that who measures reads it
+without asking. The source opens one connection to each address and sends until it is ended. Buffers are 256 KiB, the
+kernel is left to choose all else.
+"""
+
+from __future__ import annotations
+
+import mmap
+import selectors
+import socket
+import struct
+import sys
+import threading
+from pathlib import Path
+
+BUFFER = 256 << 10
+COUNT = struct.Struct("=Q")
+
+
+def count(file: Path) -> int:
+    return int(COUNT.unpack(file.read_bytes())[0])
+
+
+def sink(port: str, file: str) -> None:
+    """One thread for all connections: bytes of the count are written by nobody else."""
+    Path(file).write_bytes(bytes(COUNT.size))
+    with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), COUNT.size) as kept:
+        total, buffer, selector = 0, bytearray(BUFFER), selectors.DefaultSelector()
+        server = socket.create_server(("", int(port)), backlog=64)
+        selector.register(server, selectors.EVENT_READ)
+        print("ready", flush=True)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is server:
+                    selector.register(server.accept()[0], selectors.EVENT_READ)
+                    continue
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                try:
+                    got = connection.recv_into(buffer)
+                except OSError:
+                    got = 0
+                if not got:
+                    selector.unregister(connection)
+                    connection.close()
+                total += got
+                COUNT.pack_into(kept, 0, total)
+
+
+def source(port: str, *addresses: str) -> None:
+    def send(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(data)
+
+    data = memoryview(bytes(BUFFER))
+    connections = [socket.create_connection((address, int(port)), 5) for address in addresses]
+    print("going", flush=True)
+    for connection in connections:
+        connection.settimeout(None)
+        threading.Thread(target=send, args=(connection,)).start()
+
+
+if __name__ == "__main__":
+    {"sink": sink, "source": source}[sys.argv[1]](*sys.argv[2:])

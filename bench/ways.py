@@ -1,0 +1,150 @@
+"""The peers: how each of them brings the client's packets to the real servers.
+
+Each function sets up one director of the road and returns the processes that do the work there; the kernel's own ways
+return none. Where a queue is used, both directions go through it, taken at the hooks where nfqlb takes them, by two
+iptables rules: less than nfqlb's own table does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench.road import COUNTED, ECHO, HTTP, SINK, Way
+
+GSO, PLAIN = 7, 8  # queues: TCP, and all else
+NAT = """
+table ip bench {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+        ip daddr {vip} dnat to numgen inc mod {count} map {{ {reals} }}
+    }}
+}}
+"""
+HAPROXY = """
+global
+    nbthread {threads}
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+"""
+PROXIED = """
+listen port-{port}
+    bind {vip}:{port}
+    balance roundrobin
+    {servers}
+"""
+
+
+def plain(way: Way) -> list[int]:
+    """The client addresses the real servers, the director's kernel forwards."""
+    way.targets = way.reals
+    return []
+
+
+def nft(way: Way) -> list[int]:
+    """DNAT in turn for each new connection, by the kernel's connection tracking."""
+    reals = ", ".join(f"{number} : {real}" for number, real in enumerate(way.reals))
+    way.director.run(["nft", "-f", "-"], stdin=NAT.format(vip=way.vip, count=len(way.reals), reals=reals))
+    return []
+
+
+def haproxy(threads: int) -> Callable[[Way], list[int]]:
+    """HAProxy in TCP mode: two connections, one to the client and one to a real server."""
+
+    def start(way: Way) -> list[int]:
+        path = way.director.folder / "haproxy.cfg"
+        text = HAPROXY.format(threads=threads)
+        for port in (HTTP, SINK):
+            servers = "\n    ".join(f"server s{number} {real}:{port}" for number, real in enumerate(way.reals))
+            text += PROXIED.format(port=port, vip=way.vip, servers=servers)
+        path.write_text(text)
+        process = way.director.spawn(["haproxy", "-db", "-f", str(path)])
+        way.director.listens(HTTP)
+        return [process.pid]
+
+    return start
+
+
+def callback(way: Way) -> list[int]:
+    """netfilterqueue with a callback in plain Python (bench/callback.py)."""
+    divert(way, PLAIN, PLAIN)
+    return [engine(way, "bench.callback", str(PLAIN), way.vip, *way.reals)]
+
+
+def percall(way: Way) -> list[int]:
+    """netfilterqueue with a compiled callback that is nfqlb's data path (bench/loops.pyx)."""
+    divert(way, PLAIN, PLAIN)
+    return [engine(way, "bench.engine", "percall", str(PLAIN), way.vip, *way.reals)]
+
+
+def loop(kind: str) -> Callable[[Way], list[int]]:
+    """Plain forwarding, every packet taken on the way by a batch loop that does nothing (bench/loops.pyx)."""
+
+    def start(way: Way) -> list[int]:
+        way.targets = way.reals
+        divert(way, GSO, PLAIN)
+        return [engine(way, "bench.engine", kind, str(GSO), str(PLAIN))]
+
+    return start
+
+
+def nfqlb(kind: str) -> Callable[[Way], list[int]]:
+    """nfqlb itself, its services set up as an operator would."""
+
+    def start(way: Way) -> list[int]:
+        services = [f"{COUNTED}/udp", f"{ECHO}/udp", f"{HTTP}/tcp", f"{SINK}/tcp"]
+        words = [word for service in services for word in ("--vip", f"{way.vip}:{service}")]
+        words += [word for real in way.reals for word in ("--real", real)]
+        holder = way.director.nfqlb("--engine", kind, "--mode", "nat", "--scheduler", "rr", *words)
+        return [holder.pid, way.director.director_pid()]
+
+    return start
+
+
+def divert(way: Way, tcp: int, udp: int) -> None:
+    """What clients send, and what real servers answer, into queues; packets wait there until an engine comes."""
+    places = [["PREROUTING", "-i", "uplink", "-d", target] for target in set(way.targets)]
+    places += [["FORWARD", "-o", "uplink", "-s", real] for real in way.reals]
+    for place in places:
+        for protocol, queue in (("tcp", tcp), ("udp", udp)):
+            rule = [*place, "-p", protocol, "-j", "NFQUEUE", "--queue-num", str(queue)]
+            way.director.run(["iptables", "-t", "mangle", "-A", *rule])
+
+
+def engine(way: Way, module: str, *words: str) -> int:
+    process = way.director.spawn([sys.executable, "-m", module, *words])
+    process.says("ready")
+    return process.pid
+
+
+class Peer(NamedTuple):
+    """`unfit`: the protocol that it cannot bring through."""
+
+    title: str
+    start: Callable[[Way], list[int]]
+    unfit: str = ""
+
+
+PEERS = {
+    "plain": Peer("plain forwarding", plain),
+    "nft": Peer("nftables DNAT", nft),
+    "haproxy1": Peer("HAProxy, 1 thread", haproxy(1), "udp"),
+    "haproxy2": Peer("HAProxy, 2 threads", haproxy(2), "udp"),
+    "callback": Peer("netfilterqueue, Python callback", callback),
+    "percall": Peer("netfilterqueue, Cython callback", percall),
+    "accept": Peer("batch loop that accepts", loop("accept")),
+    # TCP would need the checksums that the kernel leaves to the card, and so no longer come as they came
+    "return": Peer("batch loop that hands back", loop("return"), "tcp"),
+    "reference": Peer("nfqlb, reference engine", nfqlb("reference")),
+    "fast": Peer("nfqlb, fast engine", nfqlb("fast")),
+}
+
+
+def ways_of(measure: str) -> list[str]:
+    """The peers that a measure fits."""
+    protocol = "udp" if measure in ("udp", "latency") else "tcp"
+    return [name for name, peer in PEERS.items() if peer.unfit != protocol]
