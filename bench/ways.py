@@ -92,14 +92,16 @@ def loop(kind: str) -> Callable[[Way], list[int]]:
     return start
 
 
-def nfqlb(kind: str) -> Callable[[Way], list[int]]:
+def nfqlb(kind: str, workers: int = 1) -> Callable[[Way], list[int]]:
     """nfqlb itself, its services set up as an operator would."""
 
     def start(way: Way) -> list[int]:
         services = [f"{COUNTED}/udp", f"{ECHO}/udp", f"{HTTP}/tcp", f"{SINK}/tcp"]
         words = [word for service in services for word in ("--vip", f"{way.vip}:{service}")]
         words += [word for real in way.reals for word in ("--real", real)]
-        holder = way.director.nfqlb("--engine", kind, "--mode", "nat", "--scheduler", "rr", *words)
+        holder = way.director.nfqlb(
+            "--engine", kind, "--workers", str(workers), "--mode", "nat", "--scheduler", "rr", *words
+        )
         return [holder.pid, way.director.director_pid()]
 
     return start
@@ -141,6 +143,7 @@ PEERS = {
     "return": Peer("batch loop that hands back", loop("return"), "tcp"),
     "reference": Peer("nfqlb, reference engine", nfqlb("reference")),
     "fast": Peer("nfqlb, fast engine", nfqlb("fast")),
+    "fast2": Peer("nfqlb, fast engine, 2 workers", nfqlb("fast", 2)),
 }
 
 
