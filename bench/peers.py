@@ -50,7 +50,7 @@ def take(road: Road, number: int) -> Round:
     return taken
 
 
-def measure(rounds: int) -> list[Round]:
+def measure(rounds: int) -> Iterator[Round]:
     """All rounds, the warm-up first."""
     with Road(*PEERS) as road:
         for name, peer in PEERS.items():
@@ -59,7 +59,8 @@ def measure(rounds: int) -> list[Round]:
             for pid in way.pids:
                 share.hasten(pid)
                 os.kill(pid, signal.SIGSTOP)
-        return [take(road, number) for number in range(rounds + 1)]
+        for number in range(rounds + 1):
+            yield take(road, number)
 
 
 def main(*words: str) -> int:
@@ -67,15 +68,18 @@ def main(*words: str) -> int:
     share.hasten()
     about = figures.circumstances()
     began = time.monotonic()
-    warm_up, *counted = measure(rounds)
-    took = f"{rounds} rounds of {SECONDS} s a sample, {(time.monotonic() - began) / 60:.0f} minutes"
-    name = "peers-try" if words else "peers"
-    path = figures.keep(name, {"about": about, "took": took, "warm-up": warm_up, "rounds": counted})
-    heading = figures.heading(about, took)
-    lines, good = report.lines(counted)
+    taken: list[Round] = []
+    for one in measure(rounds):
+        taken.append(one)
+        minutes = (time.monotonic() - began) / 60
+        kept = {"about": about, "minutes": minutes, "warm-up": taken[0], "rounds": taken[1:]}
+        path = figures.keep("peers-try" if words else "peers", kept)
+        print(f"round {len(taken) - 1} of {rounds}, {minutes:.1f} minutes", file=sys.stderr, flush=True)
+    heading = figures.heading(about, f"{rounds} rounds of {SECONDS} s a sample, {minutes:.0f} minutes")
+    lines, good = report.lines(taken[1:])
     print(heading, *lines, f"all rounds: {path.relative_to(figures.ROOT)}", sep="\n")
     if not words:
-        report.publish(heading, counted)
+        report.publish(heading, taken[1:])
     return 0 if good else 1
 
 

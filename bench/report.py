@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench import figures, plot
 from bench.measures import Sample
@@ -68,18 +69,21 @@ def lines(rounds: Sequence[Round]) -> tuple[list[str], bool]:
     found.append(("Ratios", True))
     for measure, way, peer, bar in BARS:
         found.append(figures.line(f"  {measure}, {way} / {peer}", ratios(rounds, measure, way, peer), ".2f", bar))
+    for measure, key in (("connections", "errors"), ("latency", "lost")):
+        totals = {PEERS[way].title: sum(values(rounds, measure, way, key)) for way in ways_of(measure)}
+        found += [(f"  {title}: {total:.0f} {key} in {measure}", True) for title, total in totals.items() if total]
     return [text for text, _ in found], all(good for _, good in found)
 
 
-def publish(heading: str, rounds: Sequence[Round]) -> None:
-    """Write docs/bench."""
-    PAGE.mkdir(parents=True, exist_ok=True)
+def publish(heading: str, rounds: Sequence[Round], folder: Path = PAGE) -> None:
+    """Write the page and its plots."""
+    folder.mkdir(parents=True, exist_ok=True)
     for measure, (title, unit, scale) in TITLES.items():
         rows = [(PEERS[way].title, [scale * v for v in values(rounds, measure, way)]) for way in ways_of(measure)]
-        (PAGE / f"{measure}.svg").write_text(plot.bars(f"{title}, {unit}", rows))
+        (folder / f"{measure}.svg").write_text(plot.bars(f"{title}, {unit}", rows))
     parts = [INTRODUCTION, heading + "\n", *tables(rounds)]
     parts += [f"![{title}]({measure}.svg)\n" for measure, (title, _, _) in TITLES.items()]
-    (PAGE / "peers.md").write_text("\n".join(parts))
+    (folder / "peers.md").write_text("\n".join(parts))
 
 
 def tables(rounds: Sequence[Round]) -> list[str]:

@@ -108,7 +108,7 @@ def nfqlb(kind: str, workers: int = 1) -> Callable[[Way], list[int]]:
 
 
 def divert(way: Way, tcp: int, udp: int) -> None:
-    """What clients send, and what real servers answer, into queues; packets wait there until an engine comes."""
+    """What clients send, and what real servers answer, into queues; nothing passes before an engine listens."""
     places = [["PREROUTING", "-i", "uplink", "-d", target] for target in set(way.targets)]
     places += [["FORWARD", "-o", "uplink", "-s", real] for real in way.reals]
     for place in places:

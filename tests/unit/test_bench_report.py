@@ -1,0 +1,60 @@
+"""What bench.peers says of its rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import report
+from bench.measures import MEASURES
+from bench.report import Round
+from bench.ways import ways_of
+
+COSTS = {"engine": 3e-6, "machine": 6e-6, "p99": 50.0, "errors": 0, "lost": 0}
+
+
+@pytest.fixture
+def rounds() -> list[Round]:
+    """Three in which all ways do the same, but the fast engine four times as much."""
+    return [
+        {
+            measure: {way: {"figure": speed * (4 if way == "fast" else 1), **COSTS} for way in ways_of(measure)}
+            for measure in MEASURES
+        }
+        for speed in (60_000.0, 90_000.0, 80_000.0)
+    ]
+
+
+def test_all_bars_met(rounds: list[Round]) -> None:
+    _, good = report.lines(rounds)
+    assert good
+
+
+def test_a_median_below_its_bar_is_said_and_counts(rounds: list[Round]) -> None:
+    for taken in rounds[:2]:
+        taken["bulk"]["haproxy2"]["figure"] *= 4
+    lines, good = report.lines(rounds)
+    assert not good
+    assert [line.split()[:4] for line in lines if line.endswith("NO")] == [["bulk,", "fast", "/", "haproxy2"]]
+
+
+def test_ratios_are_taken_inside_a_round(rounds: list[Round]) -> None:
+    assert report.ratios(rounds, "udp", "fast", "plain") == [4.0, 4.0, 4.0]
+
+
+def test_failed_connections_are_said(rounds: list[Round]) -> None:
+    rounds[1]["connections"]["nft"]["errors"] = 2
+    assert report.lines(rounds)[0][-1] == "  nftables DNAT: 2 errors in connections"
+
+
+def test_the_page_has_every_way_and_its_plots_are_xml(rounds: list[Round], tmp_path: Path) -> None:
+    report.publish("heading", rounds, tmp_path)
+    page = (tmp_path / "peers.md").read_text()
+    assert "| HAProxy, 1 thread | - | - | 0.0 | 1.00 (1.00 to 1.00) |" in page
+    assert "| nfqlb, fast engine | 320.0 | 4.00 (4.00 to 4.00) |" in page
+    for plot in tmp_path.glob("*.svg"):
+        assert f"]({plot.name})" in page
+        bars = [element for element in ElementTree.parse(plot).iter() if element.get("class") in ("bar", "ours")]
+        assert len(bars) == len(ways_of(plot.stem))
