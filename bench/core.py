@@ -129,6 +129,7 @@ def ending() -> tuple[float, float, int]:
 
 
 def main() -> int:
+    share.alone()
     share.take(share.ENGINE)
     about = figures.circumstances()
     print(figures.heading(about, f"{ROUNDS} rounds of {PACKETS:,} packets, median (spread)"), flush=True)

@@ -65,7 +65,7 @@ def measure(rounds: int) -> Iterator[Round]:
 
 def main(*words: str) -> int:
     rounds = int(words[0]) if words else ROUNDS
-    share.hasten()
+    share.alone()
     about = figures.circumstances()
     began = time.monotonic()
     taken: list[Round] = []

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
 SENDER, ENGINE = 0, 1
 FIRST = -20  # nice
+
+
+def alone() -> None:
+    """Go on in a session of our own, whose place before other programs is not its shell's as well (sched(7), the
+    autogroup feature); who started us waits, and hands on what would end us.
+    """
+    child = os.fork()
+    if child:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: os.kill(child, signal.SIGINT))
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+    os.setsid()
+    hasten()
 
 
 def take(cpu: int, pid: int | None = None) -> None:
