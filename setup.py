@@ -26,11 +26,7 @@ WAYS = {
     "release": (["-O3"], [], {}),  # asserts stay: all of ours run at import
     "debug": (["-O0", "-g3"], [("CYTHON_TRACE_NOGIL", "1")], {"linetrace": True}),
     "sanitize": (["-O1", "-g", *SANITIZERS], [], {}),
-    "fuzz": (
-        ["-O1", "-g", *SANITIZERS, "-fsanitize=fuzzer-no-link", f"-fsanitize-coverage-allowlist={COVERED}"],
-        [],
-        {},
-    ),
+    "fuzz": (["-O1", "-g", *SANITIZERS, *COVERAGE], [], {}),
     "none": ([], [], {}),
 }
 WARNINGS = [
@@ -62,6 +58,7 @@ way = os.environ.get("NFQLB_BUILD", "release")
 if way not in WAYS:
     raise SystemExit(f"NFQLB_BUILD={way!r}: use one of {', '.join(WAYS)}")
 flags, macros, further = WAYS[way]
+link = [flag for flag in flags if flag.startswith("-fsanitize")]
 how = {
     "define_macros": macros,
     "extra_compile_args": flags + WARNINGS,
