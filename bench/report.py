@@ -25,6 +25,8 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("udp", "fast", "accept", 0.85),
     ("bulk", "fast", "plain", 0.42),
     ("bulk", "fast", "haproxy2", 1.2),
+    ("udp", "dr", "plain", 0.5),
+    ("udp", "tun", "plain", 0.45),
     # what the ceiling reaches, and as many threads as HAProxy has: no bars
     ("udp", "accept", "callback", None),
     ("udp", "accept", "percall", None),

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench import share, stream
@@ -38,8 +39,8 @@ class Reading(NamedTuple):
 class Way:
     """One director: its namespace, its addresses, where clients send to, and the processes that do the work."""
 
-    def __init__(self, number: int, director: Director) -> None:
-        self.number, self.director = number, director
+    def __init__(self, number: int, director: Director, servers: Sequence[Host]) -> None:
+        self.number, self.director, self.servers = number, director, servers
         director.instance += f"-{number}"  # several are nfqlb
         self.device, self.client, self.vip = f"to-{director.name}", f"10.1.{number}.2", f"10.1.{number}.100"
         self.reals = [f"10.2.{number * 10 + server}.2" for server in SERVERS]
@@ -57,7 +58,9 @@ class Road(Machines):
         self.client = Host(tag, "c", folder)
         pages = Storage(tag, "pages", folder)  # its folder alone
         self.servers = [WebServer(tag, f"s{number}", folder, pages) for number in SERVERS]
-        self.ways = {name: Way(number, Director(tag, name, folder)) for number, name in enumerate(ways, 1)}
+        self.ways = {
+            name: Way(number, Director(tag, name, folder), self.servers) for number, name in enumerate(ways, 1)
+        }
         self.hosts = [self.client, *self.servers, *(way.director for way in self.ways.values())]
 
     def build(self) -> None:
@@ -86,6 +89,7 @@ class Road(Machines):
             self._cable(director, f"to-s{number}", gateway, server, f"from-{director.name}", address)
             server.ip(f"route add {way.client}/32 via {gateway}")
             self.client.ip(f"route add {address}/32 via 10.1.{way.number}.1")
+        self.client.ip(f"route add {way.vip}/32 via 10.1.{way.number}.1")
         way.mac = director.run(["cat", "/sys/class/net/uplink/address"]).stdout.strip()
 
     def _cable(self, a: Host, device: str, address: str, b: Host, peer: str, other: str) -> None:

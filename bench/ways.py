@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bench.road import COUNTED, ECHO, HTTP, SINK, Way
+from netns import Host
+from netns.director import NFQLB
 
 GSO, PLAIN = 7, 8  # queues: TCP, and all else
 NAT = """
@@ -92,19 +94,30 @@ def loop(kind: str) -> Callable[[Way], list[int]]:
     return start
 
 
-def nfqlb(kind: str, workers: int = 1) -> Callable[[Way], list[int]]:
-    """nfqlb itself, its services set up as an operator would."""
+def nfqlb(kind: str, workers: int = 1, mode: str = "nat") -> Callable[[Way], list[int]]:
+    """nfqlb itself, its services and real servers set up as an operator would.
+
+    Answers of dr and tun pass the director's kernel here, on the only way there is; so the VIP is not its address.
+    """
 
     def start(way: Way) -> list[int]:
+        if mode != "nat":
+            way.director.ip(f"address delete {way.vip}/32 dev uplink")
+            for server in way.servers:
+                server.run([NFQLB, "real-server", "setup", "--mode", mode, "--vip", way.vip], env=own(server))
         services = [f"{COUNTED}/udp", f"{ECHO}/udp", f"{HTTP}/tcp", f"{SINK}/tcp"]
         words = [word for service in services for word in ("--vip", f"{way.vip}:{service}")]
         words += [word for real in way.reals for word in ("--real", real)]
         holder = way.director.nfqlb(
-            "--engine", kind, "--workers", str(workers), "--mode", "nat", "--scheduler", "rr", *words
+            "--engine", kind, "--workers", str(workers), "--mode", mode, "--scheduler", "rr", *words
         )
         return [holder.pid, way.director.director_pid()]
 
     return start
+
+
+def own(server: Host) -> dict[str, str]:
+    return {"NFQLB_RUN_DIR": str(server.folder)}
 
 
 def divert(way: Way, tcp: int, udp: int) -> None:
@@ -144,6 +157,8 @@ PEERS = {
     "reference": Peer("nfqlb, reference engine", nfqlb("reference")),
     "fast": Peer("nfqlb, fast engine", nfqlb("fast")),
     "fast2": Peer("nfqlb, fast engine, 2 workers", nfqlb("fast", 2)),
+    "dr": Peer("nfqlb, direct routing", nfqlb("fast", mode="dr")),
+    "tun": Peer("nfqlb, tunnelling", nfqlb("fast", mode="tun")),
 }
 
 

@@ -143,8 +143,15 @@ cdef enum:
 cdef struct frame_t:
     virtio_net_hdr offload
     uint8_t front[ETHERNET + OUTER]      # link-layer header and a tunnel's; follows the virtio header without a gap
+    uint8_t header[LONGEST_HEADER]       # of a packet that is a part of another one
     sockaddr_ll to
     iovec parts[3]
+
+
+cdef struct shipment_t:                  # frames that go out with one system call
+    int count
+    frame_t frames[BATCH]
+    mmsghdr messages[BATCH]
 
 
 cdef class Transmitter:
@@ -182,63 +189,71 @@ cdef class Transmitter:
 # -- frames to real servers -------------------------------------------------------------------------------------------
 
 cdef void send_frames(Transmitter transmitter, packet_t* packets, int count) noexcept nogil:
-    """Send the packets of a batch whose verdict is TRANSMIT."""
-    cdef frame_t frames[BATCH]
-    cdef mmsghdr messages[BATCH]
+    """Send the packets of a batch whose verdict is TRANSMIT, in order."""
+    cdef shipment_t shipment
     cdef packet_t* packet
-    cdef int ready = 0
+    cdef frame_t* frame
     cdef int i
+    shipment.count = 0
     for i in range(count):
         packet = &packets[i]
         if packet.verdict != TRANSMIT:
             continue
         if is_bulk(packet) and packet.outer_length:
-            send_segments(transmitter, packet)
-            continue
-        if packet.length > packet.hop.mtu and not is_bulk(packet):
-            send_fragments(transmitter, packet)
-            continue
-        wrap(&frames[ready], packet, packet.length)
-        offload(&frames[ready].offload, packet)
-        frames[ready].parts[1].iov_base = packet.data
-        frames[ready].parts[1].iov_len = packet.length
-        point(&messages[ready], &frames[ready], 2)
-        ready += 1
-    if ready:
-        send_messages(transmitter, messages, ready)
+            send_segments(transmitter, &shipment, packet)
+        elif packet.length > packet.hop.mtu and not is_bulk(packet):
+            send_fragments(transmitter, &shipment, packet)
+        else:
+            frame = next_frame(transmitter, &shipment, packet, packet.length, 2)
+            offload(&frame.offload, packet)
+            frame.parts[1].iov_base = packet.data
+            frame.parts[1].iov_len = packet.length
+    ship(transmitter, &shipment)
 
 
-cdef void send_messages(Transmitter transmitter, mmsghdr* messages, int count) noexcept nogil:
-    """Send them in order; one that the kernel refuses is lost, the next is tried."""
+cdef void ship(Transmitter transmitter, shipment_t* shipment) noexcept nogil:
+    """Send what there is; a frame that the kernel refuses is lost, the next is tried."""
     cdef int done = 0
     cdef int sent
-    while done < count:
-        sent = sendmmsg(transmitter.link, messages + done, count - done, MSG_DONTWAIT)
+    while done < shipment.count:
+        sent = sendmmsg(transmitter.link, shipment.messages + done, shipment.count - done, MSG_DONTWAIT)
         if sent > 0:
             done += sent
         elif errno != EINTR:
             transmitter.lost += 1
             done += 1
+    shipment.count = 0
 
 
-cdef inline void point(mmsghdr* message, frame_t* frame, int parts) noexcept nogil:
-    memset(message, 0, sizeof(mmsghdr))
-    message.msg_hdr.msg_name = &frame.to
-    message.msg_hdr.msg_namelen = sizeof(sockaddr_ll)
-    message.msg_hdr.msg_iov = frame.parts
-    message.msg_hdr.msg_iovlen = parts
+cdef frame_t* next_frame(Transmitter transmitter, shipment_t* shipment, const packet_t* packet, uint32_t length,
+                         int parts) noexcept nogil:
+    """A frame of so many parts, the first of which is there: where it goes, and what stands in front of an IP packet of
+    that length, the whole of `packet` or a part.
+    """
+    cdef frame_t* frame
+    cdef msghdr* message
+    if shipment.count == BATCH:
+        ship(transmitter, shipment)
+    frame = &shipment.frames[shipment.count]
+    message = &shipment.messages[shipment.count].msg_hdr
+    shipment.count += 1
+    memset(message, 0, sizeof(msghdr))
+    message.msg_name = &frame.to
+    message.msg_namelen = sizeof(sockaddr_ll)
+    message.msg_iov = frame.parts
+    message.msg_iovlen = parts
+    wrap(frame, packet, length)
+    return frame
 
 
 cdef void wrap(frame_t* frame, const packet_t* packet, uint32_t length) noexcept nogil:
-    """Where the frame goes, and what stands in front of an IP packet of that length, which need not be the whole."""
     cdef uint8_t* front = frame.front
     cdef uint16_t kind = htons(ETH_P_IP if packet.version == 4 else ETH_P_IPV6)
-    memset(frame, 0, sizeof(frame_t))
+    memset(&frame.offload, 0, sizeof(virtio_net_hdr))
+    memset(&frame.to, 0, sizeof(sockaddr_ll))
     frame.to.sll_family = AF_PACKET
     frame.to.sll_protocol = kind
     frame.to.sll_ifindex = packet.hop.interface
-    frame.parts[0].iov_base = &frame.offload
-    frame.parts[0].iov_len = sizeof(virtio_net_hdr)
     if packet.hop.ethernet:
         frame.to.sll_halen = 6
         memcpy(frame.to.sll_addr, packet.hop.destination, 6)
@@ -251,7 +266,8 @@ cdef void wrap(frame_t* frame, const packet_t* packet, uint32_t length) noexcept
         if length != packet.length:
             measure_outer(packet, front, length)
         front += packet.outer_length
-    frame.parts[0].iov_len += front - frame.front
+    frame.parts[0].iov_base = &frame.offload
+    frame.parts[0].iov_len = sizeof(virtio_net_hdr) + (front - frame.front)
 
 
 cdef void offload(virtio_net_hdr* header, packet_t* packet) noexcept nogil:
@@ -281,12 +297,11 @@ cdef void offload(virtio_net_hdr* header, packet_t* packet) noexcept nogil:
         set_raw16(at + TCP_CHECKSUM, fold(pseudo + htons(TCP)))
 
 
-# -- fragments --------------------------------------------------------------------------------------------------------
+# -- packets in parts -------------------------------------------------------------------------------------------------
 
-cdef void send_fragments(Transmitter transmitter, packet_t* packet) noexcept nogil:
+cdef void send_fragments(Transmitter transmitter, shipment_t* shipment, packet_t* packet) noexcept nogil:
     """Cut a packet that is longer than the next MTU (RFC 791, 3.2; RFC 8200, 4.5)."""
-    cdef uint8_t header[LONGEST_HEADER]
-    cdef frame_t frame
+    cdef frame_t* frame
     cdef uint32_t front = header_length(packet)
     cdef uint32_t whole = packet.length - front
     cdef uint32_t extra = 0 if packet.version == 4 else FRAGMENT_HEADER
@@ -301,33 +316,30 @@ cdef void send_fragments(Transmitter transmitter, packet_t* packet) noexcept nog
     transmitter.identification += 1
     while at < whole:
         piece = min(size, whole - at)
-        memcpy(header, packet.data, front)
+        frame = next_part(transmitter, shipment, packet, front, extra, at, piece)
         if packet.version == 4:
-            put_offset4(header, front, at, piece, at + piece < whole)
+            put_offset4(frame.header, front, at, piece, at + piece < whole)
         else:
-            put_offset6(header, front, at, piece, at + piece < whole, packet.protocol, transmitter.identification)
-        wrap(&frame, packet, front + extra + piece)
-        send_piece(transmitter, &frame, header, front + extra, packet.data + front + at, piece)
+            put_offset6(
+                frame.header, front, at, piece, at + piece < whole, packet.protocol, transmitter.identification)
         at += piece
 
 
-cdef void send_piece(Transmitter transmitter, frame_t* frame, uint8_t* header, uint32_t front, uint8_t* data,
-                     uint32_t length) noexcept nogil:
-    """A frame whose packet has a header of its own and a part of another one's payload."""
-    cdef mmsghdr message
-    frame.parts[1].iov_base = header
-    frame.parts[1].iov_len = front
-    frame.parts[2].iov_base = data
+cdef frame_t* next_part(Transmitter transmitter, shipment_t* shipment, const packet_t* packet, uint32_t front,
+                        uint32_t extra, uint32_t at, uint32_t length) noexcept nogil:
+    """A frame with a copy of the packet's first `front` bytes, room for `extra`, and its payload from `at` on."""
+    cdef frame_t* frame = next_frame(transmitter, shipment, packet, front + extra + length, 3)
+    memcpy(frame.header, packet.data, front)
+    frame.parts[1].iov_base = frame.header
+    frame.parts[1].iov_len = front + extra
+    frame.parts[2].iov_base = packet.data + front + at
     frame.parts[2].iov_len = length
-    point(&message, frame, 3)
-    send_messages(transmitter, &message, 1)
+    return frame
 
 
-cdef void send_segments(Transmitter transmitter, const packet_t* packet) noexcept nogil:
+cdef void send_segments(Transmitter transmitter, shipment_t* shipment, const packet_t* packet) noexcept nogil:
     """Cut a TCP super-packet for a tunnel, which no card does (net/ipv4/tcp_offload.c, tcp_gso_segment)."""
-    cdef uint8_t header[LONGEST_HEADER]
-    cdef frame_t frame
-    cdef uint8_t* tcp = header + packet.transport
+    cdef uint8_t* tcp
     cdef uint32_t front = packet.transport + (packet.data[packet.transport + TCP_OFFSET] >> 4) * 4
     cdef uint32_t whole = packet.length - front
     cdef uint32_t size = packet.hop.mtu - front
@@ -340,8 +352,8 @@ cdef void send_segments(Transmitter transmitter, const packet_t* packet) noexcep
         return
     while at < whole or at == 0:
         piece = min(size, whole - at)
-        memcpy(header, packet.data, front)
-        measure(header, packet, front + piece, number)
+        tcp = next_part(transmitter, shipment, packet, front, 0, at, piece).header + packet.transport
+        measure(tcp - packet.transport, packet, front + piece, number)
         set32(tcp + TCP_SEQUENCE, get32(tcp + TCP_SEQUENCE) + at)
         if at:
             tcp[TCP_FLAGS] &= ~<uint8_t>CWR
@@ -351,8 +363,6 @@ cdef void send_segments(Transmitter transmitter, const packet_t* packet) noexcep
         total = add_address(add_address(htonl(front - packet.transport + piece), &packet.source), &packet.destination)
         total = add_bytes(total + htons(TCP), tcp, front - packet.transport)
         set_raw16(tcp + TCP_CHECKSUM, <uint16_t>~fold(add_bytes(total, packet.data + front + at, piece)))
-        wrap(&frame, packet, front + piece)
-        send_piece(transmitter, &frame, header, front, packet.data + front + at, piece)
         at += max(piece, <uint32_t>1)
         number += 1
 
