@@ -20,7 +20,7 @@ from nfqlb.testing import endpoint, tcp
 from tests.core.lab import CLIENT, REAL, VIP, Lab
 
 lab = Lab(capacity=64)
-lab.datapath.publish(Snapshot([Service(6, *endpoint(VIP), "lc", [(1024, *endpoint(REAL), 1)])]))
+lab.datapath.publish(Snapshot([Service(6, *endpoint(VIP), "lc", [(1024, *endpoint(REAL), 1, "nat")])]))
 lab.send(tcp(CLIENT, VIP))
 """
 

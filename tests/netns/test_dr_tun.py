@@ -220,7 +220,8 @@ def test_the_director_may_be_a_real_server(make_net: Callable[..., Net], how: Ho
 def test_weights_are_changed_and_servers_added_while_packets_flow(make_net: Callable[..., Net], mode: str) -> None:
     net = make_net(servers=3, mode=mode)
     first, second, third = (f"{server.v4}:80" for server in net.servers)
-    net.director.nfqlb("--mode", net.mode, "--vip", net.service(), "--real", first, "--real", second)
+    reals = ["--real", first, "--real", second]
+    net.director.nfqlb("--mode", net.mode, "--vip", net.service(), *reals, "--scheduler", "rr")
     wrk = load.Wrk(net.client, net.url(), connections=20, seconds=3, keepalive=False)
     net.director.cli("real", "add", net.service(), third)
     net.director.cli("real", "edit", net.service(), first, "--weight", "0")
