@@ -64,7 +64,7 @@ def measure(rounds: int) -> Iterator[Round]:
 
 
 def main(*words: str) -> int:
-    rounds = int(words[0]) if words else ROUNDS
+    rounds = max(2, int(words[0])) if words else ROUNDS  # one has no spread
     share.alone()
     about = figures.circumstances()
     began = time.monotonic()
