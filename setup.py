@@ -16,6 +16,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from Cython.Compiler import Options
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 COVERED = "tests/fuzz/covered.txt"
 COVERAGE = ["-fsanitize=fuzzer-no-link", f"-fsanitize-coverage-allowlist={COVERED}"]
@@ -66,12 +67,21 @@ how = {
     "depends": ["setup.py", COVERED],  # the flags
 }
 
+
+class BuildExt(build_ext):
+    def finalize_options(self):
+        # not in pyproject.toml: an editable installation of more than src costs every start a search in Python
+        self.distribution.package_dir["bench"] = "bench"
+        super().finalize_options()
+
+
 Options.warning_errors = True
 sources = sorted(Path("ext/nfqlb/_core").glob("*.pyx")) if way != "none" else []
 extensions = [Extension(f"nfqlb._core.{source.stem}", [str(source)], **how) for source in sources]
 if sources and "--inplace" in sys.argv:
     extensions.append(Extension("bench.loops", ["bench/loops.pyx"], libraries=["netfilter_queue"], **how))
 setup(
+    cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
         extensions,
         include_path=["ext"],
