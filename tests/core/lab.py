@@ -97,8 +97,8 @@ class Lab:
     def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS, policy: Policy = KIND) -> None:
         """Publish exactly these services."""
         self._compiled = {(v.protocol, v.vip): (v, self._compile(v)) for v in virtuals}
-        services = [service for _, service in self._compiled.values()]
-        self.datapath.publish(Snapshot(services, *timeouts, **policy._asdict()))
+        self.services = [service for _, service in self._compiled.values()]
+        self.datapath.publish(Snapshot(self.services, *timeouts, **policy._asdict()))
 
     def send(self, packet: bytes, *, hook: int = PREROUTING, flags: int = 0, worker: int = 0) -> Result:
         return self.workers[worker].process(packet, self.clock(), hook=hook, flags=flags)

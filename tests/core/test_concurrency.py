@@ -174,6 +174,16 @@ def test_four_workers_share_out_new_connections_exactly(scheduler: str) -> None:
     assert lab.table.used == 1200
 
 
+def test_a_worker_alone_never_waits() -> None:
+    lab = Lab(Virtual(VIP, {REAL: 1, OTHER: 1}, "wrr"), capacity=64)
+    for client in clients(200):
+        lab.open(client)
+        lab.clock.advance(20)
+    assert lab.table.expired > 0
+    assert lab.table.waited == {"bucket": 0, "free list": 0, "wheel": 0}
+    assert [service.waited for service in lab.services] == [0]
+
+
 def test_one_syn_at_all_workers_makes_one_connection() -> None:
     lab = Lab(Virtual(VIP, {REAL: 1, OTHER: 1}), capacity=2 * SYNS, workers=4)
     packets = [tcp(client, VIP) for client in clients(SYNS)]

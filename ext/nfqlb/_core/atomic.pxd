@@ -33,18 +33,29 @@ cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
 
-cdef inline void lock(uint32_t* word) noexcept nogil:
-    """Take a spin lock (0 free, 1 held). Held for a few dozen instructions only; yields when its holder was
-    preempted.
-    """
+cdef struct lock_t:              # a spin lock; zeroed it is free
+    uint32_t held
+    uint32_t waited              # times that it was found held, wraps; written under the lock
+
+
+cdef inline void wait_for(lock_t* one) noexcept nogil:
     cdef int spins = 0
-    while swap32(word, 1, ACQUIRE) != 0:
-        while load32(word, RELAXED) != 0:
+    while True:
+        while load32(&one.held, RELAXED) != 0:
             spins += 1
             if spins > 100:
                 sched_yield()
                 spins = 0
+        if swap32(&one.held, 1, ACQUIRE) == 0:
+            one.waited += 1
+            return
 
 
-cdef inline void unlock(uint32_t* word) noexcept nogil:
-    store32(word, 0, RELEASE)
+cdef inline void lock(lock_t* one) noexcept nogil:
+    """Held for a few dozen instructions only; who waits yields when the holder was preempted."""
+    if unlikely(swap32(&one.held, 1, ACQUIRE) != 0, False):
+        wait_for(one)
+
+
+cdef inline void unlock(lock_t* one) noexcept nogil:
+    store32(&one.held, 0, RELEASE)

@@ -43,7 +43,7 @@ from nfqlb._core.atomic cimport (
     unlock,
 )
 from nfqlb._core.hash cimport hash_endpoint
-from nfqlb._core.memory cimport allow_huge, anonymous, give_back
+from nfqlb._core.memory cimport allow_huge, anonymous, cache_lines, give_back
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
     DIRECT,
@@ -86,7 +86,7 @@ cdef enum:
     POPPED = 32                                      # entries taken out of the wheel at a time
     GROUP = 64                                       # entries adopted at a time
 
-assert sizeof(connection_t) == 128 and sizeof(bucket_t) == 64
+assert sizeof(connection_t) == 128 and sizeof(bucket_t) == 64 and sizeof(table_t) == (5 + READERS) * 64
 
 
 # --- packets ---------------------------------------------------------------------------------------------------------
@@ -311,6 +311,8 @@ cdef int expire(table_t* table, uint32_t now, int budget) noexcept nogil:
     cdef int gone = 0
     cdef int n = 1
     cdef int i
+    if load32(&table.wheel_tick, RELAXED) > now:             # some worker looked in this tick
+        return 0
     while n != 0 and budget > 0:
         n = 0
         lock(&table.wheel_lock)
@@ -414,7 +416,7 @@ cdef class Table:
         cdef bint fresh = True
         if not 64 <= capacity <= 1 << 26:
             raise ValueError(f"capacity {capacity}: use 64 to {1 << 26}")
-        self.table = <table_t*>calloc(1, sizeof(table_t))
+        self.table = <table_t*>cache_lines(sizeof(table_t))
         if self.table == NULL:
             raise MemoryError
         self.capacity = capacity
@@ -522,6 +524,15 @@ cdef class Table:
     def expired(self) -> int:
         """Connections that ended by their timer since the table was opened, modulo 2**32."""
         return self.table.expired
+
+    @property
+    def waited(self) -> dict[str, int]:
+        """How often a worker found a lock held by another, by what the lock is of; goes through the whole index."""
+        cdef uint64_t buckets = 0
+        cdef uint64_t i
+        for i in range(self.table.bucket_mask + 1):
+            buckets += self.table.buckets[i].lock.waited
+        return {"bucket": buckets, "free list": self.table.free_lock.waited, "wheel": self.table.wheel_lock.waited}
 
     @property
     def memory_used(self) -> int:

@@ -133,7 +133,6 @@ cdef void prepare(service_t* service) noexcept:
     cdef int32_t at
     service.gcd = 1
     service.ceiling = 0
-    service.state.lock = 0
     service.state.cursor = -1
     service.state.current = 0
     for at in range(<int32_t>service.count - 1, -1, -1):      # oldest first

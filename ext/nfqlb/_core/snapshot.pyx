@@ -11,6 +11,7 @@ from libc.string cimport memcpy
 import os
 
 from nfqlb._core.hash cimport hash_endpoint
+from nfqlb._core.memory cimport cache_lines
 from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.tracking cimport default_timeouts
 from nfqlb._core.types cimport packet_t, scheduler_state_t, server_t, service_t, snapshot_t
@@ -55,7 +56,7 @@ cdef class Service:
         if self.service == NULL:
             raise MemoryError
         self.service.servers = <server_t*>calloc(max(1, len(servers)), sizeof(server_t))
-        self.service.state = <scheduler_state_t*>calloc(1, sizeof(scheduler_state_t))
+        self.service.state = <scheduler_state_t*>cache_lines(sizeof(scheduler_state_t))
         if self.service.servers == NULL or self.service.state == NULL:
             raise MemoryError
         self.service.address = address_from(address)
@@ -73,6 +74,11 @@ cdef class Service:
         prepare(self.service)
         if previous is not None:
             succeed(self.service, previous.service)
+
+    @property
+    def waited(self) -> int:
+        """How often a worker found the scheduler busy with another's connection, modulo 2**32."""
+        return self.service.state.lock.waited
 
     def __dealloc__(self):
         if self.service != NULL:

@@ -7,6 +7,7 @@ locks in memory of their own; a reader may see a count that is one batch old, ne
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport uint32_t
 
+from nfqlb._core.memory cimport cache_lines
 from nfqlb._core.types cimport (
     ACCEPT,
     BAD_CHECKSUM,
@@ -80,7 +81,7 @@ assert [row[0] for row in _TABLE] == list(range(REASONS))
 
 
 cdef telemetry_t* telemetry_new(uint32_t slot_count) except NULL:
-    cdef telemetry_t* telemetry = <telemetry_t*>calloc(1, sizeof(telemetry_t))
+    cdef telemetry_t* telemetry = <telemetry_t*>cache_lines(sizeof(telemetry_t))
     if telemetry == NULL:
         raise MemoryError
     telemetry.slots = <counter_t*>calloc(slot_count, sizeof(counter_t))

@@ -6,6 +6,8 @@ stand where pointers would: 0 means none.
 """
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from nfqlb._core.atomic cimport lock_t
+
 
 cdef enum:
     TICK = 100_000_000           # nanoseconds
@@ -191,11 +193,11 @@ cdef struct counter_t:           # what one worker counted for a slot
 
 
 cdef struct bucket_t:            # one cache line of the index: a tag of the hash sorts out nearly every wrong entry
-    uint32_t lock
-    uint32_t chain               # entries that found no place, linked by connection_t.chain
+    lock_t lock
     uint16_t tag[8]
     uint32_t index[8]
-    uint64_t reserved
+    uint32_t chain               # entries that found no place, linked by connection_t.chain
+    uint32_t reserved
 
 
 cdef struct header_t:            # first page of the table file, docs/table.md
@@ -220,6 +222,8 @@ cdef enum:
     READERS = 64                 # workers at most
 
 
+# Begins at a cache line. The first two are read for every packet and never written; the others by first packets and
+# endings, each under its lock.
 cdef struct table_t:
     header_t* header
     slot_t* slots
@@ -228,19 +232,27 @@ cdef struct table_t:
     bucket_t* buckets
     uint64_t bucket_mask
     uint64_t key[2]
+
+    uint32_t* wheel
     uint32_t capacity
     uint32_t slot_count
-    uint32_t free_lock
+    uint32_t reader_count
+    uint32_t reserved[11]
+
+    lock_t free_lock
     uint32_t free_head           # removed entries in the order of their removal, linked by timer_next
     uint32_t free_tail
     uint32_t untouched           # entries from here on were never used
-    uint32_t reader_count
     uint32_t used                # live now
-    uint32_t expired             # removed by their timer, wraps
-    uint32_t wheel_lock
+    uint32_t reserved2[10]
+
+    lock_t wheel_lock
     uint32_t wheel_tick          # next place to look at
-    uint32_t* wheel
+    uint32_t expired             # removed by their timer, wraps
+    uint32_t reserved3[12]
+
     uint64_t epoch
+    uint64_t reserved4[7]
     reader_t readers[READERS]
 
 
@@ -283,10 +295,10 @@ cdef struct server_t:
 
 
 cdef struct scheduler_state_t:   # the only part of a service that packets change
-    uint32_t lock
+    lock_t lock
     int32_t cursor               # last server chosen, -1: the head of the list
     int32_t current              # wrr: weight that a server must have now
-    uint32_t reserved[13]
+    uint32_t reserved[12]
 
 
 cdef struct service_t:

@@ -25,6 +25,8 @@ class Service:
         servers: Sequence[tuple[int, bytes, int, int, str]],
         previous: Service | None = None,
     ) -> Self: ...
+    @property
+    def waited(self) -> int: ...
 
 class Snapshot:
     services: tuple[Service, ...]
