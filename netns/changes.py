@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from netns.host import Host, Process
@@ -28,17 +28,23 @@ class Outcome(NamedTuple):
     lost_back: int
 
 
-def run(net: Net, *args: str, changes: int, rate: int, within: float) -> Outcome:
+def run(
+    net: Net, *args: str, changes: int, rate: int, within: float, hasten: Callable[[int], None] = lambda pid: None
+) -> Outcome:
     """Start nfqlb on `net` with these arguments, three servers or more; make so many changes, evenly, if it keeps up.
 
     By threes: a server is added, gets another weight, and is deleted again. Each is read back, else AssertionError.
+    `hasten` is given the pid of everything that has a part in it.
     """
     service = f"{net.service(PORT)}/udp"
     *reals, added = (f"{server.v4}:{PORT}" for server in net.servers)
-    net.director.nfqlb("--vip", service, *(word for real in reals for word in ("--real", real)), *args)
+    holder = net.director.nfqlb("--vip", service, *(word for real in reals for word in ("--real", real)), *args)
     servers = [start(server, "serve", PORT) for server in net.servers]
     client = Client(str(net.director.run_folder / net.director.instance / "api.sock"))
+    for pid in (holder.pid, net.director.director_pid(), *(server.pid for server in servers)):
+        hasten(pid)
     sender = start(net.client, "send", net.vip(), PORT, rate, within + 2 * LEAD, FLOWS)
+    hasten(sender.pid)
     time.sleep(LEAD)
     began = time.monotonic()
     for number in range(changes):

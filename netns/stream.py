@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 TICK = 0.001  # seconds: packets leave in small groups
-LINGER = 1.0  # seconds for the last answers
+LINGER = 1.0  # seconds since the last datagram, there or back, until what is missing counts as lost
 BUFFER = 8 << 20
 SO_RCVBUFFORCE = 33
 NUMBER = struct.Struct("!Q")
@@ -72,13 +72,16 @@ def send(address: str, port: str, rate: str, seconds: str, flows: str) -> None:
         answers.register(sock, select.EPOLLIN)
     by_fd = {sock.fileno(): sock for sock in sockets}
     print("ready", flush=True)
-    began = time.monotonic()
-    while (now := time.monotonic() - began) < float(seconds) + LINGER:
-        due = min(total, int(now * float(rate)))
+    began = last = time.monotonic()
+    while sent < total or time.monotonic() - last < LINGER:
+        due = min(total, int((time.monotonic() - began) * float(rate)))
         for number in range(sent, due):
             sockets[number % len(sockets)].send(NUMBER.pack(number))
+        arrived = answers.poll(TICK)
+        if due > sent or arrived:
+            last = time.monotonic()
         sent = due
-        for fd, _ in answers.poll(TICK):
+        for fd, _ in arrived:
             with suppress(BlockingIOError):
                 while True:
                     seen.add(NUMBER.unpack(by_fd[fd].recv(64, socket.MSG_DONTWAIT))[0])

@@ -302,7 +302,7 @@ class Director:
             diverter=self.config.diverter,
             firewall=self.config.firewall,
             vip_dev=self._state.vip_dev or None,
-            leaving=[key for key, slot in self._compiler.left.items() if any(self._table.load(slot))],
+            leaving=self._compiler.left,
         )
 
     # --- the kernel between changes -----------------------------------------------------------------------------------
@@ -325,6 +325,7 @@ class Director:
     async def _repair(self) -> None:
         """Put right what others changed in the kernel; what fails is said once, and tried again while packets flow."""
         try:
+            self._compiler.forget(lambda slot: not any(self._table.load(slot)))
             await self._apply(self._plan_of(self._state.intent))
             done = await asyncio.to_thread(self._kernel.repair)
             if self._warned_for != self.revision:

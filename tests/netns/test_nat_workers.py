@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from netns import Net, load
+from tests import sizes
+from tests.netns.conftest import How
 
 
 def packets(net: Net, kind: str) -> list[int]:
@@ -40,3 +42,19 @@ def test_a_flow_stays_with_one_worker(make_net: Callable[..., Net], diverter: li
     after = packets(net, "gso")
     assert sorted(new - old for old, new in zip(before, after, strict=True))[0] == 0
     assert sum(after) - sum(before) > 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_connections_under_load_are_split_as_by_one_worker(net: Net, how: How, workers: int) -> None:
+    args = [*net.reals(3, 1), "--scheduler", "wrr", "--workers", str(workers), *how.args]
+    net.director.nfqlb("--vip", net.service(), *args)
+    size = {"connections": sizes.CONNECTIONS, "seconds": sizes.LOAD_SECONDS}
+    figures = load.Wrk(net.client, net.url(), **size, keepalive=False).figures()
+    assert figures.errors == 0, figures.text
+    assert figures.requests > 10 * sizes.CONNECTIONS
+    (service,) = net.director.show("stats")["services"]
+    second = -(-service["conns"] // 4)  # s2, added last, has the first of every four
+    assert [real["conns"] for real in service["reals"]] == [service["conns"] - second, second]
+    counted = packets(net, "gso")
+    assert len(counted) == workers
+    assert min(counted) > 0.3 * sum(counted)

@@ -58,6 +58,18 @@ def services_of(snapshot: Any) -> list[Made]:
     return found
 
 
+def test_servers_that_left_are_known_until_they_are_idle(compiler: Compiler) -> None:
+    compiler.snapshot(INTENT)
+    slots = compiler.slots
+    compiler.snapshot(Intent((DNS,)))
+    assert compiler.left == {key: slot for key, slot in slots.items() if key[0] == WEB.key}
+    busy = min(compiler.left.values())
+    compiler.forget(lambda slot: slot != busy)
+    assert list(compiler.left.values()) == [busy]
+    compiler.snapshot(INTENT)
+    assert (compiler.slots, compiler.left) == (slots, {})
+
+
 def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
     web, dns = services_of(compiler.snapshot(INTENT))
     vip, first = b"\0" * 10 + b"\xff\xff\xcb\x00\x71\x0a", b"\0" * 10 + b"\xff\xff\x0a\x00\x01"

@@ -313,7 +313,7 @@ cdef const char* audit_index(table_t* table) noexcept nogil:
     cdef int i
     for at in range(table.bucket_mask + 1):
         bucket = &table.buckets[at]
-        if bucket.lock:
+        if bucket.lock.held:
             return "a bucket is locked"
         for i in range(8):
             index = bucket.index[i]
@@ -335,7 +335,7 @@ cdef const char* audit_wheel(table_t* table) noexcept nogil:
     cdef connection_t* entry
     cdef uint32_t place, index, previous
     cdef uint32_t found = 0
-    if table.wheel_lock:
+    if table.wheel_lock.held:
         return "the wheel is locked"
     for place in range(<uint32_t>WHEEL):
         previous = 0
@@ -357,7 +357,7 @@ cdef const char* audit_free(table_t* table) noexcept nogil:
     cdef uint32_t index = table.free_head
     cdef uint32_t last = 0
     cdef uint32_t found = table.used + (table.capacity + 1 - table.untouched)
-    if table.free_lock:
+    if table.free_lock.held:
         return "the free list is locked"
     while index != 0:
         found += 1

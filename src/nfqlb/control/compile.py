@@ -26,7 +26,7 @@ class Compiler:
     """Makes snapshots of successive intents; `slot` gives the stable number of a real server (Table.slot).
 
     `slots` maps (service, address, port) to the slot, for the last intent that was compiled; `left` does for the real
-    servers that were in an earlier one: connections may go on there.
+    servers that were in an earlier one, until they are forgotten: connections may go on there.
     """
 
     def __init__(
@@ -63,6 +63,10 @@ class Compiler:
         left = {key: slot for key, slot in (self.left | self.slots).items() if key not in slots}
         self._compiled, self.slots, self.left = compiled, slots, left
         return snapshot
+
+    def forget(self, idle: Callable[[int], bool]) -> None:
+        """Leave out of `left` the slots that are `idle`."""
+        self.left = {key: slot for key, slot in self.left.items() if not idle(slot)}
 
     def undo(self) -> None:
         """Forget the last snapshot: the next one follows the one before."""
