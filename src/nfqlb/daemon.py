@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 REPAIR_SECONDS = 2.0  # between looks at the kernel while nobody is heard to change it
 CALM_SECONDS = 0.1  # between hearing somebody and looking: what others do comes in bursts
+FOLLOW_SECONDS = 0.02  # between hearing of a neighbour and looking
 PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
 RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -350,7 +351,10 @@ class Director:
             return
         end = time.monotonic() + patience
         while True:
-            found = neighbours.hops(set(wanted.values()))
+            try:
+                found = neighbours.hops(set(wanted.values()))
+            except OSError as error:
+                raise KernelError(f"cannot look for real servers on the wire: {error.strerror or error}") from error
             lost = set(wanted.values()) - found.keys()
             if lost <= self._lost or time.monotonic() >= end:
                 break
@@ -371,17 +375,14 @@ class Director:
         before: dict[int, int] = {}
         probed = loop.time()
         with contextlib.ExitStack() as stack:
-            events = stack.enter_context(contextlib.closing(neighbours.Events()))
-
-            def hear() -> None:
-                events.clear()
-                heard.set()
-
-            loop.add_reader(events, hear)
-            stack.callback(loop.remove_reader, events)
+            with contextlib.suppress(OSError):  # who may not listen looks once a second
+                events = stack.enter_context(contextlib.closing(neighbours.Events(heard.set)))
+                loop.add_reader(events, events.clear)
+                stack.callback(loop.remove_reader, events)
             while True:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(heard.wait(), PROBE_SECONDS)
+                    await asyncio.sleep(FOLLOW_SECONDS)
                 heard.clear()
                 async with self._lock:
                     try:
@@ -389,8 +390,8 @@ class Director:
                         if self._ways and loop.time() >= probed + PROBE_SECONDS:
                             probed = loop.time()
                             before = await asyncio.to_thread(self._probe, before)
-                    except OSError as error:
-                        log.error("cannot look for real servers on the wire: %s", error.strerror or error)
+                    except (NfqlbError, OSError) as error:
+                        log.error("%s", error)
 
     def _probe(self, before: Mapping[int, int]) -> dict[int, int]:
         """Probe the servers that got more packets than `before`; what each slot has got by now."""

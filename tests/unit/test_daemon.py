@@ -17,6 +17,8 @@ from nfqlb.control import registry
 from nfqlb.control.compile import Compiler
 from nfqlb.daemon import Director
 from nfqlb.errors import ConfigError, KernelError, MissingError, NotFoundError, UnreachableError
+from nfqlb.kernel import neighbours
+from nfqlb.kernel.neighbours import Hop
 from nfqlb.kernel.plan import Plan
 from nfqlb.model import Intent, Key, Real, Service
 from nfqlb.runconfig import RunConfig
@@ -78,6 +80,9 @@ class Fakes:
 
     def worker(self) -> object:
         return None
+
+    def aim(self, slot: int, hop: object) -> None:
+        self.step(f"aim {slot}" if hop else f"no way to {slot}")
 
     # the table
     def load(self, slot: int) -> tuple[int, int]:
@@ -381,6 +386,36 @@ def test_warnings_follow_changes(made: Made, caplog: pytest.LogCaptureFixture) -
     asyncio.run(change())
     assert made.director.info()["warnings"] == ["10.0.1.13 has no route"]
     assert caplog.messages == ["10.0.1.13 has no route"]
+
+
+def test_frames_go_where_real_servers_are_found(
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    there = {server: Hop(7, 1500, b"first.", b"ours..") for server in ("10.0.1.11", "10.0.1.12")}
+    monkeypatch.setattr(neighbours, "hops", lambda servers: {ip: there[ip] for ip in servers if ip in there})
+    direct = Service("203.0.113.20", 80, mode="dr", reals=(Real("10.0.1.11", 80), Real("10.0.1.12", 80)))
+
+    def look() -> list[object]:
+        made.fakes.take()
+        made.director._aim(made.director.intent())
+        return made.fakes.take()
+
+    assert look() == [], "nobody gets frames"
+    made.change(lambda intent: registry.add_service(registry.delete_service(intent, WEB.key), direct))
+    steps = made.fakes.take()
+    assert steps.index("aim 11") < steps.index("publish")
+    assert steps.index("aim 12") < steps.index("publish")
+    assert look() == []
+    there["10.0.1.11"] = Hop(7, 1500, b"second", b"ours..")
+    assert look() == ["aim 11"]
+    del there["10.0.1.12"]
+    assert look() == ["no way to 12"]
+    assert look() == []
+    there["10.0.1.12"] = Hop(7, 1500, b"first.", b"ours..")
+    assert look() == ["aim 12"]
+    said = "real server 10.0.1.12: no route, or no answer to ARP or ND; its packets are dropped"
+    assert caplog.messages == [said, "real server 10.0.1.12: reached"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from nfqlb.kernel.netlink import attribute, attributes
@@ -107,9 +107,10 @@ def probe(servers: Iterable[str]) -> None:
 
 
 class Events:
-    """Readable when links, routes or neighbours changed in this network namespace."""
+    """Readable when links, routes or neighbours changed in this network namespace; `clear` then calls `heard`."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[], None]) -> None:
+        self._heard = heard
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setblocking(False)
         self._socket.bind((0, GROUPS))
@@ -118,7 +119,8 @@ class Events:
         return self._socket.fileno()
 
     def clear(self) -> None:
-        """Forget what was heard."""
+        """Take all that came: what it was does not matter."""
+        self._heard()
         while True:
             try:
                 self._socket.recv(1 << 16)
