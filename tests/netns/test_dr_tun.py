@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from netns import Net, kernelstate, load
-from netns.wiring import INSIDE
+from netns.wiring import INSIDE, endpoint
 from tests import sizes
 from tests.netns.conftest import How
 from tests.netns.test_nat_packets import SIZES, narrow
@@ -207,14 +207,25 @@ def test_a_server_that_is_gone_has_a_reason_and_comes_back(make_net: Callable[..
     assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
 
 
-def test_the_director_may_be_a_real_server(make_net: Callable[..., Net], how: How, mode: str) -> None:
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("mode", ["nat", "dr", "tun"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_director_may_be_a_real_server(
+    make_net: Callable[..., Net], diverter: list[str], family: int, mode: str, protocol: str
+) -> None:
     net = make_net(servers=1, web=False, echo=True, mode=mode)
     net.director.start_echo()
-    reals = ["--real", f"{net.director.v4}:7", "--real", f"{net.servers[0].v4}:7"]
-    net.director.nfqlb("--mode", net.mode, "--vip", f"{net.service(7)}/udp", *reals, "--scheduler", "rr", *how.args)
-    answers = load.udp(net.client, net.vip(), 4, 100)
-    assert sorted(answer[0] for answer in answers if answer) == ["d", "d", "s1", "s1"]
-    assert reasons(net)["local"] > 0
+    reals = [word for host in (net.director, net.servers[0]) for word in ("--real", endpoint(host.address(family), 7))]
+    service = f"{net.service(7, family)}/{protocol}"
+    net.director.nfqlb("--mode", mode, "--vip", service, *reals, "--scheduler", "rr", *diverter)
+    if protocol == "udp":
+        answers = [answer or ("nobody", "") for answer in load.udp(net.client, net.vip(family), 4, 100)]
+    else:
+        held = load.Held(net.client, net.vip(family), 4)
+        assert held.alive() == 4
+        answers = [(server, seen) for server, seen in held.opened]
+    assert load.split(answers) == {"d": 2, "s1": 2}
+    assert {seen for _, seen in answers} == {net.client.address(family)}
 
 
 def test_weights_are_changed_and_servers_added_while_packets_flow(make_net: Callable[..., Net], mode: str) -> None:
