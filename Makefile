@@ -153,4 +153,5 @@ bench: setup
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.core
 	$(BIN)/python -m bench.changes
+	$(BIN)/python -m bench.workers
 	$(BIN)/python -m bench.peers

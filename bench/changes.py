@@ -19,7 +19,7 @@ DIVERTERS = ("nft", "iptables")
 
 
 def main() -> int:
-    share.hasten()
+    share.alone()
     rounds: list[dict[str, object]] = []
     for number in range(ROUNDS):
         for diverter in DIVERTERS[number % 2 :] + DIVERTERS[: number % 2]:

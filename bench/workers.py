@@ -17,22 +17,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
 from bench import figures, share
-from bench.road import PORT, Road, Way
+from bench.road import COUNTED, Road, Way
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath
 from nfqlb._core.probe import Flows
 from nfqlb._core.snapshot import Service, Snapshot
 from nfqlb.testing import UDP, endpoint, udp
 
-FULL = os.environ.get("NFQLB_FULL") == "1"
-ROUNDS = 15 if FULL else 5
-SECONDS = 1.0 if FULL else 0.5
+ROUNDS = 15
+SECONDS = 1.0
 LEAD = 0.25  # seconds of traffic before the measurement
+LONGEST = 20.0  # seconds, should nobody end the sender
 FLOWS = 100_000  # of each worker
 PACKETS = 1_000_000  # of each worker and round
 TIMEOUT = 300  # seconds
@@ -126,8 +125,8 @@ class Line(NamedTuple):
 def start(way: Way, workers: int) -> int:
     """Start nfqlb; the pid of the process that takes the packets."""
     pairs = zip(way.reals, WEIGHTS, strict=True)
-    reals = [word for real, weight in pairs for word in ("--real", f"{real}:{PORT},weight={weight}")]
-    vip = f"{way.vip}:{PORT}/udp"
+    reals = [word for real, weight in pairs for word in ("--real", f"{real}:{COUNTED},weight={weight}")]
+    vip = f"{way.vip}:{COUNTED}/udp"
     way.director.nfqlb("--vip", vip, "--scheduler", "wrr", "--workers", str(workers), *reals)
     pid = way.director.director_pid()
     share.hasten(pid)
@@ -141,14 +140,17 @@ def taken(way: Way) -> list[int]:
 
 def line_sample(road: Road, name: str, pid: int) -> Line:
     way = road.ways[name]
-    sender = road.blast(name, [way.vip])
+    words = [way.device, way.mac, way.client, way.vip, str(COUNTED), str(LONGEST)]
+    sender = road.start(road.client, "bench.blast", *words)
+    sender.says("going")
     time.sleep(LEAD)
-    before, began = cpu(pid), time.monotonic()
-    rate, _ = road.rate(SECONDS)
-    seconds, after = time.monotonic() - began, cpu(pid)
+    used, began, arrived = cpu(pid), time.monotonic(), road.arrived()
+    time.sleep(SECONDS)
+    pairs = list(zip(arrived, road.arrived(), strict=True))
+    user, system = ((new - old) / (time.monotonic() - began) for old, new in zip(used, cpu(pid), strict=True))
     sender.end()
+    rate = sum((last.packets - first.packets) / (last.time - first.time) for first, last in pairs)
     packets = taken(way)
-    user, system = ((new - old) / seconds for old, new in zip(before, after, strict=True))
     return Line(rate, user, system, max(packets) / sum(packets))
 
 
@@ -162,26 +164,24 @@ def cpu(pid: int) -> tuple[float, float]:
 
 def measure_line() -> tuple[list[dict[str, Line]], dict[str, list[int]]]:
     """All rounds, the warm-up first; and how many flows each server got."""
-    with ExitStack() as stack:
-        roads = {name: stack.enter_context(Road(name)) for name in WORKERS}
-        pids = {name: start(roads[name].ways[name], workers) for name, workers in WORKERS.items()}
+    with Road(*WORKERS) as road:
+        pids = {name: start(road.ways[name], workers) for name, workers in WORKERS.items()}
         names = list(WORKERS)
         rounds = []
         for number in range(ROUNDS + 1):
             turn = number % len(names)
-            rounds.append({name: line_sample(roads[name], name, pids[name]) for name in (*names[turn:], *names[:turn])})
+            rounds.append({name: line_sample(road, name, pids[name]) for name in (*names[turn:], *names[:turn])})
         splits = {}
-        for name, road in roads.items():
-            way = road.ways[name]
+        for name, way in road.ways.items():
             (service,) = way.director.show("stats")["services"]
             conns = {real["endpoint"]: real["conns"] for real in service["reals"]}
-            splits[name] = [conns[f"{real}:{PORT}"] for real in way.reals]
+            splits[name] = [conns[f"{real}:{COUNTED}"] for real in way.reals]
             way.director.stop()
         return rounds, splits
 
 
 def main() -> int:
-    share.hasten()
+    share.alone()
     about = figures.circumstances()
     core = measure_core()
     line, splits = measure_line()
