@@ -32,12 +32,12 @@ class Plan:
     name: str
     services: frozenset[Endpoint] = frozenset()
     reals: frozenset[Endpoint] = frozenset()  # those whose replies pass
-    tunnels: frozenset[str] = frozenset()  # real servers at the other end of a tunnel
     gso: tuple[int, ...] = (0,)  # queue numbers of class gso (TCP), one per worker
     plain: tuple[int, ...] = (1,)  # queue numbers of class plain (UDP, ICMP, later fragments), one per worker
     diverter: str = "auto"  # "nft", "iptables", or "auto": nft where it loads
     firewall: str = "accept"  # or "leave"
     vip_dev: str | None = None
+    tunnels: frozenset[str] = frozenset()  # real servers at the other end of a tunnel
 
     @cached_property
     def families(self) -> tuple[int, ...]:
