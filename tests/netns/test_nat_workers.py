@@ -57,4 +57,4 @@ def test_connections_under_load_are_split_as_by_one_worker(net: Net, how: How, w
     assert [real["conns"] for real in service["reals"]] == [service["conns"] - second, second]
     counted = packets(net, "gso")
     assert len(counted) == workers
-    assert min(counted) > 0.3 * sum(counted)
+    assert min(counted) > 0.1 * sum(counted)
