@@ -18,12 +18,11 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from nfqlb.kernel.netlink import attribute, attributes
+from nfqlb.kernel.netlink import CREATE, DUMP, NLMSG_DONE, NLMSG_ERROR, REQUEST, attribute, attributes, pack, received
 from nfqlb.model import family
 
-RTM_NEWLINK, RTM_GETLINK, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 16, 18, 24, 26, 28, 30
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-REQUEST, DUMP, REPLACE, CREATE = 0x1, 0x300, 0x100, 0x400
+RTM_GETLINK, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 18, 24, 26, 28, 30
+REPLACE = 0x100  # NLM_F_REPLACE
 GROUPS = 1 << 0 | 1 << 2 | 1 << 6 | 1 << 10  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_VIA, RTAX_MTU = 1, 4, 5, 7, 8, 18, 2
 NDA_DST, NDA_LLADDR, IFLA_ADDRESS, IFLA_MTU = 1, 2, 1, 4
@@ -35,7 +34,6 @@ SETTLED = 0x06  # REACHABLE, STALE: nobody is asking
 ETHER = 1  # ARPHRD_ETHER
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
-_HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=8BI")  # rtmsg
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
@@ -159,7 +157,7 @@ def _routes(servers: Iterable[str]) -> Mapping[str, Route]:
     for number, server in asked.items():
         packed = ipaddress.ip_address(server).packed
         message = _ROUTE.pack(FAMILY[family(server)], len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
-        requests.append(_message(RTM_GETROUTE, REQUEST, number, message + attribute(RTA_DST, packed)))
+        requests.append(pack(RTM_GETROUTE, REQUEST, number, message + attribute(RTA_DST, packed)))
     routes = {}
     for kind, number, body in _answers(requests):
         if kind != RTM_NEWROUTE or body[7] not in (RTN_UNICAST, RTN_LOCAL):
@@ -183,7 +181,7 @@ def _neighbour(place: Place, state: int, flags: int, address: bytes = b"") -> by
     body += attribute(NDA_DST, ipaddress.ip_address(ip).packed)
     if address:
         body += attribute(NDA_LLADDR, address)
-    return _message(RTM_NEWNEIGH, REQUEST | CREATE | REPLACE, 1, body)
+    return pack(RTM_NEWNEIGH, REQUEST | CREATE | REPLACE, 1, body)
 
 
 def _mapped(address: bytes) -> bytes:
@@ -194,12 +192,8 @@ def _text(address: bytes) -> str:
     return str(ipaddress.ip_address(address))
 
 
-def _message(kind: int, flags: int, number: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, number, 0) + body
-
-
 def _dump(kind: int, body: bytes) -> Iterator[bytes]:
-    for reply, _, payload in _answers([_message(kind, REQUEST | DUMP, 1, body)]):
+    for reply, _, payload in _answers([pack(kind, REQUEST | DUMP, 1, body)]):
         if reply not in (NLMSG_ERROR, NLMSG_DONE):
             yield payload
 
@@ -222,13 +216,5 @@ def _answers(messages: Sequence[bytes]) -> Iterator[tuple[int, int, bytes]]:
         sock.setblocking(False)
         for message in messages:
             sock.send(message)
-            while True:
-                try:
-                    data = sock.recv(1 << 18)
-                except BlockingIOError:
-                    break
-                at = 0
-                while at + _HEADER.size <= len(data):
-                    length, kind, _, number, _ = _HEADER.unpack_from(data, at)
-                    yield kind, number, data[at + _HEADER.size : at + length]
-                    at += (length + 3) & ~3
+            for kind, _, number, body in received(sock):
+                yield kind, number, body

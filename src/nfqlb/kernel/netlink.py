@@ -81,16 +81,16 @@ def batch(messages: Sequence[Message]) -> None:
     """Do all of it in one transaction, or nothing: then BatchError says which message was refused and why."""
     if not messages:
         return
-    data = [_pack(BATCH_BEGIN, REQUEST, 0, _NFGEN.pack(0, 0, SUBSYSTEM_NFTABLES))]
+    data = [pack(BATCH_BEGIN, REQUEST, 0, _NFGEN.pack(0, 0, SUBSYSTEM_NFTABLES))]
     for index, message in enumerate(messages, 1):
         flags = REQUEST | message.flags | (ACK if index == len(messages) else 0)
-        data.append(_pack(SUBSYSTEM_NFTABLES << 8 | message.type, flags, index, _body(message)))
-    data.append(_pack(BATCH_END, REQUEST, len(messages) + 1, _NFGEN.pack(0, 0, SUBSYSTEM_NFTABLES)))
+        data.append(pack(SUBSYSTEM_NFTABLES << 8 | message.type, flags, index, _body(message)))
+    data.append(pack(BATCH_END, REQUEST, len(messages) + 1, _NFGEN.pack(0, 0, SUBSYSTEM_NFTABLES)))
     request = b"".join(data)
     with _open(len(request)) as sock:
         sock.send(request)
         done = False
-        for kind, _, sequence, payload in _received(sock):
+        for kind, _, sequence, payload in received(sock):
             if kind == NLMSG_ERROR:
                 code = -int(struct.unpack_from("=i", payload)[0])
                 if code:
@@ -105,9 +105,9 @@ def dump(kind: int, family: int, body: bytes = b"") -> list[bytes]:
     for _ in range(10):
         with _open() as sock:
             flags = REQUEST | DUMP
-            sock.send(_pack(SUBSYSTEM_NFTABLES << 8 | kind, flags, 1, _body(Message(kind, 0, family, body))))
+            sock.send(pack(SUBSYSTEM_NFTABLES << 8 | kind, flags, 1, _body(Message(kind, 0, family, body))))
             found, interrupted, complete = [], False, False
-            for reply, reply_flags, _, payload in _received(sock):
+            for reply, reply_flags, _, payload in received(sock):
                 interrupted = interrupted or bool(reply_flags & DUMP_INTERRUPTED)
                 if reply in (NLMSG_ERROR, NLMSG_DONE):
                     code = -int(struct.unpack_from("=i", payload)[0]) if payload else 0
@@ -124,8 +124,8 @@ def dump(kind: int, family: int, body: bytes = b"") -> list[bytes]:
 def generation() -> int:
     """A number that changes with every change to nftables (and iptables-nft) in this network namespace."""
     with _open() as sock:
-        sock.send(_pack(SUBSYSTEM_NFTABLES << 8 | GETGEN, REQUEST, 1, _NFGEN.pack(0, 0, 0)))
-        for kind, _, _, payload in _received(sock):
+        sock.send(pack(SUBSYSTEM_NFTABLES << 8 | GETGEN, REQUEST, 1, _NFGEN.pack(0, 0, 0)))
+        for kind, _, _, payload in received(sock):
             if kind == NLMSG_ERROR:
                 break
             return int(struct.unpack("!I", dict(attributes(payload[4:]))[1])[0])
@@ -149,7 +149,7 @@ class Events:
     def others(self) -> bool:
         """Whether another process did it, or there was more than could be kept."""
         try:
-            messages = list(_received(self._socket))
+            messages = list(received(self._socket))
         except OSError:
             return True
         bodies = [payload[4:] for kind, _, _, payload in messages if kind == SUBSYSTEM_NFTABLES << 8 | NEWGEN]
@@ -173,7 +173,8 @@ def _open(size: int = 0) -> socket.socket:
     return sock
 
 
-def _received(sock: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
+def received(sock: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, sequence number and body of each message that a socket that never blocks has now."""
     while True:
         try:
             data = sock.recv(1 << 18)
@@ -186,7 +187,8 @@ def _received(sock: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
             position += (length + 3) & ~3
 
 
-def _pack(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+def pack(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """A message with netlink's own header."""
     return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
 
 

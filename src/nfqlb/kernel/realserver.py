@@ -31,7 +31,8 @@ class RealServer:
         """Serve these VIPs with `mode` dr or tun; packets of a tunnel come in on `devices`, on all if none is named."""
         with IPRoute() as ip:
             index = addresses.index_of(ip, LOOPBACK)
-            missing = [vip for vip in vips if vip not in addresses.present(ip, index)]
+            there = addresses.present(ip, index)
+            missing = [vip for vip in vips if vip not in there]
             chosen = _chosen(ip, devices)
             self._saved.addresses += [
                 [LOOPBACK, vip] for vip in missing if [LOOPBACK, vip] not in self._saved.addresses
@@ -57,7 +58,7 @@ class RealServer:
             found += [
                 f"the VIP {vip} is not an address of {LOOPBACK}: {_fix(mode, vips)}" for vip in vips if vip not in there
             ]
-            exposed = {vip for vip in vips if vip in _elsewhere(ip)}
+            exposed = _elsewhere(ip).intersection(vips)
         found += [
             f"the VIP {vip} is an address of another interface than {LOOPBACK}, which tells everybody: remove it there"
             for vip in sorted(exposed)
@@ -66,7 +67,7 @@ class RealServer:
             now = sysctl.read(name)
             if now is not None and int(now) < int(value):
                 found.append(
-                    f"sysctl {name.replace('/', '.')} is {now}, so this machine answers ARP for VIPs: set it to {value}"
+                    f"sysctl {sysctl.title(name)} is {now}, so this machine answers ARP for VIPs: set it to {value}"
                 )
         if mode == "tun" and not decapsulate.attached():
             found.append(f"nothing takes packets out of their tunnel: {_fix(mode, vips)}")

@@ -58,7 +58,7 @@ class Sysctls:
 
     def check(self, plan: Plan) -> list[str]:
         wanted = ((name, value, read(name)) for name, value in self._wanted(plan))
-        return [f"sysctl {_title(name)} was {now}, not {value}" for name, value, now in wanted if now != value]
+        return [f"sysctl {title(name)} was {now}, not {value}" for name, value, now in wanted if now != value]
 
     def _wanted(self, plan: Plan) -> Iterator[tuple[str, str]]:
         """Names and values in the order in which they are to be set; what is not there is not wanted."""
@@ -115,9 +115,9 @@ def write(name: str, value: str) -> None:
         if error.errno in (errno.ENOENT, errno.ENODEV) and now is not None:
             return  # the interface went this moment
         raise MissingError(
-            f"sysctl {_title(name)} is {now} and cannot be changed from here ({error.strerror}): set it to {value}"
+            f"sysctl {title(name)} is {now} and cannot be changed from here ({error.strerror}): set it to {value}"
         ) from error
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
     return name if "." in name else name.replace("/", ".")
