@@ -151,8 +151,7 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     cdef connection_t* connection = find(worker.table, packet, packet.hash, REPLY if reply else REQUEST)
     cdef uint8_t reason
     if connection == NULL:
-        connection = find(
-            worker.table, packet, flow_hash(worker.table, packet, not reply), REQUEST if reply else REPLY)
+        connection = look_up(worker, packet, not reply)
         if connection != NULL:
             reply = not reply
     if connection != NULL and not reply and outlived(worker, connection, packet):
@@ -258,10 +257,10 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
     turned = quoted                                          # a packet that goes the way of the error
     turned.source, turned.destination = quoted.destination, quoted.source
     turned.sport, turned.dport = quoted.dport, quoted.sport
-    connection = find(worker.table, &turned, flow_hash(worker.table, &turned, reply), REPLY if reply else REQUEST)
+    connection = look_up(worker, &turned, reply)
     if connection == NULL:
         reply = not reply
-        connection = find(worker.table, &turned, flow_hash(worker.table, &turned, reply), REPLY if reply else REQUEST)
+        connection = look_up(worker, &turned, reply)
     if connection == NULL:
         return ICMP_MESSAGE
     if not is_sound(error):
@@ -289,7 +288,7 @@ cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nog
     cdef uint32_t mtu
     if parse_inside(error, &inside) != PARSED:
         return ICMP_MESSAGE
-    connection = find(worker.table, &inside, flow_hash(worker.table, &inside, False), REQUEST)
+    connection = look_up(worker, &inside, False)
     if connection == NULL or connection.flags & METHOD != TUNNEL:
         return ICMP_MESSAGE
     if not is_sound(error):
@@ -307,6 +306,10 @@ cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nog
             return ERROR_REISSUED
     reissue(worker.outbox, error, &inside, mtu, <uint64_t>worker.now * TICK)
     return ERROR_REISSUED
+
+
+cdef inline connection_t* look_up(worker_t* worker, const packet_t* packet, bint reply) noexcept nogil:
+    return find(worker.table, packet, flow_hash(worker.table, packet, reply), REPLY if reply else REQUEST)
 
 
 cdef inline bint begins(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:

@@ -10,6 +10,7 @@ from nfqlb._core.types cimport (
     IP6_INSIDE,
     LOCAL,
     NO_NEIGHBOUR,
+    PARSED,
     RETURNED,
     ROUTED,
     SUPER_PACKET,
@@ -54,6 +55,10 @@ from nfqlb._core.wire cimport (
 )
 
 
+cdef enum:
+    LONGEST_PACKET = 0xffffffffU
+
+
 cdef inline reason_t nat_request(packet_t* packet, const connection_t* connection) noexcept nogil:
     """NAT towards the real server: only the destination changes, the server sees the client (ip_vs_xmit.c,
     ip_vs_nat_xmit).
@@ -70,18 +75,8 @@ cdef inline reason_t nat_reply(packet_t* packet, const connection_t* connection)
 
 cdef inline reason_t direct(packet_t* packet, const hop_t* hop) noexcept nogil:
     """Direct routing: on to the real server's link-layer address, one hop older (ip_vs_xmit.c, ip_vs_dr_xmit)."""
-    if hop == NULL:
-        return NO_NEIGHBOUR
-    if hop.local:
-        return LOCAL
-    if time_to_live(packet) <= 1:
-        return TTL_EXCEEDED
-    packet.hop = hop[0]
-    packet.outer_length = 0
-    if packet.length > hop.mtu and not is_bulk(packet) and not may_be_cut(packet):
-        return TOO_BIG
-    count_hop(packet)
-    return ROUTED
+    cdef reason_t reason = go_on(packet, hop, 0, LONGEST_PACKET)
+    return ROUTED if reason == PARSED else reason
 
 
 cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, const hop_t* hop, const path_t* path,
@@ -90,6 +85,23 @@ cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, co
     ip_vs_tunnel_xmit). `identification` is that of the outer IPv4 header.
     """
     cdef uint32_t outer = IP4_HEADER if packet.version == 4 else IP6_HEADER
+    cdef reason_t reason = go_on(packet, hop, outer, path.mtu if now < path.until else LONGEST_PACKET)
+    if reason != PARSED:
+        return reason
+    if packet.flags & CHECKSUM_NOT_READY and not is_bulk(packet) \
+            and (packet.protocol == TCP or packet.protocol == UDP):
+        set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
+    if packet.version == 4:
+        put_outer4(packet, connection, identification)
+    else:
+        put_outer6(packet, connection)
+    return TUNNELLED
+
+
+cdef inline reason_t go_on(packet_t* packet, const hop_t* hop, uint32_t outer, uint32_t mtu) noexcept nogil:
+    """One hop older, and PARSED, when the packet can go that way behind `outer` bytes more and with at most `mtu` of
+    its own; else why not.
+    """
     if hop == NULL:
         return NO_NEIGHBOUR
     if hop.local:
@@ -97,19 +109,12 @@ cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, co
     if time_to_live(packet) <= 1:
         return TTL_EXCEEDED
     packet.hop = hop[0]
-    packet.hop.mtu = min(hop.mtu - outer, path.mtu) if now < path.until else hop.mtu - outer
+    packet.hop.mtu = min(hop.mtu - outer, mtu)
+    packet.outer_length = outer
     if packet.length > packet.hop.mtu and not is_bulk(packet) and not may_be_cut(packet):
         return TOO_BIG
     count_hop(packet)
-    if packet.flags & CHECKSUM_NOT_READY and not is_bulk(packet) \
-            and (packet.protocol == TCP or packet.protocol == UDP):
-        set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
-    packet.outer_length = outer
-    if packet.version == 4:
-        put_outer4(packet, connection, identification)
-    else:
-        put_outer6(packet, connection)
-    return TUNNELLED
+    return PARSED
 
 
 cdef inline void put_outer4(packet_t* packet, const connection_t* connection, uint16_t identification) noexcept nogil:
