@@ -20,81 +20,40 @@ from netfilterqueue._impl cimport Packet, nfq_set_verdict
 
 from nfqlb._core.datapath cimport Worker, run_batch
 from nfqlb._core.packet cimport load
+from nfqlb._core.queue cimport (
+    CLOCK_BOOTTIME,
+    HEADER,
+    IDLE_POLL,
+    MSG_DONTWAIT,
+    NF_ACCEPT,
+    NF_DROP,
+    NFNETLINK_V0,
+    NFNL_SUBSYS_QUEUE,
+    NFQA_PAYLOAD,
+    NFQA_VERDICT_HDR,
+    NFQNL_MSG_VERDICT,
+    NFQNL_MSG_VERDICT_BATCH,
+    NLA_TYPE_MASK,
+    NLM_F_REQUEST,
+    POLLIN,
+    STRIDE,
+    TURN,
+    iovec,
+    mmsghdr,
+    msghdr,
+    nlattr,
+    nlmsghdr,
+    poll,
+    pollfd,
+    recvmmsg,
+    sendmsg,
+)
 from nfqlb._core.types cimport ACCEPT, BATCH, REWRITE, packet_t
 from nfqlb._core.wire cimport htonl, htons
 
 
-cdef extern from "<linux/netlink.h>" nogil:
-    struct nlmsghdr:
-        uint32_t nlmsg_len
-        uint16_t nlmsg_type
-        uint16_t nlmsg_flags
-        uint32_t nlmsg_seq
-        uint32_t nlmsg_pid
-    struct nlattr:
-        uint16_t nla_len
-        uint16_t nla_type
-    enum:
-        NLM_F_REQUEST
-        NLA_TYPE_MASK
-
-cdef extern from "<linux/netfilter/nfnetlink.h>" nogil:
-    enum:
-        NFNL_SUBSYS_QUEUE
-        NFNETLINK_V0
-
-cdef extern from "<linux/netfilter/nfnetlink_queue.h>" nogil:
-    enum:
-        NFQNL_MSG_VERDICT
-        NFQNL_MSG_VERDICT_BATCH
-        NFQA_VERDICT_HDR
-        NFQA_PAYLOAD
-
-cdef extern from "<linux/netfilter.h>" nogil:
-    enum:
-        NF_DROP
-        NF_ACCEPT
-
-cdef extern from "<sys/socket.h>" nogil:
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-    struct msghdr:
-        void* msg_name
-        unsigned int msg_namelen
-        iovec* msg_iov
-        size_t msg_iovlen
-        void* msg_control
-        size_t msg_controllen
-        int msg_flags
-    struct mmsghdr:
-        msghdr msg_hdr
-        unsigned int msg_len
-    enum:
-        MSG_DONTWAIT
-    int recvmmsg(int, mmsghdr*, unsigned int, int, timespec*)
-    ssize_t sendmsg(int, const msghdr*, int)
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    enum:
-        POLLIN
-    int poll(pollfd*, unsigned long, int)
-
-cdef extern from "<time.h>" nogil:
-    enum:
-        CLOCK_BOOTTIME
-
-
 cdef enum:
     QUEUES = 2
-    STRIDE = 65536 + 4096 + 192          # this and what follows: as queue.pyx has it
-    HEADER = 36
-    TURN = 8
-    IDLE_POLL = 100
     EXPIRE_BUDGET = 8                    # timer steps a packet: the fast engine's 512 a batch of 64
     FIRST_ATTRIBUTE = 20                 # bytes in front of it; the kernel puts the packet's number there
     PACKET_NUMBER = 24
