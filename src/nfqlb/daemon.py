@@ -24,7 +24,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -258,7 +257,7 @@ class Director:
             held = self._plan
             snapshot = self._compiler.snapshot(intent)
             plan = self._plan_of(intent)
-            both = replace(plan, services=plan.services | held.services, reals=plan.reals | held.reals)
+            both = plan.with_(held)
             after = msgspec.structs.replace(before, revision=before.revision + 1, intent=intent)
             published = False
             try:
@@ -266,7 +265,7 @@ class Director:
                 await asyncio.to_thread(self._aim, intent, RESOLVE_SECONDS)
                 self._datapath.publish(snapshot)
                 published = True
-                if plan.services != both.services:
+                if plan.requests != both.requests:
                     await self._apply(plan)
                 await asyncio.to_thread(self._save, after)
             except BaseException:
@@ -430,9 +429,10 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> Director:
         raise ConfigError("connections", config.connections, f"make no table ({error})") from error
 
     def slot(service: Service, real: Real) -> int:
-        protocol, vip = PROTOCOLS[service.protocol], packed(service.address)
+        key = service.key
+        protocol, vip, server = PROTOCOLS.get(key.protocol, 0), packed(key.address), packed(real.address)
         try:
-            return table.slot(protocol, vip, service.port, packed(real.address), real.port)
+            return table.slot(protocol, vip, key.port, server, real.port, key.last, key.mark)
         except ValueError:
             raise ConfigError("real", real, "finds no room in the table", "raise --connections") from None
 

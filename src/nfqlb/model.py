@@ -12,6 +12,7 @@ as the kernel does (net/netfilter/ipvs/ip_vs_ctl.c, __ip_vs_update_dest); compil
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +20,8 @@ import msgspec
 from nfqlb.errors import ConfigError
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
+ANY_PROTOCOL = "any"  # of a service by firewall mark
+ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # likewise: only the family counts
 MODES = ("nat", "dr", "tun")
 SCHEDULERS = ("rr", "wrr", "lc", "wlc")
 NO_SERVER = ("icmp", "reset", "drop")
@@ -26,6 +29,7 @@ NO_CONNECTION = ("pass", "reset", "drop")
 WEIGHT_MAX = 2**31 - 1
 NAME_MAX = 15
 PORT_MAX = 65535
+MARK_MAX = 2**32 - 1
 
 
 def check_range(field: str, value: int, low: int, high: int) -> None:
@@ -39,18 +43,39 @@ def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 class Key(NamedTuple):
-    """The identity of a virtual service: what a packet must carry to belong to it."""
+    """The identity of a virtual service: what a packet must carry to belong to it.
+
+    `last` ends a range of ports that `port` begins, 0 where there is one port only; port 0 is every port. With `mark`
+    the packet's netfilter mark decides, and of the address only the family counts.
+    """
 
     protocol: str
     address: str
     port: int
+    last: int = 0
+    mark: int = 0
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """The first and the last port."""
+        return (self.port, self.last or self.port) if self.port else (0, PORT_MAX)
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has more than one port."""
+        return not self.port or bool(self.last)
 
     def __str__(self) -> str:
-        return f"{endpoint(self.address, self.port)}/{self.protocol}"
+        if self.mark:
+            return f"fwmark:{self.mark}" + ("/ipv6" if family(self.address) == 6 else "")
+        last = f"-{self.last}" if self.last else ""
+        return f"{endpoint(self.address, self.port)}{last}/{self.protocol}"
 
 
 class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A real server of one virtual service; `weight` 0 means quiesced: no new connections, old ones go on."""
+    """A real server of one virtual service; `weight` 0 means quiesced: no new connections, old ones go on. Port 0 is
+    that of the packet, for services with more than one.
+    """
 
     address: str
     port: int
@@ -58,7 +83,7 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "address", canonical("real", self.address))
-        check_range("real port", self.port, 1, PORT_MAX)
+        check_range("real port", self.port, 0, PORT_MAX)
         if not 0 <= self.weight <= WEIGHT_MAX:
             raise ConfigError(
                 "weight", self.weight, "out of range", f"use 0 to {WEIGHT_MAX}, 0 takes no new connections"
@@ -69,44 +94,73 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A virtual service and its real servers, in the order in which they were added; `name` is for people."""
+    """A virtual service and its real servers, in the order in which they were added; `name` is for people.
 
-    address: str
-    port: int
-    protocol: str = "tcp"
+    Either `address`, `port` (0: every port; up to `last`, if that is given) and `protocol`, or `fwmark`: then it takes
+    what bears this netfilter mark, of TCP and UDP, and of the family of `address`, which is 0.0.0.0 or ::.
+    """
+
+    address: str = ""
+    port: int = 0
+    protocol: str = ""
     mode: str = "nat"
     scheduler: str = "wlc"
     reals: tuple[Real, ...] = ()
     name: str = ""
+    last: int = 0
+    fwmark: int = 0
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "address", canonical("vip", self.address))
-        check_range("vip port", self.port, 1, PORT_MAX)
-        check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+        if self.fwmark:
+            self._check_mark()
+        else:
+            msgspec.structs.force_setattr(self, "address", canonical("vip", self.address))
+            msgspec.structs.force_setattr(self, "protocol", self.protocol or "tcp")
+            check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+            check_range("vip port", self.port, 0, PORT_MAX)
+            if self.last and not 0 < self.port < self.last <= PORT_MAX:
+                raise ConfigError(
+                    "vip port", f"{self.port}-{self.last}", "is not a range", f"write FIRST-LAST, in 1 to {PORT_MAX}"
+                )
         check_choice("mode", self.mode, MODES)
         check_choice("scheduler", self.scheduler, SCHEDULERS)
         seen: set[tuple[str, int]] = set()
         for real in self.reals:
-            if family(real.address) != family(self.address):
-                raise ConfigError(
-                    "real",
-                    real,
-                    f"is not of the VIP's family ({self.address})",
-                    f"mode {self.mode} cannot mix IPv4 and IPv6",
-                )
-            if self.mode != "nat" and real.port != self.port:
-                raise ConfigError(
-                    "real port", real.port, "is not the service's", f"mode {self.mode} changes no port: use {self.port}"
-                )
-            if (real.address, real.port) == (self.address, self.port):
-                raise ConfigError("real", real, "is the virtual service itself", "name the address of a real server")
+            self._check_real(real)
             if (real.address, real.port) in seen:
                 raise ConfigError("real", real, "is there twice", "name each real server once and give it a weight")
             seen.add((real.address, real.port))
 
+    def _check_mark(self) -> None:
+        check_range("fwmark", self.fwmark, 1, MARK_MAX)
+        if self.protocol not in ("", ANY_PROTOCOL) or self.port or self.last:
+            raise ConfigError("fwmark", self.fwmark, "has a port or a protocol", "leave out one or the other")
+        if self.address not in ("", *ANY_ADDRESS.values()):
+            raise ConfigError("fwmark", self.fwmark, f"has the VIP {self.address}", "leave out one or the other")
+        msgspec.structs.force_setattr(self, "address", self.address or ANY_ADDRESS[4])
+        msgspec.structs.force_setattr(self, "protocol", ANY_PROTOCOL)
+
+    def _check_real(self, real: Real) -> None:
+        if family(real.address) != family(self.address):
+            raise ConfigError(
+                "real",
+                real,
+                f"is not of the VIP's family ({self.address})",
+                f"mode {self.mode} cannot mix IPv4 and IPv6",
+            )
+        if real.port == 0 and not self.key.wide:
+            raise ConfigError("real", real, "has no port", f"write {endpoint(real.address, self.port)}")
+        if self.mode != "nat" and real.port != (0 if self.key.wide else self.port):
+            fix = "leave it out" if self.key.wide else f"use {self.port}"
+            raise ConfigError(
+                "real port", real.port, "is not the service's", f"mode {self.mode} changes no port: {fix}"
+            )
+        if real.address == self.address and (real.port == self.port or self.key.wide):
+            raise ConfigError("real", real, "is the virtual service itself", "name the address of a real server")
+
     @property
     def key(self) -> Key:
-        return Key(self.protocol, self.address, self.port)
+        return Key(self.protocol, self.address, self.port, self.last, self.fwmark)
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,10 +204,18 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         seen: set[Key] = set()
-        for service in self.services:
-            if service.key in seen:
-                raise ConfigError("vip", service.key, "is there twice", "put all its real servers into one service")
-            seen.add(service.key)
+        ranges: dict[tuple[str, str], list[Key]] = {}
+        for key in (service.key for service in self.services):
+            if key in seen:
+                raise ConfigError("vip", key, "is there twice", "put all its real servers into one service")
+            seen.add(key)
+            if key.last:
+                ranges.setdefault((key.protocol, key.address), []).append(key)
+        for keys in ranges.values():
+            keys.sort(key=lambda key: key.port)
+            for one, other in itertools.pairwise(keys):
+                if other.port <= one.last:
+                    raise ConfigError("vip", other, f"has ports of {one}, too", "give each port to one service")
 
 
 def canonical(field: str, text: str) -> str:
@@ -180,18 +242,32 @@ def endpoint(address: str, port: int) -> str:
 
 
 def parse_vip(text: str) -> Key:
-    """Read ADDR:PORT[/tcp|/udp]; IPv6 as [addr]:port."""
-    rest, slash, protocol = text.partition("/")
-    address, port = _split("vip", rest)
-    if port is None:
+    """Read ADDR:PORT[/tcp|/udp], ADDR:FIRST-LAST[/tcp|/udp] or fwmark:N[/ipv6]; IPv6 as [addr]:port, port 0 is every
+    one.
+    """
+    rest, slash, tail = text.partition("/")
+    if rest.startswith("fwmark:"):
+        if slash:
+            check_choice("family", tail, ("ipv4", "ipv6"))
+        return key_of_mark(_number("fwmark", rest.removeprefix("fwmark:")), 6 if tail == "ipv6" else 4)
+    address, ports = _split("vip", rest)
+    if not ports:
         raise ConfigError("vip", text, "has no port", "write ADDRESS:PORT, as in 203.0.113.10:80")
+    first, dash, last = ports.partition("-")
     if slash:
-        check_choice("protocol", protocol, tuple(PROTOCOLS))
-    return Key(protocol or "tcp", canonical("vip", address), port)
+        check_choice("protocol", tail, tuple(PROTOCOLS))
+    span = _number("vip port", first), _number("vip port", last) if dash else 0
+    return Key(tail or "tcp", canonical("vip", address), *span)
 
 
-def parse_real(text: str, default_port: int | None = None) -> Real:
-    """Read ADDR[:PORT][,weight=N]; the port is the service's where none is given."""
+def key_of_mark(mark: int, version: int) -> Key:
+    """The service of all packets of IP `version` that bear this netfilter mark."""
+    check_range("fwmark", mark, 1, MARK_MAX)
+    return Key(ANY_PROTOCOL, ANY_ADDRESS[version], 0, mark=mark)
+
+
+def parse_real(text: str, service: Key) -> Real:
+    """Read ADDR[:PORT][,weight=N]; the port is the service's where none is given, that of the packet if it has many."""
     where, *options = text.split(",")
     address, port = _split("real", where)
     weight = 1
@@ -200,11 +276,7 @@ def parse_real(text: str, default_port: int | None = None) -> Real:
         if name != "weight":
             raise ConfigError("real", text, f"has the unknown option {name!r}", "only weight=N can follow the address")
         weight = _number("weight", value)
-    if port is None:
-        port = default_port
-    if port is None:
-        raise ConfigError("real", text, "has no port", "write ADDRESS:PORT")
-    return Real(address, port, weight)
+    return Real(address, _number("real port", port) if port else 0 if service.wide else service.port, weight)
 
 
 def parse_name(text: str) -> str:
@@ -218,17 +290,17 @@ def parse_name(text: str) -> str:
     return text
 
 
-def _split(field: str, text: str) -> tuple[str, int | None]:
+def _split(field: str, text: str) -> tuple[str, str]:
+    """The address and what stands for the port, empty where there is nothing."""
     if text.startswith("["):
         address, bracket, tail = text[1:].partition("]")
         if not bracket or (tail and not tail.startswith(":")):
             raise ConfigError(field, text, "is not [ADDRESS]:PORT", "close the bracket before the port")
-        port = tail[1:]
-    elif text.count(":") > 1:
-        address, port = text, ""
-    else:
-        address, _, port = text.partition(":")
-    return address, _number(f"{field} port", port) if port else None
+        return address, tail[1:]
+    if text.count(":") > 1:
+        return text, ""
+    address, _, port = text.partition(":")
+    return address, port
 
 
 def _number(field: str, text: str) -> int:

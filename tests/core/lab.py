@@ -22,13 +22,17 @@ CLIENT, VIP, REAL = "192.0.2.10:40000", "203.0.113.1:80", "10.0.0.2:8080"
 
 
 class Virtual(NamedTuple):
-    """A virtual service; `reals` maps ADDRESS:PORT to the weight, in the order in which they were added."""
+    """A virtual service (see snapshot.Service); `reals` maps ADDRESS:PORT to the weight, in the order in which they
+    were added.
+    """
 
     vip: str
     reals: Mapping[str, int]
     scheduler: str = "rr"
     protocol: str = "tcp"
     mode: str = "nat"
+    last: int = 0  # of a range of ports
+    mark: int = 0
 
 
 class Timeouts(NamedTuple):
@@ -91,17 +95,17 @@ class Lab:
         self.datapath = Datapath(self.table)
         self.workers = [self.datapath.worker() for _ in range(workers)]
         self.slots: dict[tuple[str, str, str], int] = {}
-        self._compiled: dict[tuple[str, str], tuple[Virtual, Service]] = {}
+        self._compiled: dict[tuple[str, str, int], tuple[Virtual, Service]] = {}
         self.configure(*virtuals, timeouts=timeouts, policy=policy)
 
     def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS, policy: Policy = KIND) -> None:
         """Publish exactly these services."""
-        self._compiled = {(v.protocol, v.vip): (v, self._compile(v)) for v in virtuals}
+        self._compiled = {(v.protocol, v.vip, v.mark): (v, self._compile(v)) for v in virtuals}
         self.services = [service for _, service in self._compiled.values()]
         self.datapath.publish(Snapshot(self.services, *timeouts, **policy._asdict()))
 
-    def send(self, packet: bytes, *, hook: int = PREROUTING, flags: int = 0, worker: int = 0) -> Result:
-        return self.workers[worker].process(packet, self.clock(), hook=hook, flags=flags)
+    def send(self, packet: bytes, *, hook: int = PREROUTING, flags: int = 0, mark: int = 0, worker: int = 0) -> Result:
+        return self.workers[worker].process(packet, self.clock(), hook=hook, flags=flags, mark=mark)
 
     def open(self, client: str = CLIENT, vip: str = VIP) -> str:
         """Shake hands; returns the real server's end as text, for IPv4."""
@@ -134,19 +138,19 @@ class Lab:
         return {name: count for name, count in self.drain().reasons.items() if count}
 
     def _compile(self, virtual: Virtual) -> Service:
-        before, made = self._compiled.get((virtual.protocol, virtual.vip), (None, None))
+        before, made = self._compiled.get((virtual.protocol, virtual.vip, virtual.mark), (None, None))
         if made is not None and before == virtual:
             return made
-        protocol, vip = PROTOCOLS[virtual.protocol], endpoint(virtual.vip)
+        protocol, vip = 0 if virtual.mark else PROTOCOLS[virtual.protocol], endpoint(virtual.vip)
         servers = []
         for real, weight in reversed(list(virtual.reals.items())):
             end = endpoint(real)
-            slot = self.table.slot(protocol, *vip, *end)
+            slot = self.table.slot(protocol, *vip, *end, virtual.last, virtual.mark)
             self.slots[virtual.protocol, virtual.vip, real] = slot
             servers.append((slot, *end, weight, virtual.mode))
             if virtual.mode != "nat":
                 self.datapath.aim(slot, self.ways.get(real, LINK))
-        return Service(protocol, *vip, virtual.scheduler, servers, made)
+        return Service(protocol, *vip, virtual.scheduler, servers, made, last=virtual.last, mark=virtual.mark)
 
 
 def clients(count: int, first: int = 20000) -> Iterator[str]:

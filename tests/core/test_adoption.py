@@ -20,7 +20,7 @@ from tests.sizes import GARBLINGS
 OTHER = "10.0.0.3:8080"
 TCP, UDP = Virtual(VIP, {REAL: 1, OTHER: 1}), Virtual(VIP, {REAL: 1}, protocol="udp")
 CAPACITY = 256
-# docs/table.md, layout 1: a header, 1024 slots, 1 + capacity entries
+# docs/table.md, layout 2: a header, 1024 slots, 1 + capacity entries
 SLOTS, SLOT, ENTRIES, ENTRY = 4096, 48, 4096 + 1024 * 48, 128
 
 
@@ -53,7 +53,7 @@ def patch(path: Path, at: int, data: bytes) -> None:
 def test_the_file_is_as_long_as_its_layout_says(path: Path) -> None:
     assert path.stat().st_size == ENTRIES + (1 + CAPACITY) * ENTRY
     layout = path.read_bytes()[8:16]
-    assert [int.from_bytes(layout[at : at + 2], sys.byteorder) for at in (2, 4, 6)] == [ENTRY, SLOT, 1]
+    assert [int.from_bytes(layout[at : at + 2], sys.byteorder) for at in (2, 4, 6)] == [ENTRY, SLOT, 2]
 
 
 def test_connections_slots_and_counts_are_found_again(path: Path, clock: FakeClock) -> None:
@@ -249,7 +249,7 @@ def test_udp_in_a_state_of_tcp_is_not_adopted(path: Path, clock: FakeClock) -> N
 
 @pytest.mark.parametrize("slot", [4, 500, 1023])
 def test_a_slot_that_seems_used_costs_one_slot(path: Path, clock: FakeClock, slot: int) -> None:
-    patch(path, SLOTS + slot * SLOT + 37, b"\x01")
+    patch(path, SLOTS + slot * SLOT + 39, b"\x01")
     with lab_on(path, clock) as lab:
         assert lab.table.adopted == 61
         vip, address = endpoint(VIP), endpoint(REAL).address

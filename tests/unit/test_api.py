@@ -102,6 +102,8 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
             },
             {"endpoint": "10.0.1.13:80", "address": "10.0.1.13", "port": 80, "weight": 0, "active": 0, "inactive": 0},
         ],
+        "last": 0,
+        "fwmark": 0,
     }
 
 
@@ -224,9 +226,9 @@ def test_answers_are_set_together(client: Client, director: FakeDirector) -> Non
         (
             "POST",
             "/v1/services",
-            b'{"address": "203.0.113.9", "port": 0}',
+            b'{"address": "203.0.113.9", "port": -1}',
             400,
-            "vip port '0': out of range; use 1 to 65535",
+            "vip port '-1': out of range; use 0 to 65535",
         ),
         (
             "POST",

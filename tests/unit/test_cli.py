@@ -373,7 +373,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     ("args", "sentence"),
     [
         ("--vip 203.0.113.10", "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80"),
-        ("--vip 203.0.113.10:99999", "vip port '99999': out of range; use 1 to 65535"),
+        ("--vip 203.0.113.10:99999", "vip port '99999': out of range; use 0 to 65535"),
         (
             f"--vip {VIP} --vip {VIP}/tcp",
             "vip '203.0.113.10:80/tcp': is there twice; put all its real servers into one service",

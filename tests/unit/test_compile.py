@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from nfqlb.control import registry
 from nfqlb.control.compile import Compiler, compile_plan, packed, unpacked
 from nfqlb.errors import NfqlbError
-from nfqlb.kernel.plan import Plan
-from nfqlb.model import Answers, Intent, Real, Service, Timeouts
+from nfqlb.kernel.plan import Members, Plan, Span, disjoint
+from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts
 from tests.unit.fakes import DNS, WEB
 
 INTENT = Intent((WEB, DNS), Timeouts(tcp=600, tcp_fin=60, udp=30))
@@ -171,6 +172,56 @@ def test_the_plan_names_what_the_kernel_must_divert() -> None:
         firewall="leave",
         vip_dev="lo",
     )
+
+
+def test_services_of_many_ports_are_diverted_by_ranges_and_marks_and_known_by_their_clients() -> None:
+    """A real server without a port of its own answers from a range, or from whichever port was asked."""
+    vip, real = "203.0.113.10", "10.0.1.11"
+    plan = compile_plan(
+        Intent(
+            (
+                Service(vip, 5000, last=5009, reals=(Real(real, 0), Real("10.0.1.12", 8080))),
+                Service(vip, 0, "udp", reals=(Real(real, 0),)),
+                Service(vip, 6000, mode="dr", last=6009, reals=(Real("10.0.1.13", 0),)),
+                Service(fwmark=7, reals=(Real("10.0.1.14", 0), Real("10.0.1.15", 80))),
+                Service("::", fwmark=9),
+            ),
+            Timeouts(udp=1200),
+        ),
+        name="main",
+        gso=[0],
+        plain=[1],
+        diverter="nft",
+        firewall="leave",
+        vip_dev=None,
+        leaving=[(Key("tcp", vip, 7000, 7009), "10.0.1.16", 0)],
+    )
+    assert plan.families == (4, 6)
+    assert plan.vips == {vip}
+    assert plan.members(4) == Members(
+        services=frozenset(),
+        reals=frozenset({(6, "10.0.1.12", 8080), (6, "10.0.1.15", 80), (17, "10.0.1.15", 80)}),
+        vips=frozenset({vip}),
+        servers=frozenset({real, "10.0.1.12", "10.0.1.14", "10.0.1.15", "10.0.1.16"}),
+        tunnels=frozenset(),
+        ranges=frozenset({(6, vip, 5000, 5009), (6, vip, 6000, 6009), (17, vip, 0, 65535)}),
+        real_ranges=frozenset({(6, real, 5000, 5009), (6, "10.0.1.16", 7000, 7009)}),
+        anyport=frozenset({real, "10.0.1.14"}),
+        marks=frozenset({7}),
+    )
+    assert plan.members(6).kinds == {"marks"}
+    assert plan.idle == 1200
+
+
+@given(st.sets(st.tuples(st.sampled_from([6, 17]), st.sampled_from("ab"), st.integers(0, 30), st.integers(0, 9))))
+def test_spans_are_made_disjoint_and_lose_no_port(spans: set[tuple[int, str, int, int]]) -> None:
+    given_ = {(protocol, address, first, first + more) for protocol, address, first, more in spans}
+    merged = disjoint(given_)
+
+    def ports(of: Iterable[Span]) -> list[tuple[int, str, int]]:
+        return sorted((protocol, address, port) for protocol, address, a, b in of for port in range(a, b + 1))
+
+    assert ports(merged) == sorted(set(ports(given_)))
 
 
 @given(st.ip_addresses())

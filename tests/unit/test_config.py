@@ -105,12 +105,34 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         ("[answers]\nsloppy_tcp = 1\n", "f.toml:2: answers.sloppy_tcp '1': is not true or false"),
         ("[timeouts]\nsctp = 1\n", "f.toml:2: timeouts.sctp '1': is not known here; the keys are tcp, tcp_fin, udp"),
-        ('[[service]]\nmode = "nat"\n', "f.toml:1: service '': has no vip; write vip = \"ADDRESS:PORT/tcp\""),
+        (
+            '[[service]]\nmode = "nat"\n',
+            "f.toml:1: service '': has no vip; write vip = \"ADDRESS:PORT/tcp\", or fwmark = N",
+        ),
         (
             '[[service]]\nvip = "203.0.113.10"\n',
             "f.toml:2: service.vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80",
         ),
-        ('[[service]]\nvip = "203.0.113.10:0"\n', "f.toml:2: service.vip '0': out of range; use 1 to 65535"),
+        ('[[service]]\nvip = "203.0.113.10:-1"\n', "f.toml:2: service.vip '': is not a whole number"),
+        ('[[service]]\nvip = "203.0.113.10:65536"\n', "f.toml:2: service.vip '65536': out of range; use 0 to 65535"),
+        (
+            '[[service]]\nvip = "203.0.113.10:90-80"\n',
+            "f.toml:2: service.vip '90-80': is not a range; write FIRST-LAST, in 1 to 65535",
+        ),
+        (
+            '[[service]]\nvip = "203.0.113.10:80-90"\n[[service]]\nvip = "203.0.113.10:90-99"\n',
+            "f.toml:4: service.vip '203.0.113.10:90-99/tcp': has ports of 203.0.113.10:80-90/tcp, too; "
+            "give each port to one service",
+        ),
+        ("[[service]]\nfwmark = 0\n", "f.toml:2: service.fwmark '0': out of range; use 1 to 4294967295"),
+        (
+            "[[service]]\nfwmark = 7\nfamily = 'v6'\n",
+            "f.toml:3: service.family 'v6': is not known; choose from ipv4, ipv6",
+        ),
+        (
+            SERVICE + "family = 'ipv6'\n",
+            "f.toml:3: service.family 'ipv6': belongs to a fwmark; the vip says its own family",
+        ),
         ('[[service]]\nvip = "1.2.3.4:80/icmp"\n', "f.toml:2: service.vip 'icmp': is not known; choose from tcp, udp"),
         (SERVICE + 'mode = "proxy"\n', "f.toml:3: service.mode 'proxy': is not known; choose from nat, dr, tun"),
         (
@@ -119,12 +141,12 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         (
             SERVICE + "port = 1\n",
-            "f.toml:3: service.port '1': is not known here; the keys are name, vip, mode, scheduler, real",
+            "f.toml:3: service.port '1': is not known here; the keys are "
+            "name, vip, fwmark, family, mode, scheduler, real",
         ),
         (
             SERVICE + "fwmark = 7\n",
-            "f.toml:3: service.fwmark '7': "
-            "this version of nfqlb does not do services by firewall mark; take it out of the file",
+            "f.toml:1: service '': has a vip and a fwmark; write vip = \"ADDRESS:PORT/tcp\", or fwmark = N",
         ),
         (
             SERVICE + "persistence = { timeout = 300 }\n",
@@ -138,7 +160,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         (
             SERVICE + SERVICE,
-            "f.toml:4: service.vip '203.0.113.10:80': is there twice; put all its real servers into one service",
+            "f.toml:4: service.vip '203.0.113.10:80/tcp': is there twice; put all its real servers into one service",
         ),
         (
             '[[service]]\nname = "a"\nvip = "1.2.3.4:1"\n[[service]]\nname = "a"\nvip = "1.2.3.4:2"\n',

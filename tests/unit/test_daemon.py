@@ -129,7 +129,7 @@ class Made:
         return saved
 
 
-def service(*values: object) -> Any:
+def service(*values: object, **_: object) -> Any:
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from nfqlb.errors import ConfigError
 from nfqlb.model import (
+    ANY_ADDRESS,
     Intent,
     Key,
     Real,
@@ -26,6 +28,7 @@ from nfqlb.model import (
 )
 
 VIP, REAL = "203.0.113.10", "10.0.1.11"
+WEB, MARKED = Key("tcp", VIP, 80), Key("any", "0.0.0.0", 0, mark=7)
 UNICAST = "use a unicast address without a zone"
 A_NAME = "use a letter, then letters, digits and '-', at most 15 in all"
 ADDRESSES = st.ip_addresses().map(str)
@@ -48,8 +51,8 @@ def refusal(build: Callable[[], object]) -> str:
             lambda: Service("::ffff:10.0.0.1", 80),
             "vip '::ffff:10.0.0.1': is an IPv4 address in IPv6 notation; write 10.0.0.1",
         ),
-        (lambda: Service(VIP, 0), "vip port '0': out of range; use 1 to 65535"),
-        (lambda: Service(VIP, 65536), "vip port '65536': out of range; use 1 to 65535"),
+        (lambda: Service(VIP, -1), "vip port '-1': out of range; use 0 to 65535"),
+        (lambda: Service(VIP, 65536), "vip port '65536': out of range; use 0 to 65535"),
         (lambda: Service(VIP, 80, "icmp"), "protocol 'icmp': is not known; choose from tcp, udp"),
         (lambda: Service(VIP, 80, mode="proxy"), "mode 'proxy': is not known; choose from nat, dr, tun"),
         (lambda: Service(VIP, 80, scheduler="best"), "scheduler 'best': is not known; choose from rr, wrr, lc, wlc"),
@@ -70,7 +73,7 @@ def refusal(build: Callable[[], object]) -> str:
             "vip '203.0.113.10:80/tcp': is there twice; put all its real servers into one service",
         ),
         (lambda: Real("10.0.1", 80), "real '10.0.1': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]"),
-        (lambda: Real(REAL, 70000), "real port '70000': out of range; use 1 to 65535"),
+        (lambda: Real(REAL, 70000), "real port '70000': out of range; use 0 to 65535"),
         (lambda: Real(REAL, 80, -1), "weight '-1': out of range; use 0 to 2147483647, 0 takes no new connections"),
         (
             lambda: Real(REAL, 80, 2**31),
@@ -92,10 +95,37 @@ def refusal(build: Callable[[], object]) -> str:
             "vip '[2001:db8::1]80': is not [ADDRESS]:PORT; close the bracket before the port",
         ),
         (lambda: parse_vip("2001:db8::1"), "vip '2001:db8::1': has no port; write ADDRESS:PORT, as in 203.0.113.10:80"),
-        (lambda: parse_real(REAL), "real '10.0.1.11': has no port; write ADDRESS:PORT"),
-        (lambda: parse_real(f"{REAL}:80,weight=x"), "weight 'x': is not a whole number"),
         (
-            lambda: parse_real(f"{REAL}:80,wieght=2"),
+            lambda: Service(VIP, 80, last=80),
+            "vip port '80-80': is not a range; write FIRST-LAST, in 1 to 65535",
+        ),
+        (
+            lambda: Service(VIP, 80, last=70000),
+            "vip port '80-70000': is not a range; write FIRST-LAST, in 1 to 65535",
+        ),
+        (lambda: Service(VIP, 0, last=9), "vip port '0-9': is not a range; write FIRST-LAST, in 1 to 65535"),
+        (lambda: Service(VIP, 80, reals=(Real(REAL, 0),)), "real '10.0.1.11:0': has no port; write 10.0.1.11:80"),
+        (
+            lambda: Service(VIP, 80, mode="dr", last=90, reals=(Real(REAL, 80),)),
+            "real port '80': is not the service's; mode dr changes no port: leave it out",
+        ),
+        (
+            lambda: Service(VIP, 0, reals=(Real(VIP, 99),)),
+            "real '203.0.113.10:99': is the virtual service itself; name the address of a real server",
+        ),
+        (
+            lambda: Intent((Service(VIP, 80, last=90), Service(VIP, 90, last=99))),
+            "vip '203.0.113.10:90-99/tcp': has ports of 203.0.113.10:80-90/tcp, too; give each port to one service",
+        ),
+        (lambda: Service(fwmark=2**32), "fwmark '4294967296': out of range; use 1 to 4294967295"),
+        (lambda: Service(fwmark=7, port=80), "fwmark '7': has a port or a protocol; leave out one or the other"),
+        (lambda: Service(VIP, fwmark=7), f"fwmark '7': has the VIP {VIP}; leave out one or the other"),
+        (lambda: parse_vip("fwmark:0"), "fwmark '0': out of range; use 1 to 4294967295"),
+        (lambda: parse_vip("fwmark:x"), "fwmark 'x': is not a whole number"),
+        (lambda: parse_vip("fwmark:7/tcp"), "family 'tcp': is not known; choose from ipv4, ipv6"),
+        (lambda: parse_real(f"{REAL}:80,weight=x", WEB), "weight 'x': is not a whole number"),
+        (
+            lambda: parse_real(f"{REAL}:80,wieght=2", WEB),
             "real '10.0.1.11:80,wieght=2': has the unknown option 'wieght'; only weight=N can follow the address",
         ),
         (lambda: parse_name(""), f"name '': cannot be used; {A_NAME}"),
@@ -137,18 +167,32 @@ def test_a_vip_is_read_into_its_canonical_key(text: str, key: Key) -> None:
     ],
 )
 def test_a_real_server_has_the_services_port_and_weight_1_unless_it_says_otherwise(text: str, real: Real) -> None:
-    assert parse_real(text, default_port=80) == real
+    assert parse_real(text, WEB) == real
 
 
-@given(ADDRESSES, st.integers(1, 65535), st.sampled_from(["tcp", "udp"]))
-@example("::1", 1, "tcp")
-def test_a_key_reads_back_from_its_text(address: str, port: int, protocol: str) -> None:
+@pytest.mark.parametrize("service", [MARKED, Key("tcp", VIP, 0), Key("udp", VIP, 80, 90)], ids=str)
+def test_a_real_server_of_many_ports_keeps_that_of_the_packet_unless_it_has_one(service: Key) -> None:
+    assert parse_real(REAL, service) == Real(REAL, 0)
+    assert parse_real(f"{REAL}:8080", service) == Real(REAL, 8080)
+
+
+@given(ADDRESSES, st.integers(0, 65535), st.integers(1, 65535), st.sampled_from(["tcp", "udp"]))
+@example("::1", 1, 1, "tcp")
+@example("::1", 0, 1, "udp")
+def test_a_key_reads_back_from_its_text(address: str, port: int, last: int, protocol: str) -> None:
     try:
-        key = Key(protocol, canonical("vip", address), port)
+        key = Key(protocol, canonical("vip", address), port, last if 0 < port < last else 0)
     except ConfigError:
         assume(False)
+    assert parse_vip(str(key)) == key == Service(key.address, port, protocol, last=key.last).key
+    assert parse_real(endpoint(key.address, key.port), key) == Real(key.address, key.port)
+
+
+@given(st.sampled_from([4, 6]), st.integers(1, 2**32 - 1))
+def test_a_mark_reads_back_from_its_text(version: int, mark: int) -> None:
+    key = Service(ANY_ADDRESS[version], fwmark=mark).key
     assert parse_vip(str(key)) == key
-    assert parse_real(endpoint(key.address, key.port)) == Real(key.address, key.port)
+    assert (family(key.address), key.mark, key.ports) == (version, mark, (0, 65535))
 
 
 @given(st.ip_addresses(v=6), st.ip_addresses(v=4))
@@ -161,7 +205,7 @@ def test_the_family_shows_in_the_canonical_address(six: IPv6Address, four: IPv4A
 @example("1.2.3.4:²")
 @example(",")
 def test_any_text_is_a_value_or_a_refusal(text: str) -> None:
-    for parse in (parse_vip, parse_real, parse_name):
+    for parse in (parse_vip, partial(parse_real, service=WEB), parse_name):
         with suppress(ConfigError):
             parse(text)
 

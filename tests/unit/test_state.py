@@ -73,7 +73,7 @@ def test_every_torn_file_is_refused_by_name_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (b"port = 80\n", b"port = 0\n"),
+        (b"port = 80\n", b"port = -1\n"),
         (b"10.0.1.11", b"203.0.113.300"),
         (b"revision = 7", b"revision = 'x'"),
         (b"revision = 7", b"revision = 7\nsurprise = 1"),

@@ -79,12 +79,13 @@ from nfqlb._core.wire cimport address_from, same
 
 cdef uint64_t MAGIC = 0x31747362_6c71666eULL          # "nfqlbst1" as it lies in memory
 cdef uint64_t IDLE = 0xffffffff_ffffffffULL
-cdef uint64_t VERSION = 1                            # of the file; with it, the sizes of all that lies in it
+cdef uint64_t VERSION = 2                            # of the file; with it, the sizes of all that lies in it
 cdef uint64_t LAYOUT = VERSION << 48 | <uint64_t>sizeof(slot_t) << 32 | sizeof(connection_t) << 16 | sizeof(header_t)
 cdef enum:
     PAGE = 4096
     POPPED = 32                                      # entries taken out of the wheel at a time
     GROUP = 64                                       # entries adopted at a time
+    LAST_PORT = 0xffff
 
 assert sizeof(connection_t) == 128 and sizeof(bucket_t) == 64 and sizeof(table_t) == (5 + READERS) * 64
 
@@ -393,8 +394,14 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
     if entry.flags != NAT and entry.flags != (DIRECT | NO_OUTPUT) and entry.flags != (TUNNEL | NO_OUTPUT):
         return 0
     slot = &table.slots[entry.slot]
-    if not slot.used or slot.protocol != entry.protocol or slot.vport != entry.vport or slot.sport != entry.sport \
-            or not same(&slot.virtual, &entry.virtual) or not same(&slot.server, &entry.server):
+    if not slot.used or not same(&slot.server, &entry.server) or entry.sport != (slot.sport or entry.vport):
+        return 0
+    if not slot.vport <= entry.vport <= slot.last:
+        return 0
+    if slot.mark:
+        if slot.protocol or slot.vport or slot.last != LAST_PORT:
+            return 0
+    elif slot.protocol != entry.protocol or not same(&slot.virtual, &entry.virtual):
         return 0
     return LIVE | state << STATE_SHIFT | (0 if entry.protocol == TCP and ACTIVE_STATES >> state & 1 else INACTIVE)
 
@@ -488,6 +495,7 @@ cdef class Table:
             if slot.used:
                 self.numbers[(
                     slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, (<char*>&slot.server)[:16], slot.sport,
+                    slot.last, slot.mark,
                 )] = i
         table.untouched = table.capacity + 1
         for first in range(1, table.capacity + 1, GROUP):
@@ -539,13 +547,15 @@ cdef class Table:
         """Bytes of the entries and of the index over them, all that grows with the capacity."""
         return (<size_t>self.capacity + 1) * sizeof(connection_t) + (self.table.bucket_mask + 1) * sizeof(bucket_t)
 
-    def slot(self, int protocol, vip: bytes, int vport, address: bytes, int port) -> int:
-        """The stable number of a real server of a virtual service: found, or given now. Raises ValueError when all
-        are given.
+    def slot(self, int protocol, vip: bytes, int vport, address: bytes, int port, int last = 0,
+             unsigned int mark = 0) -> int:
+        """The stable number of a real server of a virtual service (as in snapshot.Service): found, or given now. Raises
+        ValueError when all are given.
         """
         cdef slot_t* slot
         cdef uint32_t number = self.next_slot
-        key = (protocol, vip, vport, address, port)
+        last = max(vport, last) if vport else LAST_PORT
+        key = (protocol, vip, vport, address, port, last, mark)
         if key in self.numbers:
             return self.numbers[key]
         while number < self.table.slot_count and self.table.slots[number].used:
@@ -556,6 +566,8 @@ cdef class Table:
         slot.virtual = address_from(vip)
         slot.server = address_from(address)
         slot.vport = vport
+        slot.last = last
+        slot.mark = mark
         slot.sport = port
         slot.protocol = protocol
         slot.used = 1

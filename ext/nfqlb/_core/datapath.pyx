@@ -204,7 +204,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     now.
     """
     cdef table_t* table = worker.table
-    cdef service_t* service = classify(worker.snapshot, packet)
+    cdef service_t* service = classify(worker.snapshot, packet, not from_server(packet))
     cdef connection_t* entry
     cdef server_t* server
     cdef uint64_t hash
@@ -230,7 +230,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     entry.server = server.address
     entry.cport = packet.sport
     entry.vport = packet.dport
-    entry.sport = server.port
+    entry.sport = server.port or packet.dport
     entry.protocol = packet.protocol
     entry.flags = server.method if server.method == NAT else server.method | NO_OUTPUT
     entry.slot = server.slot

@@ -142,7 +142,7 @@ cdef void run_schedule(Flows flows, uint32_t size) noexcept nogil:
     cdef service_t* service
     cdef uint32_t i
     for i in range(size):
-        service = classify(flows.worker.datapath.published, &flows.batch[i])
+        service = classify(flows.worker.datapath.published, &flows.batch[i], True)
         flows.batch[i].id = pick(service, flows.worker.worker.table.loads)
 
 

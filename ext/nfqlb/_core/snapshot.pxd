@@ -15,4 +15,4 @@ cdef class Snapshot:
     cdef readonly tuple services         # keeps the compiled services alive
 
 
-cdef service_t* classify(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil
+cdef service_t* classify(const snapshot_t* snapshot, const packet_t* packet, bint marked) noexcept nogil

@@ -3,9 +3,12 @@
 Strategy: services are compiled one by one and shared between snapshots while they do not change; a snapshot is only
 an index over them, a byte per slot and the timeouts. Nothing in it is written after it was built, so a worker needs
 no lock, and what a worker may still read is kept alive until its batch is over (Datapath.publish).
+
+A packet belongs to the service of its mark, else to that of its very port, else to the range that its port lies in,
+else to that with every port (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_service_find, which knows no ranges).
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
 import os
@@ -14,13 +17,25 @@ from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.memory cimport cache_lines
 from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.tracking cimport default_timeouts
-from nfqlb._core.types cimport packet_t, scheduler_state_t, server_t, service_t, snapshot_t
+from nfqlb._core.types cimport (
+    address_t,
+    packet_t,
+    scheduler_state_t,
+    server_t,
+    service_t,
+    snapshot_t,
+    span_t,
+)
 from nfqlb._core.wire cimport address_from, same
 from nfqlb._core.schedulers import SCHEDULERS
 
 
 ANSWERS: tuple[str, ...] = ("pass", "drop", "icmp", "reset")
 METHODS: tuple[str, ...] = ("nat", "dr", "tun")      # by method_t
+
+cdef bytes MAPPED = bytes(10) + b"\xff\xff"          # in front of an IPv4 address (RFC 4291, 2.5.5.2)
+cdef enum:
+    LAST_PORT = 65535
 
 
 cdef class Hop:
@@ -44,13 +59,18 @@ cdef class Hop:
 
 cdef class Service:
     """A virtual service. `servers` are (slot, 16-byte address, port, weight, one of METHODS), newest first; protocol 6
-    or 17.
+    or 17. A server's port 0 stands for that of the packet.
+
+    `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
+    bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
+    counts.
 
     `previous` is the compiled form that this one replaces: its scheduler goes on where it was.
     """
 
     def __cinit__(self, int protocol, address: bytes, int port, scheduler: str,
-                  servers: Sequence[tuple[int, bytes, int, int, str]], Service previous = None):
+                  servers: Sequence[tuple[int, bytes, int, int, str]], Service previous = None, *, int last = 0,
+                  uint32_t mark = 0):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -61,6 +81,9 @@ cdef class Service:
             raise MemoryError
         self.service.address = address_from(address)
         self.service.port = port
+        self.service.last = max(port, last) if port else LAST_PORT
+        self.service.mark = mark
+        self.service.version = 4 if address.startswith(MAPPED) else 6
         self.service.protocol = protocol
         self.service.scheduler = SCHEDULERS.index(scheduler)
         for slot, packed, server_port, weight, method in servers:
@@ -98,16 +121,10 @@ cdef class Snapshot:
     def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300, *,
                   no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False):
         cdef Service service
-        cdef uint64_t places
         cdef uint32_t i
         self.services = tuple(services)
         self.snapshot = <snapshot_t*>calloc(1, sizeof(snapshot_t))
         if self.snapshot == NULL:
-            raise MemoryError
-        places = 1 << (2 * len(self.services) + 1).bit_length()
-        self.snapshot.index_mask = places - 1
-        self.snapshot.index = <service_t**>calloc(places, sizeof(service_t*))
-        if self.snapshot.index == NULL:
             raise MemoryError
         key = os.urandom(16)
         memcpy(self.snapshot.key, <const char*>key, 16)
@@ -122,32 +139,181 @@ cdef class Snapshot:
         if self.snapshot.available == NULL:
             raise MemoryError
         for service in self.services:
-            insert(self.snapshot, service.service)
             for i in range(service.service.count):
                 self.snapshot.available[service.service.servers[i].slot] = 1
+        index_ports(self.snapshot, [one for one in self.services if kind_of(one) == PORT])
+        index_spans(self.snapshot, [one for one in self.services if kind_of(one) == SPAN])
+        index_marks(self.snapshot, [one for one in self.services if kind_of(one) == MARK])
 
     def __dealloc__(self):
+        cdef uint64_t at
         if self.snapshot != NULL:
+            if self.snapshot.spans != NULL:
+                for at in range(self.snapshot.span_mask + 1):
+                    free(self.snapshot.spans[at].parts)
+            free(self.snapshot.spans)
+            free(self.snapshot.marked)
             free(self.snapshot.index)
             free(self.snapshot.available)
             free(self.snapshot)
 
 
-cdef int insert(snapshot_t* snapshot, service_t* service) except -1:
-    cdef uint64_t hash = hash_endpoint(snapshot.key, &service.address, service.port, service.protocol)
-    cdef uint64_t at = hash & snapshot.index_mask
+cdef enum kind_t:
+    PORT = 0
+    SPAN
+    MARK
+
+
+cdef kind_t kind_of(Service service) noexcept:
+    """Which of the three indices a service belongs to."""
+    if service.service.mark:
+        return MARK
+    return PORT if service.service.port == service.service.last else SPAN
+
+
+cdef uint64_t places_for(Py_ssize_t count) noexcept:
+    """A power of two, more than twice the count: chains stay short."""
+    cdef uint64_t places = 2
+    while places <= 2 * <uint64_t>count:
+        places *= 2
+    return places
+
+
+cdef int index_ports(snapshot_t* snapshot, list services) except -1:
+    cdef Service one
+    cdef service_t* service
     cdef service_t* other
-    while snapshot.index[at] != NULL:
-        other = snapshot.index[at]
-        if other.port == service.port and other.protocol == service.protocol and same(&other.address, &service.address):
-            raise ValueError("two services have the same protocol, address and port")
-        at = (at + 1) & snapshot.index_mask
-    snapshot.index[at] = service
+    cdef uint64_t at
+    snapshot.index_mask = places_for(len(services)) - 1
+    snapshot.index = <service_t**>calloc(snapshot.index_mask + 1, sizeof(service_t*))
+    if snapshot.index == NULL:
+        raise MemoryError
+    for one in services:
+        service = one.service
+        at = hash_endpoint(snapshot.key, &service.address, service.port, service.protocol) & snapshot.index_mask
+        while snapshot.index[at] != NULL:
+            other = snapshot.index[at]
+            if other.port == service.port and other.protocol == service.protocol \
+                    and same(&other.address, &service.address):
+                raise ValueError("two services have the same protocol, address and port")
+            at = (at + 1) & snapshot.index_mask
+        snapshot.index[at] = service
     return 0
 
 
-cdef service_t* classify(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
-    """The virtual service that the packet is addressed to, or NULL."""
+cdef int index_spans(snapshot_t* snapshot, list services) except -1:
+    cdef Service one
+    cdef service_t* service
+    cdef span_t* span
+    cdef service_t** larger
+    if not services:
+        return 0
+    snapshot.span_mask = places_for(len(services)) - 1
+    snapshot.spans = <span_t*>calloc(snapshot.span_mask + 1, sizeof(span_t))
+    if snapshot.spans == NULL:
+        raise MemoryError
+    for one in sorted(services, key=_first_port):
+        service = one.service
+        span = span_of(snapshot, &service.address, service.protocol)
+        span.address = service.address
+        span.protocol = service.protocol
+        if service.port == 0:
+            if span.whole != NULL:
+                raise ValueError("two services have every port of the same protocol and address")
+            span.whole = service
+            continue
+        if span.count and service.port <= span.parts[span.count - 1].last:
+            raise ValueError("the port ranges of two services with the same protocol and address overlap")
+        larger = <service_t**>realloc(span.parts, (span.count + 1) * sizeof(service_t*))
+        if larger == NULL:
+            raise MemoryError
+        span.parts = larger
+        span.parts[span.count] = service
+        span.count += 1
+    return 0
+
+
+def _first_port(Service service):
+    return service.service.port
+
+
+cdef span_t* span_of(const snapshot_t* snapshot, const address_t* address, uint8_t protocol) noexcept nogil:
+    """The place of an address and protocol among the spans; a free one where it has none."""
+    cdef uint64_t at = hash_endpoint(snapshot.key, address, 0, protocol) & snapshot.span_mask
+    cdef span_t* span = &snapshot.spans[at]
+    while span.protocol and (span.protocol != protocol or not same(&span.address, address)):
+        at = (at + 1) & snapshot.span_mask
+        span = &snapshot.spans[at]
+    return span
+
+
+cdef int index_marks(snapshot_t* snapshot, list services) except -1:
+    cdef Service one
+    if not services:
+        return 0
+    snapshot.marked = <service_t**>calloc(len(services), sizeof(service_t*))
+    if snapshot.marked == NULL:
+        raise MemoryError
+    for one in sorted(services, key=_version_and_mark):
+        if snapshot.marks and order(snapshot.marked[snapshot.marks - 1]) == order(one.service):
+            raise ValueError("two services of one family have the same mark")
+        snapshot.marked[snapshot.marks] = one.service
+        snapshot.marks += 1
+    return 0
+
+
+def _version_and_mark(Service service):
+    return order(service.service)
+
+
+cdef inline uint64_t order(const service_t* service) noexcept nogil:
+    return <uint64_t>service.version << 32 | service.mark
+
+
+cdef service_t* by_mark(const snapshot_t* snapshot, uint64_t wanted) noexcept nogil:
+    cdef uint32_t low = 0
+    cdef uint32_t high = snapshot.marks
+    cdef uint32_t middle
+    while low < high:
+        middle = (low + high) // 2
+        if order(snapshot.marked[middle]) < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    if low < snapshot.marks and order(snapshot.marked[low]) == wanted:
+        return snapshot.marked[low]
+    return NULL
+
+
+cdef service_t* by_span(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
+    cdef const span_t* span = span_of(snapshot, &packet.destination, packet.protocol)
+    cdef uint32_t low = 0
+    cdef uint32_t high = span.count
+    cdef uint32_t middle
+    while low < high:                                        # the first that ends at the port or behind it
+        middle = (low + high) // 2
+        if span.parts[middle].last < packet.dport:
+            low = middle + 1
+        else:
+            high = middle
+    if low < span.count and span.parts[low].port <= packet.dport:
+        return span.parts[low]
+    return span.whole
+
+
+cdef service_t* classify(const snapshot_t* snapshot, const packet_t* packet, bint marked) noexcept nogil:
+    """The virtual service that the packet is addressed to, or NULL; its mark counts if it is `marked`."""
+    cdef service_t* service = NULL
+    if marked and snapshot.marks and packet.mark:
+        service = by_mark(snapshot, <uint64_t>packet.version << 32 | packet.mark)
+    if service == NULL:
+        service = by_port(snapshot, packet)
+    if service == NULL and snapshot.spans != NULL:
+        service = by_span(snapshot, packet)
+    return service
+
+
+cdef inline service_t* by_port(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
     cdef uint64_t hash = hash_endpoint(snapshot.key, &packet.destination, packet.dport, packet.protocol)
     cdef uint64_t at = hash & snapshot.index_mask
     cdef service_t* service = snapshot.index[at]

@@ -169,13 +169,13 @@ cdef enum:
 cdef struct slot_t:
     address_t virtual
     address_t server
-    uint16_t vport
-    uint16_t sport
-    uint8_t protocol
+    uint16_t vport               # first port of the service
+    uint16_t last                # and its last
+    uint16_t sport               # 0: that of the packet
+    uint8_t protocol             # 0: any, with a mark
     uint8_t used
-    uint16_t reserved
-    uint32_t mark
-    uint32_t reserved2
+    uint32_t mark                # 0: the service has an address
+    uint32_t reserved
 
 
 cdef struct load_t:              # connections of a slot, for schedulers and listings; shared by all workers
@@ -290,7 +290,7 @@ cdef struct server_t:
     address_t address
     uint32_t slot
     int32_t weight
-    uint16_t port
+    uint16_t port                # 0: that of the packet
     uint8_t method               # method_t
 
 
@@ -303,9 +303,12 @@ cdef struct scheduler_state_t:   # the only part of a service that packets chang
 
 cdef struct service_t:
     address_t address
+    uint32_t mark                # netfilter mark; 0: the service has an address
     uint16_t port
+    uint16_t last                # port and those up to here
     uint8_t protocol
     uint8_t scheduler
+    uint8_t version              # of a service by mark: 4 or 6
     int32_t gcd                  # wrr: of all positive weights
     int32_t ceiling              # wrr: greatest weight - (gcd - 1)
     uint32_t count
@@ -313,9 +316,21 @@ cdef struct service_t:
     scheduler_state_t* state
 
 
+cdef struct span_t:              # the services of one address and protocol that have more than one port
+    address_t address
+    service_t* whole             # that with every port, or NULL
+    service_t** parts            # the others by their ports, which do not overlap
+    uint32_t count
+    uint8_t protocol
+
+
 cdef struct snapshot_t:
-    service_t** index            # open addressing, index_mask + 1 places
+    service_t** index            # of services with one port: open addressing, index_mask + 1 places
     uint64_t index_mask
+    span_t* spans                # open addressing, span_mask + 1 places, free where there is no protocol; or NULL
+    uint64_t span_mask
+    service_t** marked           # by version and mark
+    uint32_t marks
     uint64_t key[2]
     uint8_t* available           # by slot: the server belongs to its service
     uint32_t slot_count

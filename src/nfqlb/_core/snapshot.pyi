@@ -24,6 +24,9 @@ class Service:
         scheduler: str,
         servers: Sequence[tuple[int, bytes, int, int, str]],
         previous: Service | None = None,
+        *,
+        last: int = 0,
+        mark: int = 0,
     ) -> Self: ...
     @property
     def waited(self) -> int: ...

@@ -67,6 +67,8 @@ class ServiceView(msgspec.Struct):
     active: int
     inactive: int
     reals: list[RealView]
+    last: int = 0
+    fwmark: int = 0
 
 
 class Services(msgspec.Struct):
@@ -170,6 +172,8 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
             RealView(str(real), real.address, real.port, real.weight, counters.active, counters.inactive)
             for real, counters in counted
         ],
+        last=service.last,
+        fwmark=service.fwmark,
     )
 
 

@@ -66,7 +66,7 @@ class _Routes:
         self.director = director
 
     def table(self) -> list[web.RouteDef]:
-        service = "/v1/services/{key:[^/]+(?:/[a-z]+)?}"  # the slash before the protocol may come as it is or as %2F
+        service = "/v1/services/{key:[^/]+(?:/[a-z0-9]+)?}"  # the slash before the protocol may come as it is or as %2F
         return [
             web.get("/v1/services", self.services),
             web.post("/v1/services", self.add_service),
@@ -214,7 +214,7 @@ def _key(request: web.Request) -> Key:
 
 
 def _endpoint(request: web.Request) -> Real:
-    return parse_real(request.match_info["endpoint"], default_port=_key(request).port)
+    return parse_real(request.match_info["endpoint"], _key(request))
 
 
 async def _body(request: web.Request, kind: type[T]) -> T:

@@ -11,7 +11,8 @@ from nfqlb.cli.env import Env, client, director_options
 def command() -> None:
     """Add, edit or delete a real server of a service.
 
-    VIP is ADDRESS:PORT[/tcp|/udp], REAL is ADDRESS[:PORT]; IPv6 as [ADDRESS]:PORT. Without a port it is the VIP's.
+    VIP is ADDRESS:PORT[-LAST][/tcp|/udp] or fwmark:N[/ipv6], REAL is ADDRESS[:PORT]; IPv6 as [ADDRESS]:PORT. Without a
+    port it is the VIP's, or that of the packet where the VIP has many.
     """
 
 
@@ -27,7 +28,7 @@ def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> Non
     from nfqlb.model import parse_real, parse_vip
 
     key = parse_vip(vip)
-    client(env, api, name).add_real(str(key), msgspec.to_builtins(parse_real(real, key.port)))
+    client(env, api, name).add_real(str(key), msgspec.to_builtins(parse_real(real, key)))
 
 
 @command.command("edit")
@@ -41,7 +42,7 @@ def edit(env: Env, vip: str, real: str, weight: int, api: str | None, name: str 
     from nfqlb.model import parse_real, parse_vip
 
     key = parse_vip(vip)
-    client(env, api, name).edit_real(str(key), str(parse_real(real, key.port)), weight)
+    client(env, api, name).edit_real(str(key), str(parse_real(real, key)), weight)
 
 
 @command.command("delete")
@@ -54,4 +55,4 @@ def delete(env: Env, vip: str, real: str, api: str | None, name: str | None) -> 
     from nfqlb.model import parse_real, parse_vip
 
     key = parse_vip(vip)
-    client(env, api, name).delete_real(str(key), str(parse_real(real, key.port)))
+    client(env, api, name).delete_real(str(key), str(parse_real(real, key)))

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 @click.command("run", short_help="Run a director in the foreground.")
 @click.option("--mode", metavar="nat|dr|tun", help="How packets reach the real servers [default: nat].")
-@click.option("--vip", "vips", multiple=True, metavar="ADDR:PORT[/tcp|/udp]", help="A virtual service; repeats.")
+@click.option(
+    "--vip",
+    "vips",
+    multiple=True,
+    metavar="ADDR:PORT[-LAST][/tcp|/udp]",
+    help="A virtual service, or fwmark:N; repeats.",
+)
 @click.option(
     "--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server of every --vip; repeats."
 )

@@ -11,7 +11,8 @@ from nfqlb.cli.env import Env, client, director_options
 def command() -> None:
     """Add, edit or delete a virtual service of a running director.
 
-    VIP is ADDRESS:PORT[/tcp|/udp], IPv6 as [ADDRESS]:PORT.
+    VIP is ADDRESS:PORT[/tcp|/udp], IPv6 as [ADDRESS]:PORT; ADDRESS:FIRST-LAST is a range of ports, port 0 every port.
+    fwmark:N[/ipv6] takes the TCP and UDP packets that your rules in mangle PREROUTING mark with N.
     """
 
 

@@ -84,6 +84,9 @@ def _first_width(answer: Answer) -> int:
 
 
 def _virtual(key: str) -> str:
+    """As ipvsadm writes it: `TCP  10.0.0.1:80`, `FWM  7 IPv6`."""
+    if key.startswith("fwmark:"):
+        return f"FWM  {key.removeprefix('fwmark:').replace('/ipv6', ' IPv6')}"
     where, _, protocol = key.rpartition("/")
     return f"{protocol.upper():<4} {where}"
 

@@ -10,5 +10,5 @@ from nfqlb.model import Service, parse_real, parse_vip
 def service(vip: str, reals: Sequence[str], mode: str | None, scheduler: str | None) -> Service:
     key = parse_vip(vip)
     chosen = {field: value for field, value in (("mode", mode), ("scheduler", scheduler)) if value is not None}
-    servers = tuple(parse_real(real, key.port) for real in reals)
-    return Service(key.address, key.port, key.protocol, reals=servers, **chosen)
+    servers = tuple(parse_real(real, key) for real in reals)
+    return Service(key.address, key.port, key.protocol, reals=servers, last=key.last, fwmark=key.mark, **chosen)

@@ -17,7 +17,18 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nfqlb.errors import ConfigError
-from nfqlb.model import Answers, Intent, Real, Service, Timeouts, parse_real, parse_vip
+from nfqlb.model import (
+    Answers,
+    Intent,
+    Key,
+    Real,
+    Service,
+    Timeouts,
+    check_choice,
+    key_of_mark,
+    parse_real,
+    parse_vip,
+)
 from nfqlb.runconfig import RunConfig
 
 Path = tuple[str | int, ...]
@@ -37,14 +48,22 @@ DIRECTOR: Types = {
 }
 TIMEOUTS: Types = {"tcp": int, "tcp_fin": int, "udp": int}
 ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}
-SERVICE: Types = {"name": str, "vip": str, "mode": str, "scheduler": str, "real": list}
+SERVICE: Types = {
+    "name": str,
+    "vip": str,
+    "fwmark": int,
+    "family": str,
+    "mode": str,
+    "scheduler": str,
+    "real": list,
+}
+FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int}
 LATER = {
     "health": "health checks",
     "persistence": "persistence",
     "metrics": "metrics",
     "offload": "offload",
-    "fwmark": "services by firewall mark",
 }
 TYPE_NAMES = {
     str: "a string in quotes",
@@ -91,36 +110,47 @@ class _Reader:
         answers = self.table(("answers",), top.get("answers", {}), ANSWERS)
         with self.at(("answers",)):
             told = Answers(**answers)
-        services: list[Service] = []
-        for index, table in enumerate(top.get("service", [])):
-            service = self.service(("service", index), table)
-            if any(other.key == service.key for other in services):
-                fix = "put all its real servers into one service"
-                raise self.error(("service", index, "vip"), table["vip"], "is there twice", fix)
-            services.append(service)
-        return Loaded(director, Intent(tuple(services), times, told))
+        services = [self.service(("service", index), one) for index, one in enumerate(top.get("service", []))]
+        keys = [service.key for service in services]
+        try:
+            return Loaded(director, Intent(tuple(services), times, told))
+        except ConfigError as error:  # two services want the same: the later one is too many
+            at = max(index for index, key in enumerate(keys) if key == error.value)
+            raise self.error(("service", at, "vip"), error.value, error.problem, error.fix) from None
 
     def service(self, path: Path, table: object) -> Service:
         values = self.table(path, table, SERVICE)
-        if "vip" not in values:
-            raise self.error(path, "", "has no vip", 'write vip = "ADDRESS:PORT/tcp"')
+        if ("vip" in values) == ("fwmark" in values):
+            problem = "has a vip and a fwmark" if "vip" in values else "has no vip"
+            raise self.error(path, "", problem, 'write vip = "ADDRESS:PORT/tcp", or fwmark = N')
         name = values.get("name")
         if name is not None and self.names.setdefault(name, path) != path:
             raise self.error((*path, "name"), name, "is there twice", "give each service a name of its own")
         with self.at(path):
-            key = parse_vip(values.pop("vip"))
-        reals = [self.real((*path, "real", index), one, key.port) for index, one in enumerate(values.pop("real", []))]
+            key = self.key(values)
+        reals = [self.real((*path, "real", index), one, key) for index, one in enumerate(values.pop("real", []))]
         with self.at(path, reals):
-            return Service(key.address, key.port, key.protocol, reals=tuple(reals), **values)
+            values |= {"reals": tuple(reals), "last": key.last, "fwmark": key.mark}
+            return Service(key.address, key.port, key.protocol, **values)
 
-    def real(self, path: Path, table: object, default_port: int) -> Real:
+    def key(self, values: dict[str, Any]) -> Key:
+        """What the service is addressed by, taken out of its table."""
+        if "vip" in values:
+            if "family" in values:
+                raise ConfigError("family", values["family"], "belongs to a fwmark", "the vip says its own family")
+            return parse_vip(values.pop("vip"))
+        family = values.pop("family", "ipv4")
+        check_choice("family", family, tuple(FAMILIES))
+        return key_of_mark(values.pop("fwmark"), FAMILIES[family])
+
+    def real(self, path: Path, table: object, service: Key) -> Real:
         values = self.table(path, table, REAL)
         if "address" not in values:
             raise self.error(path, "", "has no address", 'write address = "ADDRESS:PORT"')
         if "," in values["address"]:
             raise self.error((*path, "address"), values["address"], "holds more than the address", "write weight = N")
         with self.at(path):
-            real = parse_real(values["address"], default_port)
+            real = parse_real(values["address"], service)
             return msgspec.structs.replace(real, weight=values.get("weight", 1))
 
     def table(self, path: Path, table: object, known: Types) -> dict[str, Any]:

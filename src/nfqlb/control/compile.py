@@ -11,8 +11,8 @@ import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nfqlb.kernel.plan import Plan
-from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
+from nfqlb.kernel.plan import Endpoint, Plan, Span
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
 
 if TYPE_CHECKING:
     from nfqlb._core.snapshot import Service as Compiled
@@ -84,12 +84,14 @@ class Compiler:
             for key, real in zip(keys, service.reals, strict=True)
         ]
         return self._make_service(
-            PROTOCOLS[service.protocol],
+            PROTOCOLS.get(service.protocol, 0),
             packed(service.address),
             service.port,
             service.scheduler,
             oldest_first[::-1],
             made,
+            last=service.last,
+            mark=service.fwmark,
         )
 
 
@@ -109,15 +111,41 @@ def compile_plan(
     Replies pass with mode nat only. `leaving` are real servers that are in it no more and still have connections:
     their replies need the way back.
     """
-    replies = [service for service in intent.services if service.mode == "nat"]
-    reals = _endpoints((service.key, real.address, real.port) for service in replies for real in service.reals)
+    services: set[Endpoint] = set()
+    ranges: set[Span] = set()
+    marks: set[tuple[int, int]] = set()
+    for key in (service.key for service in intent.services):
+        if key.mark:
+            marks.add((family(key.address), key.mark))
+        elif key.wide:
+            ranges.add((PROTOCOLS[key.protocol], key.address, *key.ports))
+        else:
+            services.add((PROTOCOLS[key.protocol], key.address, key.port))
+    reals: set[Endpoint] = set()
+    real_ranges: set[Span] = set()
+    anyport: set[str] = set()
+    natted = ((s.key, real.address, real.port) for s in intent.services if s.mode == "nat" for real in s.reals)
+    for key, address, port in (*natted, *leaving):
+        protocols = PROTOCOLS.values() if key.mark else [PROTOCOLS[key.protocol]]
+        if port:
+            reals.update((protocol, address, port) for protocol in protocols)
+        elif key.last:
+            real_ranges.update((protocol, address, *key.ports) for protocol in protocols)
+        else:
+            anyport.add(address)
+    timeouts = intent.timeouts
     return Plan(
         name=name,
-        services=_endpoints((service.key, service.address, service.port) for service in intent.services),
-        reals=reals | _endpoints(leaving),
+        services=frozenset(services),
+        reals=frozenset(reals),
         tunnels=frozenset(
             real.address for service in intent.services if service.mode == "tun" for real in service.reals
         ),
+        ranges=frozenset(ranges),
+        real_ranges=frozenset(real_ranges),
+        anyport=frozenset(anyport),
+        marks=frozenset(marks),
+        idle=max(timeouts.tcp, timeouts.tcp_fin, timeouts.udp),
         gso=tuple(gso),
         plain=tuple(plain),
         diverter=diverter,
@@ -137,7 +165,3 @@ def unpacked(address: bytes) -> str:
     if address.startswith(MAPPED):
         return "{}.{}.{}.{}".format(*address[len(MAPPED) :])
     return str(ipaddress.IPv6Address(address))
-
-
-def _endpoints(items: Iterable[SlotKey]) -> frozenset[tuple[int, str, int]]:
-    return frozenset((PROTOCOLS[key.protocol], address, port) for key, address, port in items)

@@ -66,6 +66,16 @@ def verdict(code: int, chain: str = "") -> bytes:
     return _expression("immediate", number(1, 0), nested(2, verdict_data(code, chain)))
 
 
+def meta_mark(register: int = FIRST) -> bytes:
+    """The packet's netfilter mark."""
+    return _expression("meta", number(1, register), number(2, 3))
+
+
+def learn(name: str, register: int = FIRST) -> bytes:
+    """Put the key into the set, or let it begin its time anew; the rule ends here where the set is full."""
+    return _expression("dynset", text(1, name), number(3, 1), number(4, register))
+
+
 def notrack() -> bytes:
     return _expression("notrack")
 

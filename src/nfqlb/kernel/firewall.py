@@ -16,7 +16,7 @@ from nfqlb.kernel import programs
 from nfqlb.kernel.diverter import ICMP_ERRORS
 from nfqlb.kernel.ipset import set_name
 from nfqlb.kernel.iptables import ICMP, PROGRAM
-from nfqlb.kernel.plan import Plan
+from nfqlb.kernel.plan import Members, Plan
 from nfqlb.kernel.saved import Saved
 from nfqlb.kernel.xtables import LEGACY_TABLES, Rules, Xtables
 
@@ -35,22 +35,25 @@ class Firewall:
             for family, program in PROGRAM.items()
         }
         self._stateful = False
-        self._applied: tuple[object, ...] = ()
+        self._applied: dict[int, tuple[object, ...]] = {}
 
     def needed(self, plan: Plan) -> bool:
         """Whether a FORWARD chain of iptables could drop what is forwarded."""
         return any(program.filters("filter", "FORWARD") for family in plan.families for program in self._used(family))
 
     def apply(self, plan: Plan, *, afresh: bool = False) -> None:
-        if plan.firewall == "leave" or (self._applied == plan.families and not afresh):
+        shape: dict[int, tuple[object, ...]] = {
+            family: (members.kinds, members.marks) for family, members in _members(plan)
+        }
+        if plan.firewall == "leave" or (self._applied == shape and not afresh):
             return
-        self._applied = ()
-        for family in plan.families:
+        self._applied = {}
+        for family, members in _members(plan):
             used = self._used(family)
             self._stateful = self._stateful or _tracking(used)
             for program in used:
-                program.put({"filter": self._rules(family)})
-        self._applied = plan.families
+                program.put({"filter": self._rules(family, members)})
+        self._applied = shape
 
     def prune(self, plan: Plan) -> None:
         for family, candidates in self._all.items():
@@ -58,9 +61,8 @@ class Firewall:
                 for program in candidates:
                     if programs.there(program.program):
                         program.remove("filter")
-        self._applied = tuple(
-            family for family in self._applied if family in plan.families and plan.firewall != "leave"
-        )
+        kept = plan.families if plan.firewall != "leave" else ()
+        self._applied = {family: shape for family, shape in self._applied.items() if family in kept}
 
     def check(self, plan: Plan) -> list[str]:
         if plan.firewall == "leave":
@@ -84,21 +86,30 @@ class Firewall:
             in_use = programs.there(nft.program) and nft.exists("filter")
         return [default, other] if in_use and programs.there(other.program) else [default]
 
-    def _rules(self, family: int) -> Rules:
+    def _rules(self, family: int, members: Members) -> Rules:
         own = f"nfqlb-{self._name}"
         state = "-m conntrack --ctstate UNTRACKED " if self._stateful else ""
         ends = [("reals", "dst,dst"), ("reals", "src,src"), ("services", "src,src")]
+        ends += [("anyport", "dst")] if members.anyport else []
         about = [("servers", "dst"), ("vips", "src")]
         matches = [self._in(title, family, direction) for title, direction in ends]
+        # the user's mark came after connection tracking, and their replies have a source that nobody knows
+        marked = [f"-m mark --mark {mark} {self._in('servers', family, 'dst')}" for mark in sorted(members.marks)]
+        replies = [state] if members.marks and self._stateful else []
         for kind in ICMP_ERRORS[family]:
             matches += [f"{ICMP[family]} {kind} {self._in(title, family, direction)}" for title, direction in about]
         if not self._stateful:  # with connection tracking no fragment comes by
             later = "-f" if family == 4 else "-m frag --fragid 0:4294967295"
             matches += [f"{later} {self._in(title, family, direction)}" for title, direction in about]
-        return Rules({own: [f"{state}{match} -j ACCEPT" for match in matches]}, {"FORWARD": [own]})
+        accepted = [*(f"{state}{match}" for match in matches), *marked, *replies]
+        return Rules({own: [f"{match} -j ACCEPT" for match in accepted]}, {"FORWARD": [own]})
 
     def _in(self, title: str, family: int, direction: str) -> str:
         return f"-m set --match-set {set_name(self._name, title, family)} {direction}"
+
+
+def _members(plan: Plan) -> list[tuple[int, Members]]:
+    return [(family, plan.members(family)) for family in plan.families]
 
 
 def _tracking(used: list[Xtables]) -> bool:

@@ -1,8 +1,9 @@
 """The ipsets that iptables rules match against: the iptables diverter's, and the firewall's.
 
-Strategy: four sets per family, filled through one `ipset restore`. A set that has to be made anew, or has outgrown its
-size, is filled under another name and swapped in, so that a rule never sees it half full; small changes are added and
-deleted in place. Sizes follow the members: the default of 65,536 would overflow.
+Strategy: four to six sets per family, filled through one `ipset restore`. A set that has to be made anew, has outgrown
+its size, or whose ranges change, is filled under another name and swapped in, so that a rule never sees it half full;
+other changes are added and deleted in place. Sizes follow the members: the default of 65,536 would overflow. A range is
+an element for each of its ports. The set of clients is filled by rules (see ruleset).
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nfqlb.errors import KernelError, MissingError
-from nfqlb.kernel.plan import Endpoint, Plan
+from nfqlb.kernel.plan import Endpoint, Plan, Span, disjoint
 from nfqlb.kernel.programs import run, there
 
 PROTOCOL = {6: "tcp", 17: "udp", 132: "sctp"}
 FAMILY = {4: "inet", 6: "inet6"}
 TYPE = {"services": "hash:ip,port", "reals": "hash:ip,port", "vips": "hash:ip", "servers": "hash:ip"}
+SPANS = {"services": "ranges", "reals": "real_ranges"}  # whose members go into the same set
+CLIENTS, CLIENTS_MAX = "clients", 1 << 20
 COMPARED = 5000  # members up to which check() looks at every one; above, it compares their number
 
 
-def set_name(name: str, title: str, family: int) -> str:
+def set_name(name: str, title: str, family: int | str) -> str:
     """At most 31 characters; the dot, which no director's name has, keeps the sets of `a` and `a-b` apart."""
     return f"nfqlb-{name}.{title}{family}"
 
@@ -51,12 +54,17 @@ class Ipsets:
         lines: list[str] = []
         room = dict(self._room)
         for name, (kind, family, members) in wanted.items():
+            if kind == CLIENTS:
+                create = f"create {name} hash:ip,port family {FAMILY[family]} maxelem {CLIENTS_MAX} timeout 0"
+                lines += [] if name in existing else [create]
+                continue
             old = None if afresh or name not in existing else self._members.get(name)
-            if old is None or len(members) > room[name]:
-                room[name] = max(1024, 2 * len(members))
+            count = _size(members)
+            if old is None or count > room[name] or _size(members ^ old) > len(members ^ old):
+                room[name] = max(1024, 2 * count)
                 spare = set_name(self._name, "new", family)
                 lines += [f"destroy {spare}"] if spare in existing else []
-                size = f"hashsize {max(64, len(members))} maxelem {room[name]}"
+                size = f"hashsize {max(64, count)} maxelem {room[name]}"
                 lines.append(f"create {spare} {kind} family {FAMILY[family]} {size}")
                 lines += [f"add {spare} {member}" for member in members]
                 lines += (
@@ -85,30 +93,63 @@ class Ipsets:
         existing = self._existing()
         found = [f"the ipset {name} was destroyed" for name in sorted(wanted.keys() - existing)]
         kept = sorted(wanted.keys() & existing)
-        if sum(len(wanted[name]) for name in kept) <= COMPARED:
+        kept = [name for name in kept if not name.startswith(set_name(self._name, CLIENTS, ""))]
+        if sum(_size(wanted[name]) for name in kept) <= COMPARED:
             now = _members(kept)
-            found += [f"the ipset {name} was changed" for name in kept if now[name] != wanted[name]]
+            found += [f"the ipset {name} was changed" for name in kept if now[name] != _single(wanted[name])]
         else:
-            found += [f"the ipset {name} was changed" for name in kept if _count(name) != len(wanted[name])]
+            found += [f"the ipset {name} was changed" for name in kept if _count(name) != _size(wanted[name])]
         return found
 
     def _wanted(self, plan: Plan) -> dict[str, tuple[str, int, frozenset[str]]]:
-        """Name -> type, family and members, written as ipset prints them."""
+        """Name -> type, family and members, written as ipset takes them."""
         if plan.firewall == "leave" and plan.diverter == "nft":
             return {}
-        return {
-            set_name(self._name, title, family): (TYPE[title], family, _texts(getattr(plan.members(family), title)))
-            for family in plan.families
-            for title in TYPE
-        }
+        found = {}
+        for family in plan.families:
+            members = plan.members(family)
+            for title, kind in TYPE.items():
+                spans = getattr(members, SPANS[title]) if title in SPANS else frozenset()
+                texts = _texts(getattr(members, title), spans)
+                found[set_name(self._name, title, family)] = kind, family, texts
+            if members.anyport:
+                found[set_name(self._name, "anyport", family)] = "hash:ip", family, members.anyport
+            if members.learns and plan.diverter == "iptables":
+                found[set_name(self._name, CLIENTS, family)] = CLIENTS, family, frozenset()
+        return found
 
     def _existing(self) -> set[str]:
         names = run("ipset", "list", "-n").split() if there("ipset") else []
         return {name for name in names if name.startswith(f"nfqlb-{self._name}.")}
 
 
-def _texts(members: Iterable[Endpoint | str]) -> frozenset[str]:
-    return frozenset(m if isinstance(m, str) else f"{m[1]},{PROTOCOL[m[0]]}:{m[2]}" for m in members)
+def _texts(members: Iterable[Endpoint | str], spans: Iterable[Span]) -> frozenset[str]:
+    """Each as `ADDRESS`, `ADDRESS,tcp:PORT` or `ADDRESS,tcp:FIRST-LAST`; no port twice."""
+    single = frozenset(m if isinstance(m, str) else f"{m[1]},{PROTOCOL[m[0]]}:{m[2]}" for m in members)
+    if not spans:
+        return single
+    ends = [(m[0], m[1], m[2], m[2]) for m in members if not isinstance(m, str)]
+    merged = disjoint([*ends, *spans])
+    return frozenset(
+        f"{address},{PROTOCOL[protocol]}:{first}" + (f"-{last}" if last > first else "")
+        for protocol, address, first, last in merged
+    )
+
+
+def _single(texts: Iterable[str]) -> set[str]:
+    """The members as ipset lists them: ranges a port at a time."""
+    found: set[str] = set()
+    for text in texts:
+        head, _, ports = text.rpartition(":") if "," in text else (text, "", "")
+        first, dash, last = ports.partition("-")
+        found.update(f"{head}:{port}" for port in range(int(first), int(last) + 1)) if dash else found.add(text)
+    return found
+
+
+def _size(texts: Iterable[str]) -> int:
+    """How many elements these are for ipset."""
+    ranges = [text.rpartition(":")[2].split("-") for text in texts if "," in text]
+    return sum(1 for text in texts) + sum(int(ports[1]) - int(ports[0]) for ports in ranges if len(ports) > 1)
 
 
 def _members(names: list[str]) -> dict[str, set[str]]:

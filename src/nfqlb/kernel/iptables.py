@@ -2,9 +2,10 @@
 
 Strategy: the same hooks and the same matches as the nft diverter (see ruleset), as far as iptables can say them. It
 is the weaker one: an ACCEPT that somebody puts before our jump, or an `iptables-restore` of mangle, takes packets
-away until the next repair. ICMP errors about a real server cannot be told from others by a set, so all of them are
-shown to the queue, with a bypass, since most are somebody else's. Several workers share by the client's port, or, where
-the kernel has no u32 match, by address alone (--queue-balance).
+away until the next repair. Marks are looked at behind all rules of others in mangle. ICMP errors about a real server
+cannot be told from others by a set, so all of them are shown to the queue, with a bypass, since most are somebody
+else's. Several workers share by the client's port, or, where the kernel has no u32 match, by address alone
+(--queue-balance).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 from nfqlb.errors import KernelError, MissingError
 from nfqlb.kernel import programs
 from nfqlb.kernel.diverter import ICMP_ERRORS
-from nfqlb.kernel.ipset import set_name
-from nfqlb.kernel.plan import Plan
+from nfqlb.kernel.ipset import CLIENTS, set_name
+from nfqlb.kernel.plan import Members, Plan
 from nfqlb.kernel.saved import Saved
 from nfqlb.kernel.xtables import Rules, Xtables
+from nfqlb.model import PROTOCOLS
 
 PROGRAM = {4: "iptables", 6: "ip6tables"}
 SOURCE_PORT, DESTINATION_PORT = ">>16&0xFF", "&0xFF"  # the low byte, of the first word of a TCP or UDP header
@@ -30,7 +32,7 @@ class Iptables:
     def __init__(self, name: str, saved: Saved) -> None:
         self._name = name
         self._programs = {family: Xtables(program, family, name, saved) for family, program in PROGRAM.items()}
-        self._applied: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._applied: dict[int, tuple[object, ...]] = {}
 
     def require(self, plan: Plan) -> None:
         for family in plan.families or (4,):
@@ -44,10 +46,12 @@ class Iptables:
 
     def apply(self, plan: Plan, *, afresh: bool = False) -> None:
         for family in plan.families:
-            if afresh or self._applied.get(family) != (plan.gso, plan.plain):
+            members = plan.members(family)
+            shape = plan.gso, plan.plain, plan.idle, members.kinds, members.marks
+            if afresh or self._applied.get(family) != shape:
                 self._applied.pop(family, None)
-                self._programs[family].put({"mangle": self._mangle(family, plan), "raw": self._raw(family)})
-                self._applied[family] = (plan.gso, plan.plain)
+                self._programs[family].put({"mangle": self._mangle(family, plan), "raw": self._raw(family, members)})
+                self._applied[family] = shape
 
     def prune(self, plan: Plan) -> None:
         for family, program in self._programs.items():
@@ -59,21 +63,33 @@ class Iptables:
         return [sentence for family in plan.families for sentence in self._programs[family].differences()]
 
     def _mangle(self, family: int, plan: Plan) -> Rules:
-        own = f"nfqlb-{self._name}"
+        own, members = f"nfqlb-{self._name}", plan.members(family)
         plain = _queue(plan.plain)
         to_vip = f"{self._in('vips', family, 'dst')} {self._in('servers', family, 'src', absent=True)}"
-        request = f"{self._in('services', family, 'dst,dst')} {self._in('reals', family, 'src,src', absent=True)}"
+        not_from_server = self._in("reals", family, "src,src", absent=True)
+        if members.anyport:
+            not_from_server += f" {self._in('anyport', family, 'src', absent=True)}"
+        to = f"{own}.wide" if members.learns else f"{own}.in"
         first, later = _fragments(family)
-        requests = [f"{request} -g {own}.in"]
+        requests = [f"{self._in('services', family, 'dst,dst')} {not_from_server} -g {to}"]
         requests += [f"{ICMP[family]} {kind} {to_vip} -j {plain}" for kind in ICMP_ERRORS[family]]
         requests += [*first, f"{later} {to_vip} -j {plain}"]
-        replies = [f"{self._in('reals', family, 'src,src')} -g {own}.back"]
+        replies = [f"{match} -g {own}.back" for match in self._replies(family, members)]
         replies += [f"{ICMP[family]} {kind} -j {plain} --queue-bypass" for kind in ICMP_ERRORS[family]]
         replies += [*first, f"{later} {self._in('servers', family, 'src')} -j {plain}"]
+        marked = [
+            f"-p {name} -m mark --mark {mark} {not_from_server} -g {to}"
+            for mark in sorted(members.marks)
+            for name in PROTOCOLS
+        ]
+        if marked:  # their VIPs are not known: errors for them cannot be told from others
+            marked += [f"{ICMP[family]} {kind} -j {plain} --queue-bypass" for kind in ICMP_ERRORS[family]]
         return Rules(
             {
                 f"{own}.req": requests,
+                f"{own}.mark": marked,
                 f"{own}.reply": replies,
+                f"{own}.wide": [self._learn(family, plan.idle), f"-g {own}.in"] if members.learns else [],
                 f"{own}.in": self._shared(family, plan, SOURCE_PORT),
                 f"{own}.back": self._shared(family, plan, DESTINATION_PORT),
                 f"{own}.defrag": ["-m socket"] if _has(family, "-m socket") else [],
@@ -84,11 +100,22 @@ class Iptables:
                 "FORWARD": [f"{own}.reply"],
                 "OUTPUT": [f"{own}.req", f"{own}.reply"],
             },
+            {hook: [f"{own}.mark"] for hook in ("PREROUTING", "OUTPUT")} if marked else {},
         )
 
-    def _raw(self, family: int) -> Rules:
+    def _replies(self, family: int, members: Members) -> list[str]:
+        """What a real server's packets to its clients match."""
+        matches = [self._in("reals", family, "src,src")]
+        if members.anyport:
+            matches.append(f"{self._in('anyport', family, 'src')} {self._in(CLIENTS, family, 'dst,dst')}")
+        return matches
+
+    def _learn(self, family: int, seconds: int) -> str:
+        return f"-j SET --add-set {set_name(self._name, CLIENTS, family)} src,src --exist --timeout {seconds}"
+
+    def _raw(self, family: int, members: Members) -> Rules:
         own = f"nfqlb-{self._name}"
-        matches = [self._in("services", family, "dst,dst"), self._in("reals", family, "src,src")]
+        matches = [self._in("services", family, "dst,dst"), *self._replies(family, members)]
         for kind in ICMP_ERRORS[family]:
             matches += [
                 f"{ICMP[family]} {kind} {self._in(*where)}"

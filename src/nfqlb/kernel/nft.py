@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+from collections.abc import Iterator
 
 from nfqlb.errors import KernelError, MissingError
 from nfqlb.kernel import expressions, ruleset
@@ -41,10 +42,11 @@ class Nft:
         old = None if afresh else self._installed
         messages, replaced = [], []
         for family in plan.families:
-            if old and family in old.families and (old.gso, old.plain) == (plan.gso, plan.plain):
+            if old and family in old.families and _shape(family, old) == _shape(family, plan):
                 messages += ruleset.changes(self.table, family, old.members(family), plan.members(family))
             else:
-                messages += ruleset.replace(self.table, family, plan, reassemble=reassembles())
+                learned = _learned(self.table, family) if plan.members(family).learns else None
+                messages += ruleset.replace(self.table, family, plan, reassemble=reassembles(), learned=learned)
                 replaced.append(family)
         try:
             nl.batch(messages)
@@ -128,13 +130,34 @@ def tables(family: int) -> set[str]:
         raise
 
 
+def _shape(family: int, plan: Plan) -> tuple[object, ...]:
+    """What the rules follow from."""
+    return plan.gso, plan.plain, plan.idle, plan.members(family).kinds
+
+
 def _elements(table: str, name: str, family: int) -> set[bytes]:
-    """The keys that a set holds now."""
-    keys = set()
+    """The keys that a set holds now; of an interval the first and the last one."""
+    return {_data(element[1]) + _data(element.get(10, b"")) for element in _dumped(table, name, family)}
+
+
+def _learned(table: str, family: int) -> dict[bytes, int]:
+    """The clients that the table remembers, and the milliseconds that each has left."""
+    try:
+        found = _dumped(table, ruleset.CLIENTS, family)
+        return {_data(element[1]): int.from_bytes(element[5], "big") for element in found if 5 in element}
+    except FileNotFoundError:
+        return {}
+
+
+def _dumped(table: str, name: str, family: int) -> Iterator[dict[int, bytes]]:
+    """The attributes of each element of a set; FileNotFoundError where it is not there."""
     for body in nl.dump(nl.GETSETELEM, family, nl.text(1, table) + nl.text(2, name)):
         for _, element in nl.attributes(dict(nl.attributes(body)).get(3, b"")):
-            keys.add(dict(nl.attributes(dict(nl.attributes(element))[1]))[1])
-    return keys
+            yield dict(nl.attributes(element))
+
+
+def _data(nested: bytes) -> bytes:
+    return dict(nl.attributes(nested)).get(1, b"")
 
 
 def _fingerprint(table: str, family: int) -> list[bytes]:

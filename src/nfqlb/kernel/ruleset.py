@@ -10,6 +10,10 @@ request never comes from a real server's own endpoint; else a service that share
 
 ICMP errors about our own tunnels come to the director itself: they are found by what they quote.
 
+A real server with any port (`anyport`), or one behind a service by mark, sends replies that no port tells from its own
+business. So `wide` remembers the client's end of each request to one in the set `clients`, for as long as connections
+live, and a reply is what goes back there. Rules and sets of such services are there only where there are some.
+
 With several workers the client's address and port are hashed, and a verdict map picks the queue's chain. The NFQUEUE
 rules have no bypass: without a listener packets are dropped and repeated by TCP, not answered by the local stack.
 
@@ -26,7 +30,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from nfqlb.kernel import expressions as x
 from nfqlb.kernel import netlink as nl
 from nfqlb.kernel.diverter import ICMP_ERRORS, SEED
-from nfqlb.kernel.plan import Endpoint, Members, Plan
+from nfqlb.kernel.plan import Endpoint, Members, Plan, Span
+from nfqlb.model import PROTOCOLS
 
 PREROUTING, INPUT, FORWARD, OUTPUT = range(4)
 DIVERT, RAW = -149, -300
@@ -38,7 +43,20 @@ BASE_CHAINS = (  # name, type, hook, priority, what it jumps to
     ("forward", "filter", FORWARD, DIVERT, ("replies",)),
     ("output", "route", OUTPUT, DIVERT, ("requests", "replies")),
 )
-CHAINS = ("defragmented", "untracked-output", "untracked", "request", "requests", "reply", "replies", "of-server")
+CHAINS = (
+    "defragmented",
+    "untracked-output",
+    "untracked",
+    "request",
+    "wide",
+    "requests",
+    "reply",
+    "replies",
+    "of-server",
+)
+CLIENTS, CLIENTS_MAX = "clients", 1 << 20
+COMMON = ("services", "reals", "vips", "servers", "tunnels")
+INTERVALS = ("ranges", "real_ranges")  # sets whose keys are a first and a last one, in one
 CLASSES = ("gso", "plain")
 PROTOCOL, ADDRESS, SERVICE, ICMP_TYPE, MARK = 12, {4: 7, 6: 8}, 13, {4: 14, 6: 29}, 19  # nft's data type numbers
 HOST_ORDER = struct.pack("=BBI", 0, 4, 1)  # user data of a set that lets the nft program print its keys right
@@ -54,8 +72,12 @@ def remove(table: str, family: int) -> nl.Message:
     return nl.Message(nl.DELTABLE, 0, family, nl.text(1, table))
 
 
-def replace(table: str, family: int, plan: Plan, *, reassemble: bool) -> list[nl.Message]:
-    """The whole table, in place of what bore its name; `reassemble` where the kernel has the socket match."""
+def replace(
+    table: str, family: int, plan: Plan, *, reassemble: bool, learned: Mapping[bytes, int] | None = None
+) -> list[nl.Message]:
+    """The whole table, in place of what bore its name; `reassemble` where the kernel has the socket match. `learned`
+    are keys of the set of clients and the milliseconds that they have left.
+    """
     name = nl.text(1, table)
     create = nl.Message(nl.NEWTABLE, nl.CREATE, family, name)
     queues = {f"{kind}-{i}": queue for kind in CLASSES for i, queue in enumerate(getattr(plan, kind))}
@@ -66,14 +88,26 @@ def replace(table: str, family: int, plan: Plan, *, reassemble: bool) -> list[nl
         body = name + nl.text(3, chain) + where + nl.number(5, x.ACCEPT) + nl.text(7, kind)
         messages.append(nl.Message(nl.NEWCHAIN, nl.CREATE, family, body))
     for title, keys in sets(family, plan).items():
-        type_of_key, length = _key_type(title, family)
-        body = name + nl.text(2, title) + nl.number(4, type_of_key) + nl.number(5, length) + nl.number(10, 1)
+        body = _set(name, title, family)
         values = {}
+        if title in INTERVALS:
+            fields = (nl.nested(1, nl.number(1, size)) for size in (1, SIZE[family], 2))
+            body += nl.number(3, 0x84) + nl.nested(9, nl.nested(2, *fields))  # an interval of each field
+        if title == "marks":
+            body += nl.attribute(13, HOST_ORDER)
         if title in CLASSES:
             body += _map()
-            values = {key: x.verdict_data(x.GOTO, f"{title}-{struct.unpack('=I', key)[0]}") for key in keys}
+            values = {
+                key: nl.nested(2, x.verdict_data(x.GOTO, f"{title}-{struct.unpack('=I', key)[0]}")) for key in keys
+            }
         messages.append(nl.Message(nl.NEWSET, nl.CREATE, family, body))
         messages += _edit(table, title, family, nl.NEWSETELEM, keys, values)
+    if plan.members(family).learns:
+        timeout = nl.attribute(11, struct.pack("!Q", 1000 * plan.idle))
+        flags = nl.number(3, 0x30) + nl.nested(9, nl.number(1, CLIENTS_MAX))  # filled by rules, for a time
+        messages.append(nl.Message(nl.NEWSET, nl.CREATE, family, _set(name, CLIENTS, family) + flags + timeout))
+        left = {key: nl.attribute(5, struct.pack("!Q", time)) for key, time in (learned or {}).items()}
+        messages += _edit(table, CLIENTS, family, nl.NEWSETELEM, left, left)
     messages += [rule(table, chain, family, [x.nfqueue(queue)]) for chain, queue in queues.items()]
     messages += [rule(table, chain, family, expressions) for chain, expressions in _rules(family, plan)]
     if reassemble:
@@ -84,20 +118,20 @@ def replace(table: str, family: int, plan: Plan, *, reassemble: bool) -> list[nl
 
 
 def changes(table: str, family: int, old: Members, new: Members) -> list[nl.Message]:
-    """What turns the members of the sets from old to new; no rule is touched."""
+    """What turns the members of the sets from old to new, of the same kinds; no rule is touched."""
     messages = []
     for name in Members._fields:
         before, after = getattr(old, name), getattr(new, name)
-        messages += _edit(table, name, family, nl.NEWSETELEM, _keys(family, after - before))
         messages += _edit(table, name, family, nl.DELSETELEM, _keys(family, before - after))
+        messages += _edit(table, name, family, nl.NEWSETELEM, _keys(family, after - before))
     return messages
 
 
 def sets(family: int, plan: Plan) -> dict[str, set[bytes]]:
-    """Every set and map of the table, and its keys."""
+    """Every set and map of the table, and its keys; not that of the clients, which the rules fill."""
     members = plan.members(family)
     found = {"errors": {bytes([kind]) for kind in ICMP_ERRORS[family]}}
-    found |= {name: _keys(family, getattr(members, name)) for name in Members._fields}
+    found |= {name: _keys(family, getattr(members, name)) for name in (*COMMON, *members.kinds)}
     for kind in CLASSES:
         count = len(getattr(plan, kind))
         if count > 1:
@@ -114,6 +148,7 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
     """Every rule behind the base chains: the chain and its expressions."""
     source, destination = SOURCE[family], DESTINATION[family]
     icmp = [*_protocol(ICMP[family]), x.payload(x.TRANSPORT, 0, 1), x.lookup("errors")]
+    members = plan.members(family)
     request = [*_endpoint(family, destination), x.lookup("services")]
     not_from_server = [*_endpoint(family, source), x.lookup("reals", absent=True)]
     reply = [*_endpoint(family, source), x.lookup("reals")]
@@ -133,25 +168,69 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
             return [x.verdict(x.GOTO, f"{kind}-0")]
         return [*client, x.hashed(SIZE[family] + 4 * len(client) - 4, count, SEED), x.verdict_map(kind)]
 
-    return [
+    def errors_to(client: tuple[int, int]) -> list[bytes]:
+        """Go where the connection goes whose packet an ICMP error quotes; `client` is the client's end in there."""
+        return to("plain", *_quoted_client(family, client))
+
+    def about_client(client: tuple[int, int]) -> list[bytes]:
+        return [*_quoted_endpoint(family, client), x.lookup(CLIENTS)]
+
+    rules = [
         ("untracked-output", [*_endpoint(family, destination), x.lookup("reals"), *untracked]),
         ("untracked", [*request, *untracked]),
         ("untracked", [*reply, *untracked]),
         ("untracked", [*icmp, *to_vip, *untracked]),
         ("untracked", [*about_server, *untracked]),
         ("requests", [*request, *not_from_server, x.verdict(x.GOTO, "request")]),
-        ("requests", [*icmp, *to_vip, *to("plain", *_quoted_client(family, destination))]),
+        ("requests", [*icmp, *to_vip, *errors_to(destination)]),
         ("requests", [*fragment, *to_vip, *to("plain", *_address(family, source))]),
         ("request", [*tcp, *to("gso", *_client(family, source))]),
         ("request", to("plain", *_client(family, source))),
         ("replies", [*of_server, x.verdict(x.JUMP, "of-server")]),  # by the address alone: most packets stop here
-        ("replies", [*about_server, *to("plain", *_quoted_client(family, source))]),
+        ("replies", [*about_server, *errors_to(source)]),
         ("replies", [*about_tunnel, *to("plain", *_address(family, destination))]),
         ("of-server", [*reply, x.verdict(x.GOTO, "reply")]),
         ("of-server", [*fragment, *to("plain", *_address(family, destination))]),
         ("reply", [*tcp, *to("gso", *_client(family, destination))]),
         ("reply", to("plain", *_client(family, destination))),
     ]
+    if not members.kinds:
+        return rules
+    request_to = x.verdict(x.GOTO, "wide" if members.learns else "request")
+    if members.real_ranges:
+        in_range = [*_endpoint(family, source), x.lookup("real_ranges")]
+        rules += [
+            ("untracked-output", [*_endpoint(family, destination), x.lookup("real_ranges"), *untracked]),
+            ("untracked", [*in_range, *untracked]),
+            ("untracked", [*icmp, *_quoted_endpoint(family), x.lookup("real_ranges"), *untracked]),
+            ("of-server", [*in_range, x.verdict(x.GOTO, "reply")]),
+            ("replies", [*icmp, *_quoted_endpoint(family), x.lookup("real_ranges"), *errors_to(source)]),
+        ]
+        not_from_server += [*_endpoint(family, source), x.lookup("real_ranges", absent=True)]
+    if members.anyport:
+        back = [*_address(family, source), x.lookup("anyport"), *_endpoint(family, destination), x.lookup(CLIENTS)]
+        rules += [
+            ("untracked", [*back, *untracked]),
+            ("of-server", [*back, x.verdict(x.GOTO, "reply")]),
+            ("untracked", [*icmp, *about_client(source), *untracked]),
+            ("replies", [*icmp, *about_client(source), *errors_to(source)]),
+        ]
+        not_from_server += [*_address(family, source), x.lookup("anyport", absent=True)]
+    if members.ranges:
+        to_range = [*_endpoint(family, destination), x.lookup("ranges")]
+        rules += [("untracked", [*to_range, *untracked]), ("requests", [*to_range, *not_from_server, request_to])]
+    if members.marks:
+        marked = [x.meta_mark(), x.lookup("marks")]
+        for number in PROTOCOLS.values():
+            rules.append(("requests", [*_protocol(number), *marked, *not_from_server, request_to]))
+        from_network = [*icmp, *about_client(destination), *not_of_server]
+        rules += [("untracked", [*from_network, *untracked]), ("requests", [*from_network, *errors_to(destination)])]
+    if members.learns:
+        rules += [
+            ("wide", [*_endpoint(family, source), x.learn(CLIENTS)]),
+            ("wide", [x.verdict(x.GOTO, "request")]),
+        ]
+    return rules
 
 
 def _protocol(number: int) -> list[bytes]:
@@ -177,9 +256,9 @@ def _quoted_client(family: int, end: tuple[int, int]) -> list[bytes]:
     return [address, x.payload(x.TRANSPORT, QUOTED + QUOTED_HEADER[family] + end[1], 2, x.FIRST + SIZE[family] // 4)]
 
 
-def _quoted_endpoint(family: int) -> list[bytes]:
-    """Where the packet that an ICMP error quotes was going; behind IP options it is not found."""
-    address, port = DESTINATION[family]
+def _quoted_endpoint(family: int, end: tuple[int, int] | None = None) -> list[bytes]:
+    """An end of the packet that an ICMP error quotes, its destination by default; behind IP options it is not found."""
+    address, port = end or DESTINATION[family]
     return [
         x.payload(x.TRANSPORT, QUOTED + QUOTED_PROTOCOL[family], 1),
         x.payload(x.TRANSPORT, QUOTED + address, SIZE[family], x.FIRST + 1),
@@ -207,34 +286,49 @@ def _map() -> bytes:
     return nl.number(3, 0x8) + nl.number(6, 0xFFFFFF00) + nl.number(7, 0) + nl.attribute(13, HOST_ORDER)
 
 
+def _set(table: bytes, title: str, family: int) -> bytes:
+    """What every set says of itself: table, name, type and length of its keys, and a number in its batch."""
+    type_of_key, length = _key_type(title, family)
+    return table + nl.text(2, title) + nl.number(4, type_of_key) + nl.number(5, length) + nl.number(10, 1)
+
+
 def _key_type(name: str, family: int) -> tuple[int, int]:
     """nft's number for the type of a set's key, and the length of that key."""
-    if name in CLASSES:
+    if name in (*CLASSES, "marks"):
         return MARK, 4
     if name == "errors":
         return ICMP_TYPE[family], 1
-    if name in ("vips", "servers", "tunnels"):
+    if name in ("vips", "servers", "tunnels", "anyport"):
         return ADDRESS[family], SIZE[family]
     return PROTOCOL << 12 | ADDRESS[family] << 6 | SERVICE, SIZE[family] + 8
 
 
-def _keys(family: int, members: Iterable[Endpoint | str]) -> set[bytes]:
-    kind = nl.FAMILY[family]
-    return {
-        socket.inet_pton(kind, member)
-        if isinstance(member, str)
-        else bytes([member[0], 0, 0, 0]) + socket.inet_pton(kind, member[1]) + struct.pack("!H2x", member[2])
-        for member in members
-    }
+def _keys(family: int, members: Iterable[Endpoint | Span | str | int]) -> set[bytes]:
+    return {_key(family, member) for member in members}
+
+
+def _key(family: int, member: Endpoint | Span | str | int) -> bytes:
+    """The key as it lies in registers; that of a span is its first one and its last one."""
+    if isinstance(member, int):
+        return struct.pack("=I", member)
+    if isinstance(member, str):
+        return socket.inet_pton(nl.FAMILY[family], member)
+    protocol, address, *ports = member
+    head = bytes([protocol, 0, 0, 0]) + socket.inet_pton(nl.FAMILY[family], address)
+    return b"".join(head + struct.pack("!H2x", port) for port in ports)
 
 
 def _edit(
     table: str, name: str, family: int, kind: int, keys: Iterable[bytes], values: Mapping[bytes, bytes] | None = None
 ) -> list[nl.Message]:
+    """Put elements in or take them out; `values` are further attributes of each."""
+    size = _key_type(name, family)[1]
     elements = []
     for key in sorted(keys):
-        value = [nl.nested(2, values[key])] if values else []
-        elements.append(nl.nested(1, nl.nested(1, nl.attribute(1, key)), *value))
+        fields = [nl.nested(1, nl.attribute(1, key[:size]))]
+        if name in INTERVALS:
+            fields.append(nl.nested(10, nl.attribute(1, key[size:])))
+        elements.append(nl.nested(1, *fields, *([values[key]] if values else [])))
     flags = nl.CREATE if kind == nl.NEWSETELEM else 0
     head = nl.text(1, table) + nl.text(2, name)
     parts = [elements[i : i + ELEMENTS] for i in range(0, len(elements), ELEMENTS)]

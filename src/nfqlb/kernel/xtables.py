@@ -8,8 +8,9 @@ makes in nftables for our jumps are written down and removed with us, if nobody 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nfqlb.kernel import netlink as nl
@@ -21,10 +22,13 @@ LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_ta
 
 
 class Rules(NamedTuple):
-    """What should be in one table: own chains and their rules, and the jumps at the top of built-in chains."""
+    """What should be in one table: own chains and their rules, the jumps at the top of built-in chains, and those at
+    the bottom, behind all rules of others.
+    """
 
     chains: dict[str, list[str]]
     jumps: dict[str, list[str]]
+    last: Mapping[str, list[str]] = MappingProxyType({})
 
 
 class Xtables:
@@ -34,6 +38,7 @@ class Xtables:
         self.program, self._family, self._saved = program, family, saved
         self._own = f"nfqlb-{name}"
         self._written: dict[str, list[str]] = {}
+        self._last: dict[str, set[str]] = {}  # by table, chains that are jumped to behind all rules of others
         self._generation = -1
         self._filtering: dict[tuple[str, str], tuple[int, bool]] = {}
 
@@ -46,10 +51,13 @@ class Xtables:
             lines += [f"-D{line[2:]}" for line in present if line.startswith("-A") and not self._in_own_chain(line)]
             for hook, targets in rules.jumps.items():
                 lines += [f"-I {hook} 1 -j {chain}" for chain in reversed(targets)]
+            for hook, targets in rules.last.items():
+                lines += [f"-A {hook} -j {chain}" for chain in targets]
             lines += [f"-A {chain} {rule}" for chain, body in rules.chains.items() for rule in body]
             lines += self._drop([line[1:].split()[0] for line in present if line[0] == ":"], set(rules.chains))
             self._restore(lines)
             self._written[table] = self._own_lines(self.save(table))
+            self._last[table] = {chain for targets in rules.last.values() for chain in targets}
         self._generation = -1
 
     def differences(self) -> list[str]:
@@ -62,8 +70,8 @@ class Xtables:
             text = self.save(table)
             if self._own_lines(text) != written:
                 found.append(f"{self.program}: the rules of {self._own} in table {table} were changed")
-            elif hook := next(self._overtaken(text), None):
-                found.append(f"{self.program}: another rule came before {self._own} in chain {hook} of table {table}")
+            elif place := next(self._overtaken(text, self._last[table]), None):
+                found.append(f"{self.program}: another rule came {place} of table {table}")
         self._generation = -1 if found else generation
         return found
 
@@ -120,17 +128,21 @@ class Xtables:
     def _in_own_chain(self, line: str) -> bool:
         return self._is_own(line.split()[1])
 
-    def _overtaken(self, text: str) -> Iterator[str]:
-        """Built-in chains where a rule that is no director's stands before a jump of ours."""
+    def _overtaken(self, text: str, last: set[str]) -> Iterator[str]:
+        """Where a rule that is no director's stands before a jump of ours, or behind one that is to come `last`."""
         foreign: set[str] = set()
+        done: dict[str, str] = {}
         for line in text.splitlines():
             if line.startswith("-A") and not line.startswith("-A nfqlb-"):
-                _, hook, *_ = line.split()
-                target = _names(line)[-1]
-                if self._is_own(target) and hook in foreign:
-                    yield hook
+                hook, target = _names(line)
+                if target in last:
+                    done[hook] = target
+                elif self._is_own(target) and hook in foreign:
+                    yield f"before {target} in chain {hook}"
                 if not target.startswith("nfqlb-"):
                     foreign.add(hook)
+                    if hook in done:
+                        yield f"behind {done[hook]} in chain {hook}"
 
     @staticmethod
     def _drop(chains: list[str], kept: set[str]) -> list[str]:
