@@ -10,7 +10,6 @@ import pytest
 
 from netns import Net, kernelstate, load
 from netns.host import Host
-from netns.wiring import endpoint
 
 MARK = 7
 MODES = ("nat", "dr", "tun")
@@ -93,13 +92,14 @@ def test_a_mark_that_is_set_later_counts_too(make_net: Callable[..., Net], diver
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("ports", ["0", "7-80"])
-def test_every_port_or_a_range_is_one_service(
-    make_net: Callable[..., Net], diverter: list[str], mode: str, ports: str, family: int
+@pytest.mark.parametrize("protocols", [("tcp", "udp"), ("udp", "tcp")], ids="-".join)
+def test_every_port_and_a_range_are_services(
+    make_net: Callable[..., Net], diverter: list[str], mode: str, protocols: tuple[str, str], family: int
 ) -> None:
+    """Every port of the first protocol, and a range of the second."""
     net = make_net(servers=2, echo=True, mode=mode)
-    vip = f"{endpoint(net.vip(family), 0).removesuffix('0')}{ports}"
-    start(net, [f"{vip}/{protocol}" for protocol in ("tcp", "udp")], family, *diverter)
+    vips = [f"{net.service(0, family)}/{protocols[0]}", f"{net.service(7, family)}-80/{protocols[1]}"]
+    start(net, vips, family, *diverter)
     check_both(net, family)
 
 
