@@ -67,7 +67,7 @@ def change(client: Client, service: str, real: str, number: int) -> None:
     if number % 3 == 0:
         client.add_real(service, {"address": address, "port": int(port), "weight": 1})
     elif number % 3 == 1:
-        client.edit_real(service, real, 2 + number)
+        client.edit_real(service, real, {"weight": 2 + number})
     else:
         client.delete_real(service, real)
     weight = dict(weights(client, service)).get(real)

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import ctypes
 import faulthandler
+import itertools
 import logging
 import os
 import signal
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 REPAIR_SECONDS = 2.0  # between looks at the kernel while nobody is heard to change it
 CALM_SECONDS = 0.1  # between hearing somebody and looking: what others do comes in bursts
 FOLLOW_SECONDS = 0.02  # between hearing of a neighbour and looking
+COLLECT_SECONDS = 60.0  # between looks for destinations that a scheduler can forget
 PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
 RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -153,7 +155,10 @@ class Director:
             await asyncio.to_thread(self.finish)
             return error.exit_code
         ready()
-        minders = [asyncio.create_task(self._mind_kernel()), asyncio.create_task(self._mind_neighbours())]
+        minders = [
+            asyncio.create_task(minder)
+            for minder in (self._mind_kernel(), self._mind_neighbours(), self._mind_destinations())
+        ]
         await stop.wait()
         async with self._lock:
             self._closing = True
@@ -339,6 +344,14 @@ class Director:
         self._repairs += len(done)
         for sentence in done:
             log.warning("repaired: %s", sentence)
+
+    async def _mind_destinations(self) -> NoReturn:
+        """Have schedulers forget the destinations that nobody asks for any more (ip_vs_lblc.c, its timer)."""
+        for minute in itertools.count(1):
+            await asyncio.sleep(COLLECT_SECONDS)
+            for service in self._snapshot.services:
+                service.collect(boottime(), minute % 30 == 0)
+        raise AssertionError
 
     # --- where frames go ----------------------------------------------------------------------------------------------
 

@@ -23,13 +23,16 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 ANY_PROTOCOL = "any"  # of a service by firewall mark
 ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # likewise: only the family counts
 MODES = ("nat", "dr", "tun")
-SCHEDULERS = ("rr", "wrr", "lc", "wlc")
+SCHEDULERS = (*("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"),)
+FLAGS = {"sh": ("sh-fallback", "sh-port"), "mh": ("mh-fallback", "mh-port")}  # by scheduler
 NO_SERVER = ("icmp", "reset", "drop")
 NO_CONNECTION = ("pass", "reset", "drop")
 WEIGHT_MAX = 2**31 - 1
 NAME_MAX = 15
 PORT_MAX = 65535
+REAL_OPTIONS = ("weight", "upper", "lower")
 MARK_MAX = 2**32 - 1
+THRESHOLD_MAX = 2**32 - 1
 
 
 def check_range(field: str, value: int, low: int, high: int) -> None:
@@ -75,11 +78,16 @@ class Key(NamedTuple):
 class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A real server of one virtual service; `weight` 0 means quiesced: no new connections, old ones go on. Port 0 is
     that of the packet, for services with more than one.
+
+    From `upper` connections on, active or not, it gets no new ones until there are fewer than `lower` (0: three
+    quarters of `upper`); 0 is no limit.
     """
 
     address: str
     port: int
     weight: int = 1
+    upper: int = 0
+    lower: int = 0
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "address", canonical("real", self.address))
@@ -88,13 +96,18 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(
                 "weight", self.weight, "out of range", f"use 0 to {WEIGHT_MAX}, 0 takes no new connections"
             )
+        check_range("upper", self.upper, 0, THRESHOLD_MAX)
+        check_range("lower", self.lower, 0, THRESHOLD_MAX)
+        if self.lower > self.upper:
+            raise ConfigError("lower", self.lower, f"is above upper ({self.upper})", "use at most as many")
 
     def __str__(self) -> str:
         return endpoint(self.address, self.port)
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A virtual service and its real servers, in the order in which they were added; `name` is for people.
+    """A virtual service and its real servers, in the order in which they were added; `name` is for people, `flags` are
+    those of the scheduler (FLAGS).
 
     Either `address`, `port` (0: every port; up to `last`, if that is given) and `protocol`, or `fwmark`: then it takes
     what bears this netfilter mark, of TCP and UDP, and of the family of `address`, which is 0.0.0.0 or ::.
@@ -109,6 +122,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
     last: int = 0
     fwmark: int = 0
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -124,6 +138,12 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
         check_choice("mode", self.mode, MODES)
         check_choice("scheduler", self.scheduler, SCHEDULERS)
+        known = FLAGS.get(self.scheduler, ())
+        for flag in self.flags:
+            if flag not in known:
+                fix = f"it knows {', '.join(known)}" if known else "it knows none"
+                raise ConfigError("flags", flag, f"is not a flag of scheduler {self.scheduler}", fix)
+        msgspec.structs.force_setattr(self, "flags", tuple(flag for flag in known if flag in self.flags))
         seen: set[tuple[str, int]] = set()
         for real in self.reals:
             self._check_real(real)
@@ -267,16 +287,19 @@ def key_of_mark(mark: int, version: int) -> Key:
 
 
 def parse_real(text: str, service: Key) -> Real:
-    """Read ADDR[:PORT][,weight=N]; the port is the service's where none is given, that of the packet if it has many."""
+    """Read ADDR[:PORT][,weight=N][,upper=N][,lower=N]; the port is the service's where none is given, that of the
+    packet if it has many.
+    """
     where, *options = text.split(",")
     address, port = _split("real", where)
-    weight = 1
+    numbers: dict[str, int] = {}
     for option in options:
         name, _, value = option.partition("=")
-        if name != "weight":
-            raise ConfigError("real", text, f"has the unknown option {name!r}", "only weight=N can follow the address")
-        weight = _number("weight", value)
-    return Real(address, _number("real port", port) if port else 0 if service.wide else service.port, weight)
+        if name not in REAL_OPTIONS:
+            fix = f"{', '.join(f'{known}=N' for known in REAL_OPTIONS)} can follow the address"
+            raise ConfigError("real", text, f"has the unknown option {name!r}", fix)
+        numbers[name] = _number(name, value)
+    return Real(address, _number("real port", port) if port else 0 if service.wide else service.port, **numbers)
 
 
 def parse_name(text: str) -> str:

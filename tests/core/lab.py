@@ -22,17 +22,18 @@ CLIENT, VIP, REAL = "192.0.2.10:40000", "203.0.113.1:80", "10.0.0.2:8080"
 
 
 class Virtual(NamedTuple):
-    """A virtual service (see snapshot.Service); `reals` maps ADDRESS:PORT to the weight, in the order in which they
-    were added.
+    """A virtual service (see snapshot.Service); `reals` maps ADDRESS:PORT to the weight, or to weight and thresholds,
+    in the order in which they were added.
     """
 
     vip: str
-    reals: Mapping[str, int]
+    reals: Mapping[str, int | tuple[int, int, int]]
     scheduler: str = "rr"
     protocol: str = "tcp"
     mode: str = "nat"
     last: int = 0  # of a range of ports
     mark: int = 0
+    flags: tuple[str, ...] = ()
 
 
 class Timeouts(NamedTuple):
@@ -143,14 +144,16 @@ class Lab:
             return made
         protocol, vip = 0 if virtual.mark else PROTOCOLS[virtual.protocol], endpoint(virtual.vip)
         servers = []
-        for real, weight in reversed(list(virtual.reals.items())):
+        for real, given in reversed(list(virtual.reals.items())):
+            weight, *thresholds = (given,) if isinstance(given, int) else given
             end = endpoint(real)
             slot = self.table.slot(protocol, *vip, *end, virtual.last, virtual.mark)
             self.slots[virtual.protocol, virtual.vip, real] = slot
-            servers.append((slot, *end, weight, virtual.mode))
+            servers.append((slot, *end, weight, virtual.mode, *thresholds))
             if virtual.mode != "nat":
                 self.datapath.aim(slot, self.ways.get(real, LINK))
-        return Service(protocol, *vip, virtual.scheduler, servers, made, last=virtual.last, mark=virtual.mark)
+        more = {"last": virtual.last, "mark": virtual.mark, "flags": virtual.flags}
+        return Service(protocol, *vip, virtual.scheduler, servers, made, **more)
 
 
 def clients(count: int, first: int = 20000) -> Iterator[str]:

@@ -2,15 +2,13 @@
 
 schedulers.json was recorded on Linux 6.1 with ipvsadm 1.31: 40 TCP connections, one after another, over NAT. Connection
 k comes from source 1 + k % sources to destination 1 + k % destinations. "hold" leaves all open, "close" closes each at
-once, "mixed" closes connection k - 1 after each k with k % 3 == 2; the client closes first. "edits" happen before their
-connection. In "sequence", servers are numbered from 1 in the order in which they were added, and 0 means that nobody
-served. "counters" are ActiveConn/InActConn of each server after each connection, "-" where there is no such server.
+once, "mixed" closes connection k - 1 after each k with k % 3 == 2 that was served; the client closes first. "edits"
+happen before their connection. In "sequence", servers are numbered from 1 in the order in which they were added, and 0
+means that nobody served. "counters" are ActiveConn/InActConn of each server after each connection, "-" where there is
+no such server.
 
-The servers were added to an empty service one by one, which wrr's threshold remembers, and so they are here.
-
-Several destinations were one service by firewall mark there. Here each is a service of its own, and for every
-connection the scheduler's state is handed on to the next (`previous`), over the same real servers: to the scheduler
-that is one service. What is left out is only how a mark finds its service.
+The servers were added to an empty service one by one, which wrr's threshold remembers, and so they are here. Several
+destinations were one service by firewall mark there, and are here.
 """
 
 from __future__ import annotations
@@ -28,12 +26,11 @@ from tests.core.lab import Lab
 
 RECORD = json.loads(Path(__file__).with_name("schedulers.json").read_text())
 SERIES: list[dict[str, Any]] = RECORD["series"]
-PORT = 1000
 
 
 def title(series: dict[str, Any]) -> str:
     weights = ",".join(map(str, series["weights"]))
-    parts = [series["scheduler"], weights, series["pattern"], "edited" * bool(series["edits"])]
+    parts = [series["scheduler"], *series["flags"], weights, series["pattern"], "edited" * bool(series["edits"])]
     parts += [f"{series[of]} {of}" for of in ("sources", "destinations") if series[of] > 1]
     return " ".join(filter(None, parts))
 
@@ -42,19 +39,30 @@ class Replay:
     """One series on a fresh core; `servers` are (number, weight), newest first."""
 
     def __init__(self, series: dict[str, Any]) -> None:
-        self.series = series
+        self.series, self.port = series, series["port"]
+        self.mark = self.port if series["destinations"] > 1 else 0
         self.lab = Lab(capacity=256)
         self.servers: list[tuple[int, int]] = []
         self.service: Service | None = None
         for number, weight in enumerate(series["weights"], 1):
             self.edit("add", number, weight)
-        self.publish(self.vip(0))  # all at once, as a director starts; the kernel had them one by one
+        self.publish()  # all at once, as a director starts; the kernel had them one by one
+
+    @property
+    def key(self) -> tuple[int, bytes, int]:
+        """Protocol, address and port of the service."""
+        return (0, *endpoint("0.0.0.0:0")) if self.mark else (6, *endpoint(self.vip(0)))
 
     def real(self, number: int) -> str:
-        return f"10.2.{number}.1:{PORT}"
+        return f"10.2.{number}.1:{self.port}"
+
+    def end(self, number: int) -> tuple[bytes, int]:
+        """A real server of a service by mark keeps the port of the packet."""
+        address, port = endpoint(self.real(number))
+        return address, 0 if self.mark else port
 
     def slot(self, number: int) -> int:
-        return self.lab.table.slot(6, *endpoint(f"10.99.0.1:{PORT}"), *endpoint(self.real(number)))
+        return self.lab.table.slot(*self.key, *self.end(number), mark=self.mark)
 
     def edit(self, what: str, number: int, weight: int = 0) -> None:
         at = [number for number, _ in self.servers].index(number) if what != "add" else 0
@@ -65,21 +73,22 @@ class Replay:
         else:
             self.servers.insert(0, (number, weight))
 
-    def publish(self, vip: str) -> None:
-        servers = [(self.slot(number), *endpoint(self.real(number)), weight, "nat") for number, weight in self.servers]
-        self.service = Service(6, *endpoint(vip), self.series["scheduler"], servers, self.service)
+    def publish(self) -> None:
+        servers = [(self.slot(number), *self.end(number), weight, "nat") for number, weight in self.servers]
+        how = self.series["scheduler"], servers, self.service
+        self.service = Service(*self.key, *how, mark=self.mark, flags=self.series["flags"])
         self.lab.datapath.publish(Snapshot([self.service]))
 
     def ends(self, k: int) -> tuple[str, str]:
         return f"10.1.0.{1 + k % self.series['sources']}:{20000 + k}", self.vip(k)
 
     def vip(self, k: int) -> str:
-        return f"10.99.0.{1 + k % self.series['destinations']}:{PORT}"
+        return f"10.99.0.{1 + k % self.series['destinations']}:{self.port}"
 
     def connect(self, k: int) -> int:
         """Shake hands; the number of the server that took part, 0 for none."""
         client, vip = self.ends(k)
-        result = self.lab.send(tcp(client, vip, "S"))
+        result = self.lab.send(tcp(client, vip, "S"), mark=self.mark)
         if result.packet is None:
             assert result.reason == "no_server"
             return 0
@@ -116,11 +125,10 @@ class Replay:
         for k in range(RECORD["connections"]):
             if str(k) in edits:
                 self.edit(*edits[str(k)])
-            if str(k) in edits or self.vip(k) != self.vip(k - 1):
-                self.publish(self.vip(k))
+                self.publish()
             chosen.append(self.connect(k))
             closing = {"hold": None, "close": k, "mixed": k - 1 if k % 3 == 2 else None}[pattern]
-            if closing is not None and chosen[closing]:
+            if closing is not None and chosen[k] and chosen[closing]:
                 self.close(closing, chosen[closing])
             counters.append(self.counters())
             self.lab.clock.advance(0.05)
@@ -140,10 +148,21 @@ def test_how_many_series_were_compared(capsys: pytest.CaptureFixture[str]) -> No
     with capsys.disabled():
         print(f"\noracle, {RECORD['recorded']}: {len(SERIES)} series of {RECORD['connections']} connections", end="")
         print(f" ({', '.join(f'{name} {count}' for name, count in by_scheduler.items())}), 0 left out;", end="")
-        print(f" {several} with several destinations, the scheduler handed on from one to the next")
-    assert by_scheduler == {"rr": 19, "wrr": 15, "lc": 11, "wlc": 11}
+        print(f" {several} of a service by mark")
+    assert by_scheduler == {
+        name: count
+        for names, count in (
+            ("rr dh", 19),
+            ("wrr", 15),
+            ("lc wlc sed nq", 11),
+            ("fo ovf", 10),
+            ("sh mh", 47),
+            ("lblc lblcr", 18),
+        )
+        for name in names.split()
+    }
     assert all(len(series["sequence"]) == len(series["counters"]) == 40 for series in SERIES)
-    assert len({title(series) for series in SERIES}) == len(SERIES) == 56
+    assert len({title(series) for series in SERIES}) == len(SERIES) == 247
 
 
 def test_a_replay_that_differs_is_seen() -> None:

@@ -33,8 +33,10 @@ from nfqlb.errors import (
     TakenError,
     UnreachableError,
 )
-from nfqlb.model import Answers, Intent, Real, Service, Timeouts
+from nfqlb.model import SCHEDULERS, Answers, Intent, Real, Service, Timeouts
 from tests.unit.fakes import DNS, WEB, FakeDirector, serving
+
+KNOWN = ", ".join(SCHEDULERS)
 
 WEB_URL = "/v1/services/203.0.113.10:80"
 WEB_KEY, DNS_KEY = "203.0.113.10:80/tcp", "[2001:db8::10]:53/udp"
@@ -91,6 +93,8 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "weight": 3,
                 "active": 2,
                 "inactive": 5,
+                "upper": 0,
+                "lower": 0,
             },
             {
                 "endpoint": "10.0.1.12:8080",
@@ -99,11 +103,23 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "weight": 1,
                 "active": 1,
                 "inactive": 2,
+                "upper": 0,
+                "lower": 0,
             },
-            {"endpoint": "10.0.1.13:80", "address": "10.0.1.13", "port": 80, "weight": 0, "active": 0, "inactive": 0},
+            {
+                "endpoint": "10.0.1.13:80",
+                "address": "10.0.1.13",
+                "port": 80,
+                "weight": 0,
+                "active": 0,
+                "inactive": 0,
+                "upper": 0,
+                "lower": 0,
+            },
         ],
         "last": 0,
         "fwmark": 0,
+        "flags": [],
     }
 
 
@@ -166,14 +182,14 @@ def test_reasons_and_daemon_are_passed_on(client: Client, director: FakeDirector
             ),
             (WEB, DNS, Service("203.0.113.11", 443, reals=(Real("10.0.1.11", 443),))),
         ),
-        (lambda c: c.edit_service(WEB_KEY, "lc"), (msgspec.structs.replace(WEB, scheduler="lc"), DNS)),
+        (lambda c: c.edit_service(WEB_KEY, {"scheduler": "lc"}), (msgspec.structs.replace(WEB, scheduler="lc"), DNS)),
         (lambda c: c.delete_service(DNS_KEY), (WEB,)),
         (
             lambda c: c.add_real(DNS_KEY, {"address": "2001:db8:1::12", "port": 53, "weight": 4}),
             (WEB, msgspec.structs.replace(DNS, reals=(*DNS.reals, Real("2001:db8:1::12", 53, 4)))),
         ),
         (
-            lambda c: c.edit_real(DNS_KEY, "[2001:db8:1::11]:53", 0),
+            lambda c: c.edit_real(DNS_KEY, "[2001:db8:1::11]:53", {"weight": 0}),
             (WEB, msgspec.structs.replace(DNS, reals=(Real("2001:db8:1::11", 53, 0),))),
         ),
         (lambda c: c.delete_real(DNS_KEY, "2001:db8:1::11"), (WEB, msgspec.structs.replace(DNS, reals=()))),
@@ -264,7 +280,7 @@ def test_answers_are_set_together(client: Client, director: FakeDirector) -> Non
             WEB_URL,
             b'{"scheduler": "best"}',
             400,
-            "scheduler 'best': is not known; choose from rr, wrr, lc, wlc",
+            f"scheduler 'best': is not known; choose from {KNOWN}",
         ),
         (
             "PATCH",

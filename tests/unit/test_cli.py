@@ -18,9 +18,11 @@ from nfqlb import __version__, runconfig
 from nfqlb.api.client import Client
 from nfqlb.cli import COMMANDS, main
 from nfqlb.cli.env import Env
-from nfqlb.model import Answers, Intent, Real, Service
+from nfqlb.model import SCHEDULERS, Answers, Intent, Real, Service
 from nfqlb.runconfig import RunConfig
 from tests.unit.fakes import DNS, WEB, Command, FakeDirector
+
+KNOWN = ", ".join(SCHEDULERS)
 
 VIP, REAL = "203.0.113.10:80", "10.0.1.11:8080"
 HEAVY = ("aiohttp", "asyncio", "http.client", "msgspec", "nfqlb._core", "nfqlb.model", "pathlib", "pyroute2", "ssl")
@@ -209,7 +211,7 @@ def test_a_change_is_made_in_silence(
         (
             ["service", "edit", VIP, "--scheduler", "best"],
             2,
-            "scheduler 'best': is not known; choose from rr, wrr, lc, wlc",
+            f"scheduler 'best': is not known; choose from {KNOWN}",
         ),
         (
             ["service", "delete", "1.2.3.4:80"],
@@ -262,12 +264,12 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (["service", "add"], "missing argument 'VIP'; see `nfqlb service add --help`"),
         (["service", "add", "web:80"], "vip 'web': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]"),
         (["service", "add", VIP, "--real", "10.0.1.11:x"], "real port 'x': is not a whole number"),
-        (["service", "edit", VIP], "missing option '--scheduler'; see `nfqlb service edit --help`"),
+        (["service", "edit", VIP], "edit '': says nothing to change; give --scheduler or --flag"),
         (
             ["service", "delete", "203.0.113.10"],
             "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80",
         ),
-        (["real", "edit", VIP, REAL], "missing option '--weight'; see `nfqlb real edit --help`"),
+        (["real", "edit", VIP, REAL], "edit '': says nothing to change; give --weight or --upper or --lower"),
         (
             ["real", "edit", VIP, REAL, "--weight", "x"],
             "invalid value for '--weight': 'x' is not a valid integer; see `nfqlb real edit --help`",
@@ -390,7 +392,10 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
             f"--vip {VIP} --real ::1",
             "real '[::1]:80': is not of the VIP's family (203.0.113.10); mode nat cannot mix IPv4 and IPv6",
         ),
-        (f"--vip {VIP} --scheduler best", "scheduler 'best': is not known; choose from rr, wrr, lc, wlc"),
+        (
+            f"--vip {VIP} --scheduler best",
+            f"scheduler 'best': is not known; choose from {KNOWN}",
+        ),
         (f"--vip {VIP} --mode proxy", "mode 'proxy': is not known; choose from nat, dr, tun"),
         (
             "--real 10.0.1.11 --real 10.0.1.12",

@@ -80,9 +80,9 @@ def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
         80,
         "wrr",
         [
-            (2, first + b"\x0d", 80, 0, "nat"),
-            (1, first + b"\x0c", 8080, 1, "nat"),
-            (0, first + b"\x0b", 8080, 3, "nat"),
+            (2, first + b"\x0d", 80, 0, "nat", 0, 0),
+            (1, first + b"\x0c", 8080, 1, "nat", 0, 0),
+            (0, first + b"\x0b", 8080, 3, "nat", 0, 0),
         ],
         None,
     )

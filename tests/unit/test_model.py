@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nfqlb.errors import ConfigError
 from nfqlb.model import (
     ANY_ADDRESS,
+    SCHEDULERS,
     Intent,
     Key,
     Real,
@@ -26,6 +27,8 @@ from nfqlb.model import (
     parse_real,
     parse_vip,
 )
+
+KNOWN = ", ".join(SCHEDULERS)
 
 VIP, REAL = "203.0.113.10", "10.0.1.11"
 WEB, MARKED = Key("tcp", VIP, 80), Key("any", "0.0.0.0", 0, mark=7)
@@ -55,7 +58,10 @@ def refusal(build: Callable[[], object]) -> str:
         (lambda: Service(VIP, 65536), "vip port '65536': out of range; use 0 to 65535"),
         (lambda: Service(VIP, 80, "icmp"), "protocol 'icmp': is not known; choose from tcp, udp"),
         (lambda: Service(VIP, 80, mode="proxy"), "mode 'proxy': is not known; choose from nat, dr, tun"),
-        (lambda: Service(VIP, 80, scheduler="best"), "scheduler 'best': is not known; choose from rr, wrr, lc, wlc"),
+        (
+            lambda: Service(VIP, 80, scheduler="best"),
+            f"scheduler 'best': is not known; choose from {KNOWN}",
+        ),
         (
             lambda: Service(VIP, 80, reals=(Real("2001:db8::1", 80),)),
             "real '[2001:db8::1]:80': is not of the VIP's family (203.0.113.10); mode nat cannot mix IPv4 and IPv6",
@@ -117,6 +123,16 @@ def refusal(build: Callable[[], object]) -> str:
             lambda: Intent((Service(VIP, 80, last=90), Service(VIP, 90, last=99))),
             "vip '203.0.113.10:90-99/tcp': has ports of 203.0.113.10:80-90/tcp, too; give each port to one service",
         ),
+        (lambda: Real(REAL, 80, upper=-1), "upper '-1': out of range; use 0 to 4294967295"),
+        (lambda: Real(REAL, 80, upper=9, lower=10), "lower '10': is above upper (9); use at most as many"),
+        (
+            lambda: Service(VIP, 80, scheduler="sh", flags=("sh-port", "mh-port")),
+            "flags 'mh-port': is not a flag of scheduler sh; it knows sh-fallback, sh-port",
+        ),
+        (
+            lambda: Service(VIP, 80, flags=("sh-port",)),
+            "flags 'sh-port': is not a flag of scheduler wlc; it knows none",
+        ),
         (lambda: Service(fwmark=2**32), "fwmark '4294967296': out of range; use 1 to 4294967295"),
         (lambda: Service(fwmark=7, port=80), "fwmark '7': has a port or a protocol; leave out one or the other"),
         (lambda: Service(VIP, fwmark=7), f"fwmark '7': has the VIP {VIP}; leave out one or the other"),
@@ -126,7 +142,8 @@ def refusal(build: Callable[[], object]) -> str:
         (lambda: parse_real(f"{REAL}:80,weight=x", WEB), "weight 'x': is not a whole number"),
         (
             lambda: parse_real(f"{REAL}:80,wieght=2", WEB),
-            "real '10.0.1.11:80,wieght=2': has the unknown option 'wieght'; only weight=N can follow the address",
+            "real '10.0.1.11:80,wieght=2': has the unknown option 'wieght'; "
+            "weight=N, upper=N, lower=N can follow the address",
         ),
         (lambda: parse_name(""), f"name '': cannot be used; {A_NAME}"),
         (lambda: parse_name("1st"), f"name '1st': cannot be used; {A_NAME}"),

@@ -12,9 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nfqlb.control import registry
 from nfqlb.errors import ConfigError, ExistsError, NfqlbError, NotFoundError
-from nfqlb.model import Intent, Key, Real, Service, Timeouts
+from nfqlb.model import SCHEDULERS, Intent, Key, Real, Service, Timeouts
 from tests.sizes import EXAMPLES
 from tests.unit.fakes import DNS, WEB
+
+KNOWN = ", ".join(SCHEDULERS)
 
 INTENT = Intent((WEB, DNS), Timeouts(tcp=600))
 NEW = Service("203.0.113.10", 443)
@@ -67,7 +69,7 @@ def test_a_verb_gives_the_next_intent_and_keeps_the_order(edit: Callable[[Intent
         (
             lambda i: registry.edit_service(i, WEB.key, scheduler="best"),
             ConfigError,
-            "scheduler 'best': is not known; choose from rr, wrr, lc, wlc",
+            f"scheduler 'best': is not known; choose from {KNOWN}",
         ),
         (
             lambda i: registry.delete_service(i, NOWHERE),

@@ -17,6 +17,7 @@ cdef struct worker_t:
     uint16_t identification          # of the last outer IPv4 header
     int reader
     uint32_t now                     # tick of this batch
+    uint64_t random                  # state of a generator
 
 
 cdef class Datapath:

@@ -9,6 +9,7 @@ which one a packet is comes from the hook it was taken at, and where that guess 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+import os
 from typing import NamedTuple
 
 from nfqlb._core.atomic cimport SEQUENTIAL, add64, load_pointer, store_pointer
@@ -32,6 +33,7 @@ from nfqlb._core.connection cimport (
 )
 from nfqlb._core.forward cimport direct, nat_reply, nat_request, tunnel
 from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
+from nfqlb._core.load cimport note_connection
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport Hop, Snapshot, classify
@@ -219,7 +221,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     if connection[0] != NULL:
         let_go(table, hash)
         return PARSED
-    chosen = pick(service, table.loads)
+    chosen = pick(service, packet, table.loads, worker.now, &worker.random)
     entry = take(table) if chosen >= 0 else NULL
     if entry == NULL:
         let_go(table, hash)
@@ -240,6 +242,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     entry.expires = worker.now + (
         worker.snapshot.timeouts[SYN_RECV] if packet.protocol == TCP else worker.snapshot.udp_timeout)
     show(table, entry, NEWBORN)
+    note_connection(server, table.loads)
     let_go(table, hash)
     worker.telemetry.slots[server.slot].connections += 1
     connection[0] = entry
@@ -449,6 +452,7 @@ cdef class Worker:
         if self.worker.outbox == NULL:
             raise MemoryError
         self.worker.reader = new_reader(datapath.table.table)
+        self.worker.random = int.from_bytes(os.urandom(8))
 
     def __dealloc__(self):
         telemetry_free(self.worker.telemetry)

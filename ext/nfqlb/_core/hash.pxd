@@ -2,7 +2,7 @@
 
 The key is random for each table, so that nobody outside can choose flows that share a bucket.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from nfqlb._core.types cimport address_t
 
@@ -35,6 +35,21 @@ cdef inline void absorb(sip_t* v, uint64_t word) noexcept nogil:
     v.d ^= word
     round_(v)
     v.a ^= word
+
+
+cdef inline uint32_t hash_word(uint64_t key, uint32_t word) noexcept nogil:
+    """hsiphash() of a 64-bit kernel: of four bytes, with both halves of the key equal (lib/siphash.c)."""
+    cdef sip_t v
+    v.a = key ^ 0x736f6d6570736575ULL
+    v.b = key ^ 0x646f72616e646f6dULL
+    v.c = key ^ 0x6c7967656e657261ULL
+    v.d = key ^ 0x7465646279746573ULL
+    absorb(&v, <uint64_t>4 << 56 | word)                                  # 4 bytes of input
+    v.c ^= 0xff
+    round_(&v)
+    round_(&v)
+    round_(&v)
+    return <uint32_t>(v.a ^ v.b ^ v.c ^ v.d)
 
 
 cdef inline uint64_t hash_endpoint(const uint64_t* key, const address_t* address, uint16_t port,

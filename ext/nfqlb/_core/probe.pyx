@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from nfqlb._core.connection cimport connection_t, find, flow_hash, warm_bucket, warm_entry
-from nfqlb._core.datapath cimport Worker, run_batch
+from nfqlb._core.datapath cimport Worker, run_batch, worker_t
 from nfqlb._core.forward cimport nat_request
 from nfqlb._core.memory cimport anonymous, give_back
 from nfqlb._core.packet cimport parse
@@ -139,11 +139,12 @@ cdef void run_look_up(Flows flows, uint32_t size) noexcept nogil:
 
 cdef void run_schedule(Flows flows, uint32_t size) noexcept nogil:
     """Find the service and have it choose a real server."""
+    cdef worker_t* worker = &flows.worker.worker
     cdef service_t* service
     cdef uint32_t i
     for i in range(size):
         service = classify(flows.worker.datapath.published, &flows.batch[i], True)
-        flows.batch[i].id = pick(service, flows.worker.worker.table.loads)
+        flows.batch[i].id = pick(service, &flows.batch[i], worker.table.loads, 0, &worker.random)
 
 
 cdef void run_nat(Flows flows, uint32_t size) noexcept nogil:

@@ -1,49 +1,113 @@
-"""Schedulers: `pick(service, loads)` gives the index of the real server for a new connection, or -1.
+"""Schedulers: `pick` gives the index of the real server for a new connection, or -1.
 
-Strategy: each is the kernel's of the same name, to the tie (net/netfilter/ipvs/ip_vs_rr.c, ip_vs_wrr.c, ip_vs_lc.c,
-ip_vs_wlc.c), over the servers as the kernel walks them, newest first. What a scheduler remembers between picks is the
-service's scheduler_state_t, under its lock; lc and wlc remember nothing. A new configuration makes a new service with
-a state of its own: `succeed` carries over what the kernel's add, delete and edit hooks would.
+Strategy: each is the kernel's of the same name, to the tie (net/netfilter/ipvs/ip_vs_rr.c and so on), over the servers
+as the kernel walks them, newest first. Those that look at loads are in load.pxd, those that hash in hashing.pyx, those
+that remember destinations in locality.pyx; here are rr and wrr, which remember where they are, under the service's
+lock. A new configuration makes a new service with a state of its own: `succeed` carries over what the kernel's add,
+delete and edit hooks would.
 """
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from nfqlb._core.atomic cimport RELAXED, load32, lock, unlock
-from nfqlb._core.types cimport load_t, scheduler_state_t, server_t, service_t
+from nfqlb._core.atomic cimport lock, unlock
+from nfqlb._core.hashing cimport (
+    destination_hash,
+    fill_destination_hash,
+    fill_maglev,
+    fill_source_hash,
+    maglev,
+    source_hash,
+)
+from nfqlb._core.load cimport (
+    is_overloaded,
+    least_connection,
+    never_queue,
+    power_of_two,
+    shortest_expected_delay,
+    takes,
+    weighted_failover,
+    weighted_least_connection,
+    weighted_overflow,
+)
+from nfqlb._core.locality cimport locality_based
+from nfqlb._core.types cimport load_t, packet_t, scheduler_state_t, service_t
 
 cdef enum:
     RR = 0
     WRR
     LC
     WLC
+    LBLC
+    LBLCR
+    DH
+    SH
+    MH
+    SED
+    NQ
+    FO
+    OVF
+    TWOS
 
-SCHEDULERS: tuple[str, ...] = ("rr", "wrr", "lc", "wlc")
+SCHEDULERS: tuple[str, ...] = (
+    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos",
+)
+FLAGS: dict[str, tuple[str, ...]] = {"sh": ("sh-fallback", "sh-port"), "mh": ("mh-fallback", "mh-port")}
 
 
-cdef int32_t pick(service_t* service, const load_t* loads) noexcept nogil:
+cdef int32_t pick(service_t* service, const packet_t* packet, const load_t* loads, uint32_t now,
+                  uint64_t* random) noexcept nogil:
+    """The server for the connection that this packet begins, at tick `now`; `random` is the caller's generator."""
     cdef int32_t chosen
-    if service.scheduler == LC:
-        return least_connection(service, loads)
     if service.scheduler == WLC:
         return weighted_least_connection(service, loads)
+    if service.scheduler == LC:
+        return least_connection(service, loads)
+    if service.scheduler == DH:
+        return destination_hash(service, packet, loads)
+    if service.scheduler == SH:
+        return source_hash(service, packet, loads)
+    if service.scheduler == MH:
+        return maglev(service, packet, loads)
+    if service.scheduler == SED:
+        return shortest_expected_delay(service, loads)
+    if service.scheduler == NQ:
+        return never_queue(service, loads)
+    if service.scheduler == FO:
+        return weighted_failover(service, loads)
+    if service.scheduler == OVF:
+        return weighted_overflow(service, loads)
+    if service.scheduler == TWOS:
+        return power_of_two(service, loads, draw(random))
+    if service.scheduler == LBLC or service.scheduler == LBLCR:
+        return locality_based(service, packet, loads, now, service.scheduler == LBLCR)
     lock(&service.state.lock)
-    chosen = round_robin(service) if service.scheduler == RR else weighted_round_robin(service)
+    chosen = round_robin(service, loads) if service.scheduler == RR else weighted_round_robin(service, loads)
     unlock(&service.state.lock)
     return chosen
 
 
-cdef int32_t round_robin(service_t* service) noexcept nogil:
+cdef inline uint64_t draw(uint64_t* random) noexcept nogil:
+    """64 bits of splitmix64 (Steele, Lea, Flood, OOPSLA 2014): no secret, and each worker has its own."""
+    cdef uint64_t value
+    random[0] += 0x9E3779B97F4A7C15ULL
+    value = random[0]
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9ULL
+    value = (value ^ value >> 27) * 0x94D049BB133111EBULL
+    return value ^ value >> 31
+
+
+cdef int32_t round_robin(service_t* service, const load_t* loads) noexcept nogil:
     """The first with a weight behind the last one chosen; that one itself comes last."""
     cdef int32_t count = service.count
     cdef int32_t step, at
     for step in range(1, count + 1):
         at = (service.state.cursor + step) % count
-        if service.servers[at].weight > 0:
+        if takes(&service.servers[at], loads):
             service.state.cursor = at
             return at
     return -1
 
 
-cdef int32_t weighted_round_robin(service_t* service) noexcept nogil:
+cdef int32_t weighted_round_robin(service_t* service, const load_t* loads) noexcept nogil:
     """Laps over the servers with a weight threshold that falls by the gcd after each, from the greatest weight to 1."""
     cdef scheduler_state_t* state = service.state
     cdef int32_t at = state.cursor
@@ -56,7 +120,7 @@ cdef int32_t weighted_round_robin(service_t* service) noexcept nogil:
     while True:
         at += 1
         while at < <int32_t>service.count:
-            if service.servers[at].weight >= state.current:
+            if service.servers[at].weight >= state.current and not is_overloaded(&service.servers[at], loads):
                 state.cursor = at
                 return at
             if at == stop:
@@ -76,53 +140,14 @@ cdef int32_t weighted_round_robin(service_t* service) noexcept nogil:
             stop = last
 
 
-cdef inline int64_t overhead(const load_t* load) noexcept nogil:
-    """256 * ActiveConn + InActConn (ip_vs_dest_conn_overhead up to Linux 6.12)."""
-    return (<int64_t>load32(<unsigned int*>&load.active, RELAXED) << 8) + load32(<unsigned int*>&load.inactive, RELAXED)
-
-
-cdef int32_t least_connection(service_t* service, const load_t* loads) noexcept nogil:
-    """The smallest overhead among those with a weight; the first of equals."""
-    cdef int32_t best = -1
-    cdef int64_t least = 0
-    cdef int64_t cost
-    cdef int32_t at
-    for at in range(<int32_t>service.count):
-        if service.servers[at].weight == 0:
-            continue
-        cost = overhead(&loads[service.servers[at].slot])
-        if best < 0 or cost < least:
-            best = at
-            least = cost
-    return best
-
-
-cdef int32_t weighted_least_connection(service_t* service, const load_t* loads) noexcept nogil:
-    """The smallest overhead / weight, compared without dividing; the first of equals."""
-    cdef int32_t best = -1
-    cdef int64_t least = 0
-    cdef int64_t cost
-    cdef int32_t at
-    cdef server_t* server
-    for at in range(<int32_t>service.count):
-        server = &service.servers[at]
-        if server.weight == 0:
-            continue
-        cost = overhead(&loads[server.slot])
-        if best < 0 or least * server.weight > cost * service.servers[best].weight:
-            best = at
-            least = cost
-    return best
-
-
 cdef int32_t greatest_common_divisor(int32_t a, int32_t b) noexcept:
     while b:
         a, b = b, a % b
     return a
 
 
-cdef void prepare(service_t* service) noexcept:
-    """Work out what depends on the weights alone, and start the state as that of a new service.
+cdef int prepare(service_t* service) except -1:
+    """Work out what depends on the servers alone, and start the state as that of a new service.
 
     The servers count as added one after another, oldest first: the kernel knows no other way, and wrr's threshold
     remembers it (ip_vs_wrr_dest_changed).
@@ -143,6 +168,13 @@ cdef void prepare(service_t* service) noexcept:
         service.gcd = gcd or 1
         service.ceiling = greatest - (service.gcd - 1) if greatest else 0
         lower(service, service.state.current)
+    if service.scheduler == DH:
+        fill_destination_hash(service)
+    elif service.scheduler == SH:
+        fill_source_hash(service)
+    elif service.scheduler == MH:
+        fill_maglev(service)
+    return 0
 
 
 cdef void lower(service_t* service, int32_t current) noexcept:

@@ -1,13 +1,18 @@
 """A whole configuration as the data path reads it: immutable, but for the schedulers' own state."""
-from nfqlb._core.types cimport hop_t, packet_t, service_t, snapshot_t
+from nfqlb._core.types cimport hop_t, locality_t, packet_t, service_t, snapshot_t
 
 
 cdef class Hop:
     cdef hop_t hop
 
 
+cdef class Locality:
+    cdef locality_t* locality
+
+
 cdef class Service:
     cdef service_t* service
+    cdef Locality locality               # of lblc and lblcr, else None
 
 
 cdef class Snapshot:

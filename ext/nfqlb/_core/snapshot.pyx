@@ -14,11 +14,14 @@ from libc.string cimport memcpy
 import os
 
 from nfqlb._core.hash cimport hash_endpoint
+from nfqlb._core.locality cimport clear, collect
 from nfqlb._core.memory cimport cache_lines
 from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.tracking cimport default_timeouts
 from nfqlb._core.types cimport (
+    TICK,
     address_t,
+    locality_t,
     packet_t,
     scheduler_state_t,
     server_t,
@@ -27,7 +30,7 @@ from nfqlb._core.types cimport (
     span_t,
 )
 from nfqlb._core.wire cimport address_from, same
-from nfqlb._core.schedulers import SCHEDULERS
+from nfqlb._core.schedulers import FLAGS, SCHEDULERS
 
 
 ANSWERS: tuple[str, ...] = ("pass", "drop", "icmp", "reset")
@@ -59,7 +62,10 @@ cdef class Hop:
 
 cdef class Service:
     """A virtual service. `servers` are (slot, 16-byte address, port, weight, one of METHODS), newest first; protocol 6
-    or 17. A server's port 0 stands for that of the packet.
+    or 17. A server's port 0 stands for that of the packet. Two numbers may follow: how many connections, active or not,
+    stop new ones, and below how many these go on (0: three quarters of the other).
+
+    `flags` are some of the scheduler's (schedulers.FLAGS).
 
     `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
@@ -69,8 +75,8 @@ cdef class Service:
     """
 
     def __cinit__(self, int protocol, address: bytes, int port, scheduler: str,
-                  servers: Sequence[tuple[int, bytes, int, int, str]], Service previous = None, *, int last = 0,
-                  uint32_t mark = 0):
+                  servers: Sequence[tuple], Service previous = None, *, int last = 0, uint32_t mark = 0,
+                  flags: Sequence[str] = ()):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -86,17 +92,35 @@ cdef class Service:
         self.service.version = 4 if address.startswith(MAPPED) else 6
         self.service.protocol = protocol
         self.service.scheduler = SCHEDULERS.index(scheduler)
-        for slot, packed, server_port, weight, method in servers:
+        for flag in flags:
+            self.service.flags |= 1 << FLAGS[scheduler].index(flag)
+        for slot, packed, server_port, weight, method, *thresholds in servers:
             server = &self.service.servers[self.service.count]
             server.address = address_from(packed)
             server.slot = slot
             server.port = server_port
             server.weight = weight
             server.method = METHODS.index(method)
+            server.last_weight = weight
+            server.upper, server.lower = thresholds or (0, 0)
+            server.lower = server.lower or server.upper - server.upper // 4
             self.service.count += 1
+        if previous is not None:
+            inherit(self.service, previous.service)
         prepare(self.service)
+        if scheduler in ("lblc", "lblcr"):
+            self.locality = Locality() if previous is None or previous.locality is None else previous.locality
+            self.service.locality = self.locality.locality
         if previous is not None:
             succeed(self.service, previous.service)
+
+    def collect(self, now: int, bint all_unused) -> int:
+        """For lblc and lblcr, once a minute: forget destinations that are not used any more at `now` (CLOCK_BOOTTIME,
+        nanoseconds). With `all_unused`, every thirtieth time, those of a day; else only where there are very many.
+        Returns how many went.
+        """
+        cdef uint32_t tick = now // TICK
+        return 0 if self.locality is None else collect(self.locality.locality, tick, all_unused)
 
     @property
     def waited(self) -> int:
@@ -106,8 +130,39 @@ cdef class Service:
     def __dealloc__(self):
         if self.service != NULL:
             free(self.service.servers)
+            free(self.service.places)
             free(self.service.state)
             free(self.service)
+
+
+cdef void inherit(service_t* service, const service_t* previous) noexcept:
+    """What servers that stay remember of themselves: their last weight, and that they had too many connections. A
+    threshold that is raised or gone counts as not reached (__ip_vs_update_dest).
+    """
+    cdef server_t* server
+    cdef const server_t* before
+    cdef uint32_t at, other
+    for at in range(service.count):
+        server = &service.servers[at]
+        for other in range(previous.count):
+            before = &previous.servers[other]
+            if before.slot == server.slot:
+                server.last_weight = server.weight or before.last_weight
+                server.overloaded = before.overloaded and 0 < server.upper <= before.upper
+                break
+
+
+cdef class Locality:
+    """What lblc and lblcr remember of a service's destinations; goes from one compiled form to the next."""
+
+    def __cinit__(self):
+        self.locality = <locality_t*>cache_lines(sizeof(locality_t))
+        if self.locality == NULL:
+            raise MemoryError
+        clear(self.locality)
+
+    def __dealloc__(self):
+        free(self.locality)
 
 
 cdef class Snapshot:

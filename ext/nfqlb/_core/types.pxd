@@ -290,15 +290,54 @@ cdef struct server_t:
     address_t address
     uint32_t slot
     int32_t weight
+    int32_t last_weight          # the last one that was not 0
+    uint32_t upper               # connections from which on it gets no new ones, 0: no limit
+    uint32_t lower               # fewer than these, and it gets some again
     uint16_t port                # 0: that of the packet
     uint8_t method               # method_t
+    uint8_t overloaded           # between those two; written by whoever adds a connection or looks
 
 
-cdef struct scheduler_state_t:   # the only part of a service that packets change
+cdef enum:                       # what a scheduler does besides (ip_vs.h, IP_VS_SVC_F_SCHED1 and 2)
+    FALLBACK = 1                 # sh, mh: another server where the one of the hash takes none
+    HASH_PORT = 2                # sh, mh: the client's port counts, too
+
+
+cdef struct scheduler_state_t:   # what packets change of a service
     lock_t lock
     int32_t cursor               # last server chosen, -1: the head of the list
     int32_t current              # wrr: weight that a server must have now
     uint32_t reserved[12]
+
+
+cdef enum:
+    DESTINATIONS = 24576         # that lblc and lblcr remember: 1.5 * 16 * 1024 (ip_vs_lblc.c)
+    DESTINATION_BUCKETS = 1024
+
+
+cdef struct member_t:            # a real server among those of a destination
+    uint32_t slot
+    uint32_t next
+
+
+# A destination address and the real servers that its connections go to: one with lblc, several with lblcr.
+cdef struct destination_t:
+    address_t address
+    uint32_t next                # in its bucket, or in the free list
+    uint32_t members             # newest first
+    uint32_t count
+    uint32_t used                # tick of the last connection
+    uint32_t changed             # tick at which a member came or went
+
+
+cdef struct locality_t:          # what lblc and lblcr remember; handed on when the service changes
+    lock_t lock
+    uint32_t count               # of destinations
+    uint32_t free_destination
+    uint32_t free_member
+    uint32_t buckets[DESTINATION_BUCKETS]
+    destination_t destinations[DESTINATIONS + 1]
+    member_t members[2 * DESTINATIONS + 1]
 
 
 cdef struct service_t:
@@ -309,11 +348,15 @@ cdef struct service_t:
     uint8_t protocol
     uint8_t scheduler
     uint8_t version              # of a service by mark: 4 or 6
+    uint8_t flags                # of the scheduler: FALLBACK | HASH_PORT
     int32_t gcd                  # wrr: of all positive weights
     int32_t ceiling              # wrr: greatest weight - (gcd - 1)
     uint32_t count
     server_t* servers            # newest first
     scheduler_state_t* state
+    uint32_t* places             # dh, sh, mh: 1 + index of a server, 0 for none
+    uint32_t place_count
+    locality_t* locality         # lblc, lblcr
 
 
 cdef struct span_t:              # the services of one address and protocol that have more than one port

@@ -1,1 +1,2 @@
 SCHEDULERS: tuple[str, ...]
+FLAGS: dict[str, tuple[str, ...]]

@@ -15,6 +15,9 @@ class Hop:
         local: bool = False,
     ) -> Self: ...
 
+class Locality:
+    def __new__(cls) -> Self: ...
+
 class Service:
     def __new__(
         cls,
@@ -22,12 +25,14 @@ class Service:
         address: bytes,
         port: int,
         scheduler: str,
-        servers: Sequence[tuple[int, bytes, int, int, str]],
+        servers: Sequence[tuple[int, bytes, int, int, str] | tuple[int, bytes, int, int, str, int, int]],
         previous: Service | None = None,
         *,
         last: int = 0,
         mark: int = 0,
+        flags: Sequence[str] = (),
     ) -> Self: ...
+    def collect(self, now: int, all_unused: bool) -> int: ...
     @property
     def waited(self) -> int: ...
 

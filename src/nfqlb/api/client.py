@@ -54,8 +54,8 @@ class Client:
     def add_service(self, service: Mapping[str, object]) -> Any:
         return self.call("POST", "/v1/services", service)
 
-    def edit_service(self, key: str, scheduler: str) -> Any:
-        return self.call("PATCH", _service(key), {"scheduler": scheduler})
+    def edit_service(self, key: str, changed: Mapping[str, object]) -> Any:
+        return self.call("PATCH", _service(key), changed)
 
     def delete_service(self, key: str) -> Any:
         return self.call("DELETE", _service(key))
@@ -63,8 +63,8 @@ class Client:
     def add_real(self, key: str, real: Mapping[str, object]) -> Any:
         return self.call("POST", f"{_service(key)}/reals", real)
 
-    def edit_real(self, key: str, endpoint: str, weight: int) -> Any:
-        return self.call("PATCH", f"{_service(key)}/reals/{_quoted(endpoint)}", {"weight": weight})
+    def edit_real(self, key: str, endpoint: str, changed: Mapping[str, object]) -> Any:
+        return self.call("PATCH", f"{_service(key)}/reals/{_quoted(endpoint)}", changed)
 
     def delete_real(self, key: str, endpoint: str) -> Any:
         return self.call("DELETE", f"{_service(key)}/reals/{_quoted(endpoint)}")

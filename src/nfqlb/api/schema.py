@@ -36,11 +36,18 @@ TCP_STATES = (
 
 
 class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
-    scheduler: str
+    """What is None stays as it is."""
+
+    scheduler: str | None = None
+    flags: tuple[str, ...] | None = None
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
-    weight: int
+    """What is None stays as it is."""
+
+    weight: int | None = None
+    upper: int | None = None
+    lower: int | None = None
 
 
 class Changed(msgspec.Struct):
@@ -54,6 +61,8 @@ class RealView(msgspec.Struct):
     weight: int
     active: int
     inactive: int
+    upper: int
+    lower: int
 
 
 class ServiceView(msgspec.Struct):
@@ -67,8 +76,9 @@ class ServiceView(msgspec.Struct):
     active: int
     inactive: int
     reals: list[RealView]
-    last: int = 0
-    fwmark: int = 0
+    last: int
+    fwmark: int
+    flags: tuple[str, ...]
 
 
 class Services(msgspec.Struct):
@@ -169,11 +179,15 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
         active=total.active,
         inactive=total.inactive,
         reals=[
-            RealView(str(real), real.address, real.port, real.weight, counters.active, counters.inactive)
+            RealView(
+                *(str(real), real.address, real.port, real.weight, counters.active, counters.inactive),
+                *(real.upper, real.lower),
+            )
             for real, counters in counted
         ],
         last=service.last,
         fwmark=service.fwmark,
+        flags=service.flags,
     )
 
 

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -98,7 +98,8 @@ class _Routes:
 
     async def edit_service(self, request: web.Request) -> web.Response:
         key, edit = _key(request), await _body(request, schema.ServiceEdit)
-        return await self._change(lambda intent: registry.edit_service(intent, key, scheduler=edit.scheduler))
+        changed = _changed(edit)
+        return await self._change(lambda intent: registry.edit_service(intent, key, **changed))
 
     async def delete_service(self, request: web.Request) -> web.Response:
         key = _key(request)
@@ -110,8 +111,13 @@ class _Routes:
 
     async def edit_real(self, request: web.Request) -> web.Response:
         key, real, edit = _key(request), _endpoint(request), await _body(request, schema.RealEdit)
-        edited = Real(real.address, real.port, edit.weight)
-        return await self._change(lambda intent: registry.edit_real(intent, key, edited))
+        changed = _changed(edit)
+
+        def change(intent: Intent) -> Intent:
+            before = registry.find_real(registry.find_service(intent, key), real.address, real.port)
+            return registry.edit_real(intent, key, msgspec.structs.replace(before, **changed))
+
+        return await self._change(change)
 
     async def delete_real(self, request: web.Request) -> web.Response:
         key, real = _key(request), _endpoint(request)
@@ -231,6 +237,11 @@ async def _body(request: web.Request, kind: type[T]) -> T:
         for step in steps:
             value = value[int(step) if isinstance(value, list) else step]
         raise ConfigError(" ".join(["body", *steps]), _short(value), problem) from None
+
+
+def _changed(edit: msgspec.Struct) -> dict[str, Any]:
+    """The fields that an edit names."""
+    return {name: value for name, value in msgspec.structs.asdict(edit).items() if value is not None}
 
 
 def _short(value: object) -> str:

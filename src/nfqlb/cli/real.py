@@ -18,11 +18,14 @@ def command() -> None:
 
 @command.command("add")
 @click.argument("vip")
-@click.argument("real", metavar="REAL[,weight=N]")
+@click.argument("real", metavar="REAL[,weight=N][,upper=N][,lower=N]")
 @director_options
 @click.pass_obj
 def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:
-    """Add a real server; it gets new connections from now on."""
+    """Add a real server; it gets new connections from now on.
+
+    From `upper` connections on it gets no new ones, until there are fewer than `lower`.
+    """
     import msgspec
 
     from nfqlb.model import parse_real, parse_vip
@@ -34,15 +37,28 @@ def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> Non
 @command.command("edit")
 @click.argument("vip")
 @click.argument("real")
-@click.option("--weight", type=int, required=True, metavar="N", help="0 takes no new connections, old ones go on.")
+@click.option("--weight", type=int, metavar="N", help="0 takes no new connections, old ones go on.")
+@click.option("--upper", type=int, metavar="N", help="Connections from which on it gets no new ones; 0: no limit.")
+@click.option("--lower", type=int, metavar="N", help="Below these it gets some again; 0: three quarters of --upper.")
 @director_options
 @click.pass_obj
-def edit(env: Env, vip: str, real: str, weight: int, api: str | None, name: str | None) -> None:
-    """Change the weight of a real server."""
+def edit(
+    env: Env,
+    vip: str,
+    real: str,
+    weight: int | None,
+    upper: int | None,
+    lower: int | None,
+    api: str | None,
+    name: str | None,
+) -> None:
+    """Change the weight or the thresholds of a real server."""
+    from nfqlb.cli.values import given
     from nfqlb.model import parse_real, parse_vip
 
     key = parse_vip(vip)
-    client(env, api, name).edit_real(str(key), str(parse_real(real, key)), weight)
+    changed = given(weight=weight, upper=upper, lower=lower)
+    client(env, api, name).edit_real(str(key), str(parse_real(real, key)), changed)
 
 
 @command.command("delete")

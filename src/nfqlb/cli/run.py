@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server of every --vip; repeats."
 )
-@click.option("--scheduler", metavar="NAME", help="rr, wrr, lc or wlc [default: wlc].")
+@click.option("--scheduler", metavar="NAME", help="How connections are spread, as in IPVS [default: wlc].")
 @click.option(
     "--no-server", metavar="icmp|reset|drop", help="The answer where no real server has a weight [default: icmp]."
 )

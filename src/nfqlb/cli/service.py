@@ -19,7 +19,10 @@ def command() -> None:
 @command.command("add")
 @click.argument("vip")
 @click.option("--mode", metavar="nat|dr|tun", help="How packets reach the real servers [default: nat].")
-@click.option("--scheduler", metavar="NAME", help="rr, wrr, lc or wlc [default: wlc].")
+@click.option("--scheduler", metavar="NAME", help="How connections are spread [default: wlc].")
+@click.option(
+    "--flag", "flags", multiple=True, metavar="FLAG", help="sh-fallback, sh-port, mh-fallback or mh-port; repeats."
+)
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @director_options
 @click.pass_obj
@@ -28,6 +31,7 @@ def add(
     vip: str,
     mode: str | None,
     scheduler: str | None,
+    flags: tuple[str, ...],
     reals: tuple[str, ...],
     api: str | None,
     name: str | None,
@@ -37,19 +41,24 @@ def add(
 
     from nfqlb.cli.values import service
 
-    client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler)))
+    client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags)))
 
 
 @command.command("edit")
 @click.argument("vip")
-@click.option("--scheduler", metavar="NAME", required=True, help="rr, wrr, lc or wlc.")
+@click.option("--scheduler", metavar="NAME", help="How connections are spread from now on.")
+@click.option(
+    "--flag", "flags", multiple=True, metavar="FLAG", help="The scheduler's flags, all that it is to have; repeats."
+)
 @director_options
 @click.pass_obj
-def edit(env: Env, vip: str, scheduler: str, api: str | None, name: str | None) -> None:
-    """Change the scheduler; connections stay where they are."""
+def edit(env: Env, vip: str, scheduler: str | None, flags: tuple[str, ...], api: str | None, name: str | None) -> None:
+    """Change the scheduler or its flags; connections stay where they are."""
+    from nfqlb.cli.values import given
     from nfqlb.model import parse_vip
 
-    client(env, api, name).edit_service(str(parse_vip(vip)), scheduler)
+    changed = given(scheduler=scheduler, flags=list(flags) or None)
+    client(env, api, name).edit_service(str(parse_vip(vip)), changed)
 
 
 @command.command("delete")

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nfqlb.errors import ConfigError
 from nfqlb.model import Service, parse_real, parse_vip
 
 
-def service(vip: str, reals: Sequence[str], mode: str | None, scheduler: str | None) -> Service:
+def service(
+    vip: str, reals: Sequence[str], mode: str | None, scheduler: str | None, flags: Sequence[str] = ()
+) -> Service:
     key = parse_vip(vip)
     chosen = {field: value for field, value in (("mode", mode), ("scheduler", scheduler)) if value is not None}
     servers = tuple(parse_real(real, key) for real in reals)
-    return Service(key.address, key.port, key.protocol, reals=servers, last=key.last, fwmark=key.mark, **chosen)
+    return Service(
+        key.address, key.port, key.protocol, reals=servers, last=key.last, fwmark=key.mark, flags=tuple(flags), **chosen
+    )
+
+
+def given(**options: object) -> dict[str, object]:
+    """Those that are not None; it takes one at least to change anything."""
+    found = {name: value for name, value in options.items() if value is not None}
+    if not found:
+        names = " or ".join(f"--{name.removesuffix('s')}" for name in options)
+        raise ConfigError("edit", "", "says nothing to change", f"give {names}")
+    return found

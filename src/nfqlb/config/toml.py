@@ -55,10 +55,11 @@ SERVICE: Types = {
     "family": str,
     "mode": str,
     "scheduler": str,
+    "flags": list,
     "real": list,
 }
 FAMILIES = {"ipv4": 4, "ipv6": 6}
-REAL: Types = {"address": str, "weight": int}
+REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int}
 LATER = {
     "health": "health checks",
     "persistence": "persistence",
@@ -70,7 +71,7 @@ TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
     dict: "a table",
-    list: "an array of tables",
+    list: "a list",
 }
 KEY_OF_FIELD = {"vip port": "vip", "protocol": "vip", "real": "address", "real port": "address"}
 
@@ -129,7 +130,11 @@ class _Reader:
         with self.at(path):
             key = self.key(values)
         reals = [self.real((*path, "real", index), one, key) for index, one in enumerate(values.pop("real", []))]
+        flags = values.get("flags", [])
+        if not all(isinstance(flag, str) for flag in flags):
+            raise self.error((*path, "flags"), _short(flags), "is not a list of strings")
         with self.at(path, reals):
+            values |= {"flags": tuple(flags)}
             values |= {"reals": tuple(reals), "last": key.last, "fwmark": key.mark}
             return Service(key.address, key.port, key.protocol, **values)
 
@@ -151,7 +156,8 @@ class _Reader:
             raise self.error((*path, "address"), values["address"], "holds more than the address", "write weight = N")
         with self.at(path):
             real = parse_real(values["address"], service)
-            return msgspec.structs.replace(real, weight=values.get("weight", 1))
+            del values["address"]
+            return msgspec.structs.replace(real, **values)
 
     def table(self, path: Path, table: object, known: Types) -> dict[str, Any]:
         """The table, if it is one and has only known keys of the right type."""

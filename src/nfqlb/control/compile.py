@@ -80,7 +80,7 @@ class Compiler:
             return made
         slots.update((key, self._slot(service, real)) for key, real in zip(keys, service.reals, strict=True))
         oldest_first = [
-            (slots[key], packed(real.address), real.port, real.weight, service.mode)
+            (slots[key], packed(real.address), real.port, real.weight, service.mode, real.upper, real.lower)
             for key, real in zip(keys, service.reals, strict=True)
         ]
         return self._make_service(
@@ -92,6 +92,7 @@ class Compiler:
             made,
             last=service.last,
             mark=service.fwmark,
+            flags=service.flags,
         )
 
 

@@ -7,6 +7,8 @@ place in the order. New ones go to the end; an edited one keeps its place, since
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec.structs import replace
 
 from nfqlb.errors import ExistsError, NotFoundError
@@ -33,8 +35,12 @@ def add_service(intent: Intent, service: Service) -> Intent:
     return replace(intent, services=(*intent.services, service))
 
 
-def edit_service(intent: Intent, key: Key, *, scheduler: str) -> Intent:
-    return _put(intent, replace(find_service(intent, key), scheduler=scheduler))
+def edit_service(intent: Intent, key: Key, **changed: Any) -> Intent:
+    """Give the service other values of these fields; a new scheduler has no flags unless they come with it."""
+    service = find_service(intent, key)
+    if changed.get("scheduler", service.scheduler) != service.scheduler:
+        changed.setdefault("flags", ())
+    return _put(intent, replace(service, **changed))
 
 
 def delete_service(intent: Intent, key: Key) -> Intent:
@@ -50,7 +56,7 @@ def add_real(intent: Intent, key: Key, real: Real) -> Intent:
 
 
 def edit_real(intent: Intent, key: Key, real: Real) -> Intent:
-    """Give the real server at this address and port the weight of `real`."""
+    """Put the real server in the place of the one with this address and port."""
     service = find_service(intent, key)
     old = find_real(service, real.address, real.port)
     return _put(intent, replace(service, reals=tuple(real if other is old else other for other in service.reals)))

@@ -1,0 +1,179 @@
+"""dh, sh and mh: tables of places that a hash points into, made anew whenever the servers change.
+
+Strategy: a table is a function of the servers in their order and of their weights, so nothing is carried over. The hash
+functions and their keys are the kernel's: one client gets the same server from every director, and from IPVS
+(net/netfilter/ipvs/ip_vs_dh.c, ip_vs_sh.c, ip_vs_mh.c; include/linux/hash.h, lib/siphash.c).
+"""
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from nfqlb._core.hash cimport hash_word
+from nfqlb._core.load cimport takes
+from nfqlb._core.types cimport FALLBACK, HASH_PORT, address_t, load_t, packet_t, server_t, service_t
+from nfqlb._core.wire cimport ntohl
+
+
+cdef enum:
+    HASH_BITS = 8
+    HASH_PLACES = 1 << HASH_BITS
+    GOLDEN_RATIO = 0x61C88647            # include/linux/hash.h
+    MAGLEV_PLACES = 4093                 # CONFIG_IP_VS_MH_TAB_INDEX 12
+    MAGLEV_BITS = 6                      # of a weight that count
+
+cdef uint64_t FIRST_KEY = 2654435761ULL  # each word of the two keys of mh
+cdef uint64_t SECOND_KEY = 2654446892ULL
+
+
+cdef inline uint32_t folded(const address_t* address) noexcept nogil:
+    """An IPv4 address as a number; of an IPv6 address the exclusive or of its four words."""
+    cdef uint32_t words[4]
+    memcpy(words, address, 16)
+    if address.high == 0 and words[2] == ntohl(0xffff):
+        return ntohl(words[3])
+    return ntohl(words[0] ^ words[1] ^ words[2] ^ words[3])
+
+
+cdef inline uint32_t place_of(uint32_t value) noexcept nogil:
+    """hash_32() with 8 bits."""
+    return (value * <uint32_t>GOLDEN_RATIO) >> (32 - HASH_BITS)
+
+
+cdef int allocate(service_t* service, uint32_t count) except -1:
+    service.places = <uint32_t*>calloc(count, sizeof(uint32_t))
+    if service.places == NULL:
+        raise MemoryError
+    service.place_count = count
+    return 0
+
+
+# --- dh ---------------------------------------------------------------------------------------------------------------
+
+cdef int fill_destination_hash(service_t* service) except -1:
+    """Each server in turn, whatever its weight."""
+    cdef uint32_t at
+    allocate(service, HASH_PLACES)
+    for at in range(<uint32_t>HASH_PLACES if service.count else 0):
+        service.places[at] = 1 + at % service.count
+    return 0
+
+
+cdef int32_t destination_hash(service_t* service, const packet_t* packet, const load_t* loads) noexcept nogil:
+    cdef int32_t at = <int32_t>service.places[place_of(folded(&packet.destination))] - 1
+    return at if at >= 0 and takes(&service.servers[at], loads) else -1
+
+
+# --- sh ---------------------------------------------------------------------------------------------------------------
+
+cdef int fill_source_hash(service_t* service) except -1:
+    """Each server in turn as often as its weight says, one of weight 0 once: its clients get nobody."""
+    cdef uint32_t server = 0
+    cdef int32_t times = 0
+    cdef uint32_t at
+    allocate(service, HASH_PLACES)
+    for at in range(<uint32_t>HASH_PLACES if service.count else 0):
+        service.places[at] = 1 + server
+        times += 1
+        if times >= service.servers[server].weight:
+            times = 0
+            server = (server + 1) % service.count
+    return 0
+
+
+cdef int32_t source_hash(service_t* service, const packet_t* packet, const load_t* loads) noexcept nogil:
+    cdef uint32_t client = folded(&packet.source) + (packet.sport if service.flags & HASH_PORT else 0)
+    cdef uint32_t first = place_of(client)
+    cdef int32_t at = <int32_t>service.places[first] - 1
+    cdef uint32_t more
+    if at < 0 or takes(&service.servers[at], loads):
+        return at
+    if not service.flags & FALLBACK:
+        return -1
+    for more in range(<uint32_t>HASH_PLACES):
+        at = <int32_t>service.places[((more + first) % HASH_PLACES + first) % HASH_PLACES] - 1
+        if at < 0 or takes(&service.servers[at], loads):
+            return at
+    return -1
+
+
+# --- mh ---------------------------------------------------------------------------------------------------------------
+
+cdef struct turn_t:                      # how a server walks over the table
+    uint32_t at
+    uint32_t skip
+    uint32_t turns                       # places that it takes in a row
+
+
+cdef int fill_maglev(service_t* service) except -1:
+    """Maglev's table (Eisenbud et al., NSDI 2016, section 3.4) as the kernel fills it, by the last weights that were
+    not 0: a server that is drained leaves the places of all others as they are.
+    """
+    cdef turn_t* walks
+    cdef uint32_t at = 0
+    cdef uint32_t taken = 0
+    cdef uint32_t left
+    cdef int32_t shift
+    cdef int32_t gcd = 0
+    cdef int32_t greatest = 0
+    cdef server_t* server
+    allocate(service, MAGLEV_PLACES)
+    for at in range(service.count):
+        server = &service.servers[at]
+        if server.last_weight > 0:
+            gcd = divisor(server.last_weight, gcd)
+            greatest = max(greatest, server.last_weight)
+    if gcd == 0:
+        return 0
+    shift = max(0, bits(greatest // gcd) - MAGLEV_BITS)
+    walks = <turn_t*>calloc(service.count, sizeof(turn_t))
+    if walks == NULL:
+        raise MemoryError
+    for at in range(service.count):
+        server = &service.servers[at]
+        walks[at].at = hash_word(FIRST_KEY, folded(&server.address) + server.port) % MAGLEV_PLACES
+        walks[at].skip = hash_word(SECOND_KEY, folded(&server.address) + server.port) % (MAGLEV_PLACES - 1) + 1
+        walks[at].turns = (server.last_weight // gcd) >> shift or (server.last_weight != 0)
+    at = 0
+    while taken < MAGLEV_PLACES:
+        left = min(walks[at].turns, MAGLEV_PLACES - taken)
+        taken += left
+        while left:
+            while service.places[walks[at].at]:
+                walks[at].at = (walks[at].at + walks[at].skip) % MAGLEV_PLACES
+            service.places[walks[at].at] = 1 + at
+            left -= 1
+        at = (at + 1) % service.count
+    free(walks)
+    return 0
+
+
+cdef int32_t maglev(service_t* service, const packet_t* packet, const load_t* loads) noexcept nogil:
+    cdef uint32_t client = folded(&packet.source) + (packet.sport if service.flags & HASH_PORT else 0)
+    cdef uint32_t first = hash_word(FIRST_KEY, client) % MAGLEV_PLACES
+    cdef int32_t at = <int32_t>service.places[first] - 1
+    cdef uint32_t more
+    if at < 0 or takes(&service.servers[at], loads):
+        return at
+    if not service.flags & FALLBACK:
+        return -1
+    for more in range(<uint32_t>MAGLEV_PLACES):
+        at = <int32_t>service.places[hash_word(FIRST_KEY, client + (more + first) % MAGLEV_PLACES) % MAGLEV_PLACES] - 1
+        if at < 0 or takes(&service.servers[at], loads):
+            return at
+    return -1
+
+
+cdef int32_t divisor(int32_t a, int32_t b) noexcept:
+    """The greatest common one; that of a and 0 is a."""
+    while b:
+        a, b = b, a % b
+    return a
+
+
+cdef int32_t bits(uint32_t value) noexcept:
+    """The number of the highest bit that is set, from 1 on (fls())."""
+    cdef int32_t found = 0
+    while value:
+        value >>= 1
+        found += 1
+    return found

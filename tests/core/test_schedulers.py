@@ -1,0 +1,201 @@
+"""What the recorded sequences leave out: thresholds, weights that come back, IPv6, memory that is let go, chance."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from nfqlb._core.schedulers import SCHEDULERS
+from nfqlb.testing import FORWARD, tcp, udp
+from tests.core.lab import VIP, Lab, Virtual, clients, served
+
+FIRST, SECOND, THIRD = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
+DAY, MINUTE = 86400, 60
+NANOSECONDS = 1_000_000_000
+
+
+def web(scheduler: str, reals: dict[str, int | tuple[int, int, int]], *flags: str) -> Virtual:
+    return Virtual(VIP, reals, scheduler, flags=flags)
+
+
+def reset(lab: Lab, client: str) -> None:
+    """The client ends its connection; it is gone ten seconds later."""
+    lab.send(tcp(client, VIP, "R"))
+
+
+# --- thresholds (ip_vs_bind_dest, ip_vs_unbind_dest) ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("upper", "lower", "back"), [(10, 0, 7), (4, 0, 2), (10, 5, 4), (1, 0, 0), (10, 10, 9)])
+def test_a_server_at_its_upper_threshold_waits_until_it_is_below_the_lower(upper: int, lower: int, back: int) -> None:
+    """Recorded from the kernel (10 0, 4 0, 10 5), or by its rule."""
+    lab = Lab(web("fo", {FIRST: 1, SECOND: (9, upper, lower)}))
+    ends = list(clients(upper + 1))
+    assert served(lab, ends) == [SECOND] * upper + [FIRST]
+    more = clients(100, first=50000)
+    for ended, end in enumerate(ends[:upper], 1):
+        reset(lab, end)
+        lab.clock.advance(11)
+        expected = SECOND if upper - ended <= back else FIRST
+        assert lab.open(next(more)) == expected, ended
+        if expected == SECOND:
+            break
+
+
+@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name not in ("dh", "sh", "mh", "lblc")])
+def test_no_scheduler_chooses_an_overloaded_server(scheduler: str) -> None:
+    lab = Lab(web(scheduler, {FIRST: 50, SECOND: (90, 1, 1)}))
+    ends = list(clients(30))
+    assert Counter(served(lab, ends))[SECOND] == 1
+
+
+@pytest.mark.parametrize("scheduler", ["sh", "mh"])
+def test_a_hash_fails_on_an_overloaded_server_or_falls_back(scheduler: str) -> None:
+    reals = {FIRST: 1, SECOND: (1, 1, 1)}
+    ends = list(clients(60))
+    lab = Lab(web(scheduler, reals))
+    sent = Counter(lab.send(tcp(end, VIP, "S")).reason for end in ends)
+    assert sent["no_server"] > 10
+    assert lab.load(SECOND) == (1, 0)
+    lab = Lab(web(scheduler, reals, f"{scheduler}-fallback"))
+    assert Counter(served(lab, ends)) == {SECOND: 1, FIRST: 59}
+
+
+def test_a_raised_threshold_counts_at_once() -> None:
+    """As does a lowered one when the next connection comes (__ip_vs_update_dest)."""
+    lab = Lab(web("fo", {FIRST: 1, SECOND: (9, 2, 0)}))
+    ends = clients(20)
+    assert [lab.open(next(ends)) for _ in range(3)] == [SECOND, SECOND, FIRST]
+    lab.configure(web("fo", {FIRST: 1, SECOND: (9, 3, 0)}))
+    assert [lab.open(next(ends)) for _ in range(2)] == [SECOND, FIRST]
+    lab.configure(web("fo", {FIRST: 2, SECOND: (9, 3, 0)}))
+    assert lab.open(next(ends)) == FIRST, "it stays overloaded when something else changes"
+    lab.configure(web("fo", {FIRST: 2, SECOND: 9}))
+    assert lab.open(next(ends)) == SECOND
+
+
+# --- mh ---------------------------------------------------------------------------------------------------------------
+
+
+def picks(lab: Lab, count: int = 1000) -> list[str]:
+    """The server of each of many clients, "-" where there is none."""
+    found = []
+    for end in clients(count):
+        packet = lab.send(tcp(end, VIP, "S")).packet
+        found.append("-" if packet is None else f"10.0.0.{packet[19]}:80")
+    return found
+
+
+def test_draining_and_coming_back_moves_nobody_else() -> None:
+    reals: dict[str, int | tuple[int, int, int]] = {FIRST: 1, SECOND: 1, THIRD: 1}
+    before = picks(Lab(web("mh", reals), capacity=4096))
+    lab = Lab(web("mh", reals), capacity=4096)
+    lab.configure(web("mh", reals | {SECOND: 0}))
+    drained = picks(lab)
+    assert [new for old, new in zip(before, drained, strict=True) if old != SECOND] == [
+        old for old in before if old != SECOND
+    ]
+    assert {new for old, new in zip(before, drained, strict=True) if old == SECOND} == {"-"}
+    lab = Lab(web("mh", reals | {SECOND: 0}), capacity=4096)
+    assert set(picks(lab)) == {FIRST, THIRD}, "one that came with weight 0 has no places"
+    lab = Lab(web("mh", {FIRST: 1, THIRD: 1}), capacity=4096)
+    moved = sum(old != new for old, new in zip(before, picks(lab), strict=True) if old != SECOND)
+    assert moved <= 10, "Maglev: a removal moves hardly anybody else"
+
+
+@pytest.mark.parametrize("scheduler", ["sh", "mh", "dh", "lblc", "lblcr"])
+def test_ipv6_clients_are_spread_and_stay(scheduler: str) -> None:
+    vips = [f"[2001:db8::{number:x}]:80" for number in range(1, 9)]
+    reals = {f"[fd00::{number}]:80": 1 for number in range(1, 4)}
+    lab = Lab(*(Virtual(vip, reals, scheduler) for vip in vips))
+    seen = Counter()
+    for at in range(240):
+        address = f"2001:db8:1::{at % 80:x}"
+        packets = [lab.send(tcp(f"[{address}]:{port}", vips[at % 8], "S")).packet for port in (4000 + at, 8000 + at)]
+        assert packets[0] is not None
+        assert packets[1] is not None
+        if scheduler in ("sh", "mh"):
+            assert packets[0][24:40] == packets[1][24:40]
+        seen[packets[0][39]] += 1
+    assert len(seen) == 3
+
+
+# --- lblc, lblcr ------------------------------------------------------------------------------------------------------
+
+CACHES = Virtual("0.0.0.0:0", {"10.0.0.1:0": 1, "10.0.0.2:0": 1, "10.0.0.3:0": 1}, mark=1)
+
+
+def ask(lab: Lab, destination: str, client: str) -> int:
+    """The number of the cache that a datagram to the destination goes to."""
+    packet = lab.send(udp(client, destination), mark=1).packet
+    assert packet is not None
+    return packet[19]
+
+
+@pytest.mark.parametrize("scheduler", ["lblc", "lblcr"])
+def test_destinations_stay_until_nobody_asked_for_a_day(scheduler: str) -> None:
+    lab = Lab(CACHES._replace(scheduler=scheduler), capacity=65536)
+    caches = {f"198.51.100.{at}:80": ask(lab, f"198.51.100.{at}:80", f"192.0.2.1:{1000 + at}") for at in range(90)}
+    assert Counter(caches.values()) == {1: 30, 2: 30, 3: 30}
+    (service,) = lab.services
+    lab.clock.advance(DAY - 1)
+    assert ask(lab, "198.51.100.0:80", "192.0.2.1:2000") == caches["198.51.100.0:80"]
+    lab.clock.advance(2)
+    assert service.collect(lab.clock(), False) == 0
+    assert service.collect(lab.clock(), True) == 89
+    assert ask(lab, "198.51.100.0:80", "192.0.2.1:2001") == caches["198.51.100.0:80"]
+
+
+@pytest.mark.parametrize("scheduler", ["lblc", "lblcr"])
+def test_very_many_destinations_go_when_they_were_not_used_for_minutes(scheduler: str) -> None:
+    """Beyond 24,576 new ones are served and not remembered (ip_vs_lblc.c)."""
+    lab = Lab(CACHES._replace(scheduler=scheduler), capacity=1 << 17)
+    for at in range(25000):
+        ask(lab, f"198.{at >> 8}.{at & 255}.1:80", "192.0.2.1:1000")
+    (service,) = lab.services
+    assert service.collect(lab.clock(), False) == 0
+    lab.clock.advance(6 * MINUTE + 1)
+    assert service.collect(lab.clock(), False) == 8192
+    assert service.collect(lab.clock(), False) == 0
+    assert service.collect(lab.clock() + DAY * NANOSECONDS, True) == 24576 - 8192
+    for at in range(100):
+        ask(lab, f"199.0.{at}.1:80", "192.0.2.1:1000")
+
+
+@pytest.mark.parametrize("scheduler", ["lblc", "lblcr"])
+def test_what_is_remembered_outlives_a_change_of_the_service(scheduler: str) -> None:
+    lab = Lab(CACHES._replace(scheduler=scheduler), capacity=4096)
+    before = [ask(lab, f"198.51.100.{at}:80", "192.0.2.1:1000") for at in range(30)]
+    reals = dict(CACHES.reals) | {"10.0.0.4:0": 1}
+    lab.configure(CACHES._replace(scheduler=scheduler, reals=reals))
+    assert [ask(lab, f"198.51.100.{at}:80", "192.0.2.1:1001") for at in range(30)] == before
+    lab.configure(CACHES._replace(scheduler=scheduler, reals={real: 1 for real in reals if real != "10.0.0.1:0"}))
+    after = [ask(lab, f"198.51.100.{at}:80", "192.0.2.1:1002") for at in range(30)]
+    assert [new for old, new in zip(before, after, strict=True) if old != 1] == [old for old in before if old != 1]
+    assert 1 not in after
+
+
+# --- twos -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_draws_by_weight_and_the_less_loaded_of_them() -> None:
+    """The first server has (w + 1) / (W + 1) of the draws, the others w / (W + 1) (ip_vs_twos.c)."""
+    lab = Lab(Virtual(VIP, {SECOND: 3, FIRST: 1}, "twos"), capacity=8192)
+    count = 4000
+    chosen = Counter()
+    for end in clients(count):
+        packet = lab.send(tcp(end, VIP, "S")).packet
+        assert packet is not None
+        chosen[packet[19]] += 1
+        lab.send(tcp(f"10.0.0.{packet[19]}:80", end, "R"), hook=FORWARD)
+        lab.clock.advance(11)  # nobody is busy: the first draw decides
+    assert abs(chosen[1] / count - 2 / 5) < 0.04
+    assert chosen[1] + chosen[2] == count
+
+
+def test_two_choices_keep_loads_close() -> None:
+    lab = Lab(Virtual(VIP, {f"10.0.0.{at}:80": 1 for at in range(1, 21)}, "twos"), capacity=8192)
+    served(lab, list(clients(2000)))
+    loads = [lab.load(f"10.0.0.{at}:80")[0] for at in range(1, 21)]
+    assert max(loads) - min(loads) < 15
