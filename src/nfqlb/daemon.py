@@ -50,6 +50,8 @@ from nfqlb.worker import Queue, Worker, assign, inherited
 if TYPE_CHECKING:
     from aiohttp.web import AppRunner
 
+    from nfqlb.api.director import Connection
+
 REPAIR_SECONDS = 2.0  # between looks at the kernel while nobody is heard to change it
 CALM_SECONDS = 0.1  # between hearing somebody and looking: what others do comes in bursts
 FOLLOW_SECONDS = 0.02  # between hearing of a neighbour and looking
@@ -220,7 +222,7 @@ class Director:
     def drained(self) -> Drained:
         return self._datapath.drain()
 
-    def connections(self, limit: int) -> list[tuple[int, bytes, int, bytes, int, bytes, int, int, int]]:
+    def connections(self, limit: int) -> list[Connection]:
         return self._table.connections(boottime(), limit)
 
     def slots(self) -> Mapping[tuple[Key, str, int], int]:

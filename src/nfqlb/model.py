@@ -29,6 +29,8 @@ NO_SERVER = ("icmp", "reset", "drop")
 NO_CONNECTION = ("pass", "reset", "drop")
 WEIGHT_MAX = 2**31 - 1
 NAME_MAX = 15
+TIMEOUT_MAX = 2**31 // 1000  # seconds
+QUIESCENT = ("keep", "move")
 PORT_MAX = 65535
 REAL_OPTIONS = ("weight", "upper", "lower")
 MARK_MAX = 2**32 - 1
@@ -75,7 +77,24 @@ class Key(NamedTuple):
         return f"{endpoint(self.address, self.port)}{last}/{self.protocol}"
 
 
-class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Persistence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A client stays with its real server until `timeout` seconds after its last connection began, whatever the
+    server's weight; with `quiescent` "move" it leaves one of weight 0. `netmask` is the length of the prefix that makes
+    clients one (None: the whole address).
+    """
+
+    timeout: int = 300
+    netmask: int | None = None
+    quiescent: str = "keep"
+
+    def __post_init__(self) -> None:
+        check_range("persistence timeout", self.timeout, 1, TIMEOUT_MAX)
+        if self.netmask is not None:
+            check_range("persistence netmask", self.netmask, 1, 128)
+        check_choice("persistence quiescent", self.quiescent, QUIESCENT)
+
+
+class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A real server of one virtual service; `weight` 0 means quiesced: no new connections, old ones go on. Port 0 is
     that of the packet, for services with more than one.
 
@@ -105,9 +124,9 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return endpoint(self.address, self.port)
 
 
-class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A virtual service and its real servers, in the order in which they were added; `name` is for people, `flags` are
-    those of the scheduler (FLAGS).
+    those of the scheduler (FLAGS). With `one_packet` each datagram is scheduled on its own.
 
     Either `address`, `port` (0: every port; up to `last`, if that is given) and `protocol`, or `fwmark`: then it takes
     what bears this netfilter mark, of TCP and UDP, and of the family of `address`, which is 0.0.0.0 or ::.
@@ -123,6 +142,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last: int = 0
     fwmark: int = 0
     flags: tuple[str, ...] = ()
+    persistence: Persistence | None = None
+    one_packet: bool = False
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -144,6 +165,10 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 fix = f"it knows {', '.join(known)}" if known else "it knows none"
                 raise ConfigError("flags", flag, f"is not a flag of scheduler {self.scheduler}", fix)
         msgspec.structs.force_setattr(self, "flags", tuple(flag for flag in known if flag in self.flags))
+        if self.one_packet and self.protocol not in ("udp", ANY_PROTOCOL):
+            raise ConfigError("one_packet", "true", f"is not for {self.protocol}", "it is for UDP and firewall marks")
+        if self.persistence and self.persistence.netmask is not None and family(self.address) == 4:
+            check_range("persistence netmask", self.persistence.netmask, 1, 32)
         seen: set[tuple[str, int]] = set()
         for real in self.reals:
             self._check_real(real)
@@ -192,10 +217,9 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
-            if not 1 <= getattr(self, field) <= 2**31 // 1000:
-                raise ConfigError(
-                    f"timeout {field}", getattr(self, field), "out of range", f"use 1 to {2**31 // 1000} seconds"
-                )
+            if not 1 <= getattr(self, field) <= TIMEOUT_MAX:
+                fix = f"use 1 to {TIMEOUT_MAX} seconds"
+                raise ConfigError(f"timeout {field}", getattr(self, field), "out of range", fix)
 
 
 class Answers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

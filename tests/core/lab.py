@@ -7,7 +7,7 @@ same object, a changed one follows its predecessor, real servers are walked newe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained, Result
@@ -34,6 +34,10 @@ class Virtual(NamedTuple):
     last: int = 0  # of a range of ports
     mark: int = 0
     flags: tuple[str, ...] = ()
+    persistence: int = 0
+    mask: bytes = b"\xff" * 16
+    moves_quiesced: bool = False
+    one_packet: bool = False
 
 
 class Timeouts(NamedTuple):
@@ -70,6 +74,7 @@ class Connection(NamedTuple):
     sport: int
     state: int
     left: int  # seconds
+    template: bool = False
 
     @property
     def name(self) -> str:
@@ -152,7 +157,8 @@ class Lab:
             servers.append((slot, *end, weight, virtual.mode, *thresholds))
             if virtual.mode != "nat":
                 self.datapath.aim(slot, self.ways.get(real, LINK))
-        more = {"last": virtual.last, "mark": virtual.mark, "flags": virtual.flags}
+        names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet"
+        more: dict[str, Any] = {name: getattr(virtual, name) for name in names}
         return Service(protocol, *vip, virtual.scheduler, servers, made, **more)
 
 

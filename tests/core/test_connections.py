@@ -259,7 +259,7 @@ def test_counters_of_packets_bytes_and_connections() -> None:
     lab.send(tcp(CLIENT, VIP, "PA", bytes(100), trailer=b"not counted"))
     lab.send(tcp(REAL, CLIENT, "PA", bytes(1000)), hook=FORWARD)
     drained = lab.drain()
-    assert drained.slots == {lab.slots["tcp", VIP, REAL]: (1, 3, 2, 40 + 40 + 140, 40 + 1040, 1, 0)}
+    assert drained.slots == {lab.slots["tcp", VIP, REAL]: (1, 3, 2, 40 + 40 + 140, 40 + 1040, 1, 0, 0)}
     assert lab.reasons() == {"forwarded": 3, "returned": 2}
     assert (drained.packets, drained.batches) == (5, 5)
     assert lab.drain() == drained, "reading takes nothing away"
@@ -271,7 +271,7 @@ def test_the_list_of_connections() -> None:
     lab.send(udp("[2001:db8::10]:4000", "[2001:db8::1]:53"))
     lab.clock.advance(10.05)
     rows = sorted(lab.connections())
-    assert rows[0] == (6, *endpoint(CLIENT), *endpoint(VIP), *endpoint(REAL), 1, 890)
+    assert rows[0] == (6, *endpoint(CLIENT), *endpoint(VIP), *endpoint(REAL), 1, 890, False)
     assert rows[1][:7] == (
         17,
         *endpoint("[2001:db8::10]:4000"),

@@ -43,7 +43,7 @@ def test_the_sequences_meet_every_reason() -> None:
 WRONGS = {
     "state word": (60, b"\2", "a state word that does not exist"),
     "freed": (60, bytes(4), "`used` is not the number"),
-    "server's slot": (56, b"\x09\x03\0\0", "ActiveConn or InActConn"),
+    "server's slot": (56, b"\x09\x03\0\0", "ActiveConn, InActConn or PersistConn"),
     "protocol": (54, b"\1", "a protocol or state"),
     "no timer": (68, bytes(4), "without a timer"),
     "timer elsewhere": (68, b"\1\0\0\0", "a timer is linked wrong"),

@@ -95,6 +95,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "inactive": 5,
                 "upper": 0,
                 "lower": 0,
+                "persistent": 0,
             },
             {
                 "endpoint": "10.0.1.12:8080",
@@ -105,6 +106,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "inactive": 2,
                 "upper": 0,
                 "lower": 0,
+                "persistent": 0,
             },
             {
                 "endpoint": "10.0.1.13:80",
@@ -115,11 +117,14 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "inactive": 0,
                 "upper": 0,
                 "lower": 0,
+                "persistent": 0,
             },
         ],
         "last": 0,
         "fwmark": 0,
         "flags": [],
+        "persistence": None,
+        "one_packet": False,
     }
 
 
@@ -149,8 +154,10 @@ def test_the_counters_of_a_service_are_the_sum_of_its_servers(client: Client) ->
 def test_connections_have_names_for_numbers(client: Client, director: FakeDirector) -> None:
     client4, vip4, real4 = packed("198.51.100.1"), packed("203.0.113.10"), packed("10.0.1.11")
     client6, vip6, real6 = packed("2001:db8:2::1"), packed("2001:db8::10"), packed("2001:db8:1::11")
-    director.rows = [(6, client4, 40000 + state, vip4, 80, real4, 8080, state, 60 + state) for state in range(11)]
-    director.rows.append((17, client6, 5353, vip6, 53, real6, 53, 0, 9))
+    director.rows = [
+        (6, client4, 40000 + state, vip4, 80, real4, 8080, state, 60 + state, False) for state in range(11)
+    ]
+    director.rows.append((17, client6, 5353, vip6, 53, real6, 53, 0, 9, False))
     answer = client.connections()["connections"]
     assert [row["state"] for row in answer] == [*schema.TCP_STATES, "UDP"]
     assert answer[1] == {
@@ -160,6 +167,7 @@ def test_connections_have_names_for_numbers(client: Client, director: FakeDirect
         "client": "198.51.100.1:40001",
         "virtual": "203.0.113.10:80",
         "destination": "10.0.1.11:8080",
+        "template": False,
     }
     assert (answer[-1]["protocol"], answer[-1]["client"]) == ("udp", "[2001:db8:2::1]:5353")
     assert len(client.connections(limit=5)["connections"]) == 5

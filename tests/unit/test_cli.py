@@ -128,7 +128,7 @@ def test_every_list_is_text_or_the_json_of_the_api(live: Command, client: Client
 
 
 def test_connections_can_be_limited(live: Command, director: FakeDirector) -> None:
-    director.rows = [(6, b"\x20" * 16, port, b"\x20" * 16, 80, b"\x20" * 16, 80, 1, 9) for port in range(1, 9)]
+    director.rows = [(6, b"\x20" * 16, port, b"\x20" * 16, 80, b"\x20" * 16, 80, 1, 9, False) for port in range(1, 9)]
     assert len(json.loads(live("show", "connections", "--json").out)["connections"]) == 8
     assert len(json.loads(live("show", "connections", "--json", "--limit", "3").out)["connections"]) == 3
 
@@ -264,7 +264,7 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (["service", "add"], "missing argument 'VIP'; see `nfqlb service add --help`"),
         (["service", "add", "web:80"], "vip 'web': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]"),
         (["service", "add", VIP, "--real", "10.0.1.11:x"], "real port 'x': is not a whole number"),
-        (["service", "edit", VIP], "edit '': says nothing to change; give --scheduler or --flag"),
+        (["service", "edit", VIP], "edit '': says nothing to change; give --scheduler or --flag or --persistent"),
         (
             ["service", "delete", "203.0.113.10"],
             "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80",

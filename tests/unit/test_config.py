@@ -144,16 +144,31 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + "port = 1\n",
             "f.toml:3: service.port '1': is not known here; the keys are "
-            "name, vip, fwmark, family, mode, scheduler, flags, real",
+            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, real",
         ),
         (
             SERVICE + "fwmark = 7\n",
             "f.toml:1: service '': has a vip and a fwmark; write vip = \"ADDRESS:PORT/tcp\", or fwmark = N",
         ),
         (
-            SERVICE + "persistence = { timeout = 300 }\n",
-            "f.toml:3: service.persistence \"{'timeout': 300}\": "
-            "this version of nfqlb does not do persistence; take it out of the file",
+            SERVICE + "persistence = { timeout = 0 }\n",
+            "f.toml:3: service.persistence.timeout '0': out of range; use 1 to 2147483",
+        ),
+        (
+            SERVICE + "persistence = { netmask = 33 }\n",
+            "f.toml:3: service.persistence.netmask '33': out of range; use 1 to 32",
+        ),
+        (
+            SERVICE + "persistence = { quiescent = 'leave' }\n",
+            "f.toml:3: service.persistence.quiescent 'leave': is not known; choose from keep, move",
+        ),
+        (
+            SERVICE + "persistence = { time = 9 }\n",
+            "f.toml:3: service.persistence.time '9': is not known here; the keys are timeout, netmask, quiescent",
+        ),
+        (
+            SERVICE + "one_packet = true\n",
+            "f.toml:3: service.one_packet 'true': is not for tcp; it is for UDP and firewall marks",
         ),
         (
             SERVICE + '[service.health]\ntype = "http"\npath = "/a/long/path/to/the/health/page"\n',

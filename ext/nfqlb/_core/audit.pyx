@@ -11,10 +11,12 @@ from libc.string cimport memcmp, memcpy
 
 from nfqlb._core.connection cimport find, flow_hash
 from nfqlb._core.forward cimport is_bulk
+from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.packet cimport parse, parse_quoted
 from nfqlb._core.telemetry cimport VERDICTS
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
+    ASSURED,
     CHECKSUM_NOT_READY,
     FREE,
     ICMP_MESSAGE,
@@ -31,6 +33,7 @@ from nfqlb._core.types cimport (
     STATE_SHIFT,
     SUPER_PACKET,
     TCP,
+    TEMPLATE,
     TRANSMIT,
     UDP,
     WHEEL,
@@ -262,22 +265,64 @@ cdef const char* audit_entries(table_t* table) noexcept nogil:
         if wrong != NULL:
             break
         live += 1
-        if entry.word & INACTIVE:
+        if entry.flags & TEMPLATE:
+            loads[entry.slot].persistent += 1
+        elif entry.word & INACTIVE:
             loads[entry.slot].inactive += 1
         else:
             loads[entry.slot].active += 1
     if wrong == NULL and live != table.used:
         wrong = "`used` is not the number of live entries"
     if wrong == NULL and memcmp(loads, table.loads, table.slot_count * sizeof(load_t)) != 0:
-        wrong = "a server's ActiveConn or InActConn is not the number of its connections"
+        wrong = "a server's ActiveConn, InActConn or PersistConn is not the number of its connections"
     free(loads)
+    return wrong if wrong != NULL else audit_children(table)
+
+
+cdef const char* audit_children(table_t* table) noexcept nogil:
+    """Every template has as many children as connections name it."""
+    cdef const char* wrong = NULL
+    cdef uint32_t* children = <uint32_t*>calloc(table.capacity + 1, sizeof(uint32_t))
+    cdef connection_t* entry
+    cdef uint32_t i
+    if children == NULL:
+        return "no memory"
+    for i in range(1, table.untouched):
+        entry = &table.entries[i]
+        if entry.word == FREE or entry.control == 0:
+            continue
+        if entry.control >= table.untouched or table.entries[entry.control].word == FREE \
+                or not table.entries[entry.control].flags & TEMPLATE:
+            wrong = "a connection names a template that is none"
+            break
+        children[entry.control] += 1
+    for i in range(1, table.untouched):
+        entry = &table.entries[i]
+        if wrong == NULL and entry.word != FREE and entry.flags & TEMPLATE and entry.children != children[i]:
+            wrong = "a template's count is not the number of its connections"
+    free(children)
     return wrong
+
+
+cdef const char* audit_template(table_t* table, const connection_t* entry) noexcept nogil:
+    if entry.word & ~<uint32_t>(ASSURED << STATE_SHIFT) != (LIVE | INACTIVE):
+        return "a template with a state word that does not exist"
+    if entry.cport or entry.control:
+        return "a template that looks like a connection"
+    if not 0 < entry.slot < table.slot_count:
+        return "a template of no slot"
+    if entry.due == 0:
+        return "a template without a timer"
+    return unless(entry.hash == hash_endpoint(table.key, &entry.client, 0, entry.protocol),
+                  "a template under a wrong hash")
 
 
 cdef const char* audit_entry(table_t* table, const connection_t* entry) noexcept nogil:
     cdef packet_t request
     cdef uint32_t state = (entry.word & STATE_MASK) >> STATE_SHIFT
     cdef uint32_t active = ACTIVE_STATES >> state & 1 if entry.protocol == TCP and state <= LAST_STATE else 0
+    if entry.flags & TEMPLATE:
+        return audit_template(table, entry)
     if entry.word & LIFE != LIVE or entry.word & ~<uint32_t>(LIFE | STATE_MASK | INACTIVE) or state > LAST_STATE:
         return "a state word that does not exist"
     if entry.protocol != TCP and (entry.protocol != UDP or state != 0):

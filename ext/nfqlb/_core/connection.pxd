@@ -1,7 +1,7 @@
 """The connection table: look-up, insertion, timers. Shared by all workers of a director."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from nfqlb._core.types cimport address_t, connection_t, look_t, packet_t, table_t
+from nfqlb._core.types cimport address_t, connection_t, look_t, packet_t, service_t, table_t
 
 
 cdef class Table:
@@ -11,7 +11,7 @@ cdef class Table:
     cdef int fd
     cdef readonly int capacity
     cdef readonly int adopted
-    cdef dict numbers                    # (protocol, vip, vport, address, port) -> slot
+    cdef dict numbers                    # (protocol, vip, vport, address, port, last, mark) -> slot
     cdef uint32_t next_slot
 
 
@@ -22,8 +22,10 @@ cdef void warm_entry(const table_t* table, uint64_t hash) noexcept nogil
 cdef connection_t* find(table_t* table, const packet_t* packet, uint64_t hash, look_t look) noexcept nogil
 
 # first packets: hold, find again, take, fill in, show, let_go
-cdef void hold(table_t* table, uint64_t hash) noexcept nogil
-cdef void let_go(table_t* table, uint64_t hash) noexcept nogil
+cdef void hold(table_t* table, uint64_t hash, uint64_t other) noexcept nogil
+cdef void let_go(table_t* table, uint64_t hash, uint64_t other) noexcept nogil
+cdef connection_t* find_template(table_t* table, const service_t* service, const address_t* client,
+                                 uint64_t hash) noexcept nogil
 cdef connection_t* take(table_t* table) noexcept nogil
 cdef void show(table_t* table, connection_t* connection, uint32_t word) noexcept nogil
 

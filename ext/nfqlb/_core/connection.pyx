@@ -40,12 +40,15 @@ from nfqlb._core.atomic cimport (
     replace32,
     store32,
     store64,
+    subtract32,
     unlock,
 )
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.memory cimport allow_huge, anonymous, cache_lines, give_back
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
+    ANSWERED,
+    ASSURED,
     DIRECT,
     FREE,
     INACTIVE,
@@ -58,20 +61,24 @@ from nfqlb._core.types cimport (
     NAT,
     NO_OUTPUT,
     READERS,
+    REARM,
     REQUEST,
     STATE_MASK,
     STATE_SHIFT,
     TCP,
+    TEMPLATE,
     TICK,
     TUNNEL,
     UDP,
     WHEEL,
+    address_t,
     bucket_t,
     connection_t,
     header_t,
     load_t,
     look_t,
     packet_t,
+    service_t,
     slot_t,
     table_t,
 )
@@ -125,9 +132,9 @@ cdef inline bint matches(connection_t* entry, const packet_t* packet, look_t loo
         return False
     if look != REQUEST:
         return entry.cport == packet.dport and entry.sport == packet.sport \
-            and entry.flags & (NO_OUTPUT | LEFT) == (LEFT if look == LATE_REPLY else 0) \
+            and entry.flags & (NO_OUTPUT | LEFT | TEMPLATE) == (LEFT if look == LATE_REPLY else 0) \
             and same(&entry.client, &packet.destination) and same(&entry.server, &packet.source)
-    return entry.cport == packet.sport and entry.vport == packet.dport and not entry.flags & LEFT \
+    return entry.cport == packet.sport and entry.vport == packet.dport and not entry.flags & (LEFT | TEMPLATE) \
         and same(&entry.client, &packet.source) and same(&entry.virtual, &packet.destination)
 
 
@@ -152,13 +159,47 @@ cdef connection_t* find(table_t* table, const packet_t* packet, uint64_t hash, l
 
 # --- first packets ---------------------------------------------------------------------------------------------------
 
-cdef void hold(table_t* table, uint64_t hash) noexcept nogil:
-    """Keep others from inserting into or removing from the bucket."""
-    lock(&bucket_of(table, hash).lock)
+cdef void hold(table_t* table, uint64_t hash, uint64_t other) noexcept nogil:
+    """Keep others from inserting into or removing from the bucket of either hash; the lower one first, always."""
+    cdef bucket_t* first = bucket_of(table, hash)
+    cdef bucket_t* second = bucket_of(table, other)
+    if first > second:
+        first, second = second, first
+    lock(&first.lock)
+    if first != second:
+        lock(&second.lock)
 
 
-cdef void let_go(table_t* table, uint64_t hash) noexcept nogil:
-    unlock(&bucket_of(table, hash).lock)
+cdef void let_go(table_t* table, uint64_t hash, uint64_t other) noexcept nogil:
+    cdef bucket_t* first = bucket_of(table, hash)
+    cdef bucket_t* second = bucket_of(table, other)
+    unlock(&first.lock)
+    if first != second:
+        unlock(&second.lock)
+
+
+cdef connection_t* find_template(table_t* table, const service_t* service, const address_t* client,
+                                 uint64_t hash) noexcept nogil:
+    """Where connections of a client's network to a service go, or NULL. The caller holds the bucket."""
+    cdef bucket_t* bucket = bucket_of(table, hash)
+    cdef uint32_t index
+    cdef int i
+    for i in range(8):
+        index = bucket.index[i]
+        if index != 0 and bucket.tag[i] == <uint16_t>(hash >> 48) and leads(&table.entries[index], service, client):
+            return &table.entries[index]
+    index = bucket.chain
+    while index != 0:
+        if leads(&table.entries[index], service, client):
+            return &table.entries[index]
+        index = table.entries[index].chain
+    return NULL
+
+
+cdef inline bint leads(connection_t* entry, const service_t* service, const address_t* client) noexcept nogil:
+    return load32(&entry.word, ACQUIRE) & LIFE == LIVE and entry.flags & (TEMPLATE | LEFT) == TEMPLATE \
+        and entry.protocol == service.template_protocol and entry.vport == service.template_port \
+        and same(&entry.client, client) and same(&entry.virtual, &service.template_address)
 
 
 cdef connection_t* take(table_t* table) noexcept nogil:
@@ -202,8 +243,11 @@ cdef void show(table_t* table, connection_t* entry, uint32_t word) noexcept nogi
 
 
 cdef inline void count(table_t* table, connection_t* entry, uint32_t word, uint32_t by) noexcept nogil:
-    """Add to the server's InActConn or ActiveConn; `by` may be -1."""
+    """Add to the server's InActConn, ActiveConn or PersistConn; `by` may be -1."""
     cdef load_t* load = &table.loads[entry.slot]
+    if entry.flags & TEMPLATE:
+        add32(&load.persistent, by, RELAXED)
+        return
     add32(&load.inactive if word & INACTIVE else &load.active, by, RELAXED)
 
 
@@ -237,6 +281,8 @@ cdef bint remove(table_t* table, connection_t* entry) noexcept nogil:
         store32(at, entry.chain, RELEASE)
     unlock(&bucket.lock)
     count(table, entry, word, <uint32_t>-1)
+    if entry.control != 0:
+        subtract32(&table.entries[entry.control].children, 1, RELEASE)
     lock(&table.free_lock)
     free_entry(table, entry, load64(&table.epoch, SEQUENTIAL))
     table.used -= 1
@@ -338,16 +384,33 @@ cdef int expire(table_t* table, uint32_t now, int budget) noexcept nogil:
         unlock(&table.wheel_lock)
         for i in range(n):
             entry = popped[i]
-            if load32(&entry.expires, RELAXED) <= now:
+            if load32(&entry.expires, RELAXED) <= now and may_go(table, entry, now):
                 gone += remove(table, entry)
                 continue
-            lock(&table.wheel_lock)                          # a packet came in between
+            lock(&table.wheel_lock)                          # a packet came in between, or it has connections
             if load32(&entry.word, ACQUIRE) & LIFE == LIVE:
                 link(table, entry)
             unlock(&table.wheel_lock)
     if gone:
         add32(&table.expired, gone, RELAXED)
     return gone
+
+
+cdef bint may_go(table_t* table, connection_t* entry, uint32_t now) noexcept nogil:
+    """False for a template that controls connections: it stays, and is looked at again. From a template that may go no
+    new connection begins.
+    """
+    cdef bint idle
+    if not entry.flags & TEMPLATE:
+        return True
+    hold(table, entry.hash, entry.hash)
+    idle = load32(&entry.children, ACQUIRE) == 0
+    if idle:
+        entry.flags |= LEFT
+    else:
+        store32(&entry.expires, now + REARM, RELAXED)
+    let_go(table, entry.hash, entry.hash)
+    return idle
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -387,14 +450,18 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
     cdef uint32_t state = (entry.word & STATE_MASK) >> STATE_SHIFT
     if entry.word & LIFE != LIVE or state > 10:
         return 0
+    if entry.flags & TEMPLATE:
+        return sound_template(table, entry, now, state)
     if (entry.protocol != TCP and (entry.protocol != UDP or state != 0)) or not 0 < entry.slot < table.slot_count:
         return 0
     if entry.expires <= now or entry.expires - now > LONGEST:
         return 0
-    if entry.flags != NAT and entry.flags != (DIRECT | NO_OUTPUT) and entry.flags != (TUNNEL | NO_OUTPUT):
+    if entry.flags & ~ANSWERED not in (NAT, DIRECT | NO_OUTPUT, TUNNEL | NO_OUTPUT):
         return 0
     slot = &table.slots[entry.slot]
-    if not slot.used or not same(&slot.server, &entry.server) or entry.sport != (slot.sport or entry.vport):
+    if not slot.used or not same(&slot.server, &entry.server):
+        return 0
+    if entry.sport != (slot.sport or entry.vport) and (slot.sport == 0 or entry.sport != entry.vport):
         return 0
     if not slot.vport <= entry.vport <= slot.last:
         return 0
@@ -404,6 +471,23 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
     elif slot.protocol != entry.protocol or not same(&slot.virtual, &entry.virtual):
         return 0
     return LIVE | state << STATE_SHIFT | (0 if entry.protocol == TCP and ACTIVE_STATES >> state & 1 else INACTIVE)
+
+
+cdef uint32_t sound_template(const table_t* table, const connection_t* entry, uint32_t now, uint32_t state) noexcept:
+    """As `sound`, for a template."""
+    cdef const slot_t* slot
+    if entry.cport or state > ASSURED or not 0 < entry.slot < table.slot_count or entry.control:
+        return 0
+    if entry.expires <= now or entry.expires - now > LONGEST or entry.flags & ~TEMPLATE not in (NAT, DIRECT, TUNNEL):
+        return 0
+    slot = &table.slots[entry.slot]
+    if not slot.used or not same(&slot.server, &entry.server) or slot.protocol != entry.protocol:
+        return 0
+    if entry.sport != slot.sport or (entry.vport and entry.vport != slot.vport):
+        return 0
+    if not slot.mark and not same(&slot.virtual, &entry.virtual):
+        return 0
+    return LIVE | state << STATE_SHIFT | INACTIVE
 
 
 cdef class Table:
@@ -513,7 +597,27 @@ cdef class Table:
                 else:
                     entry.word = FREE
                     free_entry(table, entry, 0)
+        self._count_children()
         self.adopted = table.used
+
+    def _count_children(self):
+        """A connection keeps the template that it names if there is one of the same server; counts start from 0."""
+        cdef table_t* table = self.table
+        cdef connection_t* entry
+        cdef connection_t* template
+        cdef uint32_t i
+        for i in range(1, table.capacity + 1):
+            table.entries[i].children = 0
+        for i in range(1, table.capacity + 1):
+            entry = &table.entries[i]
+            if entry.word & LIFE != LIVE or entry.control == 0:
+                continue
+            template = &table.entries[entry.control] if entry.control <= table.capacity else NULL
+            if template == NULL or template.word & LIFE != LIVE or not template.flags & TEMPLATE \
+                    or template.slot != entry.slot:
+                entry.control = 0
+            else:
+                template.children += 1
 
     def __dealloc__(self):
         if self.table != NULL:
@@ -581,9 +685,9 @@ cdef class Table:
             raise IndexError(slot)
         return self.table.loads[slot].active, self.table.loads[slot].inactive
 
-    def connections(self, now: int, int limit = 0) -> list[tuple[int, bytes, int, bytes, int, bytes, int, int, int]]:
-        """(protocol, client, cport, vip, vport, server, port, state, seconds left) of each connection, `limit` at
-        most (0: all).
+    def connections(self, now: int, int limit = 0) -> list[tuple]:
+        """(protocol, client, cport, vip, vport, server, port, state, seconds left, template) of each connection, `limit`
+        at most (0: all). A template says where a client goes next; state 1 means that a connection of it was answered.
         """
         cdef connection_t entry
         cdef uint32_t tick = now // TICK
@@ -598,7 +702,7 @@ cdef class Table:
             found.append((
                 entry.protocol, (<char*>&entry.client)[:16], entry.cport, (<char*>&entry.virtual)[:16], entry.vport,
                 (<char*>&entry.server)[:16], entry.sport, (entry.word & STATE_MASK) >> STATE_SHIFT,
-                (entry.expires - tick + 9) // 10,
+                (entry.expires - tick + 9) // 10, entry.flags & TEMPLATE != 0,
             ))
             if len(found) == limit:
                 break

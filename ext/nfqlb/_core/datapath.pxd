@@ -3,7 +3,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from nfqlb._core.connection cimport Table
 from nfqlb._core.telemetry cimport telemetry_t
-from nfqlb._core.types cimport hop_t, outbox_t, packet_t, path_t, snapshot_t, table_t
+from nfqlb._core.types cimport connection_t, hop_t, outbox_t, packet_t, path_t, snapshot_t, table_t
 
 
 cdef struct worker_t:
@@ -18,6 +18,7 @@ cdef struct worker_t:
     int reader
     uint32_t now                     # tick of this batch
     uint64_t random                  # state of a generator
+    connection_t single              # of a datagram that is scheduled on its own
 
 
 cdef class Datapath:

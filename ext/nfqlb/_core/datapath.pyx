@@ -6,20 +6,22 @@ their buckets, ask for the entries behind them, then decide one by one. The conf
 pointer: a change costs traffic nothing and is seen by whole batches only. Both directions of a flow land in one entry;
 which one a packet is comes from the hook it was taken at, and where that guess fails, from the other look-up.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 import os
 from typing import NamedTuple
 
-from nfqlb._core.atomic cimport SEQUENTIAL, add64, load_pointer, store_pointer
+from nfqlb._core.atomic cimport RELAXED, SEQUENTIAL, add32, add64, load32, load_pointer, store32, store_pointer
 from nfqlb._core.connection cimport (
     Table,
     abandon,
     enter,
     expire,
     find,
+    find_template,
     flow_hash,
+    hasten,
     hold,
     leave,
     let_go,
@@ -32,10 +34,11 @@ from nfqlb._core.connection cimport (
     warm_entry,
 )
 from nfqlb._core.forward cimport direct, nat_reply, nat_request, tunnel
+from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.load cimport note_connection
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
-from nfqlb._core.schedulers cimport pick
+from nfqlb._core.schedulers cimport pick, position
 from nfqlb._core.snapshot cimport Hop, Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
 from nfqlb._core.tracking cimport CLIENT_ONLY, CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
@@ -49,8 +52,10 @@ from nfqlb._core.types cimport (
     ERROR_ROUTED,
     FORWARD,
     ICMP_MESSAGE,
+    INACTIVE,
     INPUT,
     LATE_REPLY,
+    LIVE,
     METHOD,
     NAT,
     NEWBORN,
@@ -58,6 +63,7 @@ from nfqlb._core.types cimport (
     NO_OUTPUT,
     NO_SERVER,
     NO_SERVICE,
+    ONE_PACKET,
     PARSED,
     PASS,
     REASONS,
@@ -71,17 +77,21 @@ from nfqlb._core.types cimport (
     STATE_SHIFT,
     TABLE_FULL,
     TCP,
+    TEMPLATE,
     TICK,
     TOO_BIG,
     TRANSMIT,
     TTL_EXCEEDED,
     TUNNEL,
     TUNNELLED,
+    UDP,
     UNRELATED,
+    address_t,
     answer_t,
     connection_t,
     counter_t,
     hop_t,
+    load_t,
     outbox_t,
     packet_t,
     path_t,
@@ -175,8 +185,9 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         return nat_reply(packet, connection)
     if not has_server(worker, connection):
         return SERVER_GONE
-    track(worker.table, worker.snapshot, connection, packet,
-          CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
+    if not connection.flags & ONE_PACKET:
+        track(worker.table, worker.snapshot, connection, packet,
+              CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
     count_in(worker.telemetry, connection, packet)
     if connection.flags & METHOD == NAT:
         return nat_request(packet, connection)
@@ -207,25 +218,43 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     """
     cdef table_t* table = worker.table
     cdef service_t* service = classify(worker.snapshot, packet, not from_server(packet))
-    cdef connection_t* entry
-    cdef server_t* server
-    cdef uint64_t hash
-    cdef int chosen
+    cdef address_t network
+    cdef uint64_t hash, root
+    cdef int32_t chosen
+    cdef uint8_t reason = PARSED
     if service == NULL:
         return UNRELATED if from_server(packet) else NO_SERVICE
     if packet.protocol == TCP and not begins(worker.snapshot, packet):
         return NO_CONNECTION if worker.snapshot.no_connection == PASS else REFUSED
-    hash = flow_hash(table, packet, False)
-    hold(table, hash)
+    hash = root = flow_hash(table, packet, False)
+    if service.persistence:
+        network.high = packet.source.high & service.mask.high
+        network.low = packet.source.low & service.mask.low
+        root = hash_endpoint(table.key, &network, 0, service.template_protocol)
+    hold(table, hash, root)
     connection[0] = find(table, packet, hash, REQUEST)        # another worker may have been first
-    if connection[0] != NULL:
-        let_go(table, hash)
-        return PARSED
-    chosen = pick(service, packet, table.loads, worker.now, &worker.random)
-    entry = take(table) if chosen >= 0 else NULL
+    if connection[0] == NULL:
+        if service.persistence:
+            reason = stay(worker, service, packet, hash, &network, root, connection)
+        else:
+            chosen = pick(service, packet, table.loads, worker.now, &worker.random)
+            reason = begin(worker, service, packet, hash, chosen, connection)
+    let_go(table, hash, root)
+    return reason
+
+
+cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet, uint64_t hash, int32_t chosen,
+                   connection_t** connection) noexcept nogil:
+    """A connection with the real server that was chosen; the caller holds its bucket."""
+    cdef connection_t* entry = &worker.single
+    cdef bint single = service.one_packet and packet.protocol == UDP
+    cdef server_t* server
+    if chosen < 0:
+        return NO_SERVER
+    if not single:
+        entry = take(worker.table)
     if entry == NULL:
-        let_go(table, hash)
-        return NO_SERVER if chosen < 0 else TABLE_FULL
+        return TABLE_FULL
     server = &service.servers[chosen]
     entry.client = packet.source
     entry.virtual = packet.destination
@@ -233,20 +262,79 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     entry.cport = packet.sport
     entry.vport = packet.dport
     entry.sport = server.port or packet.dport
+    if service.persistence and packet.dport != service.port:
+        entry.sport = packet.dport                            # (ip_vs_sched_persist)
     entry.protocol = packet.protocol
     entry.flags = server.method if server.method == NAT else server.method | NO_OUTPUT
     entry.slot = server.slot
     entry.inpackets = 0
+    entry.control = entry.children = 0
     entry.hash = hash
     # where its first packet will put it (ip_vs_conn_new says 3 s, until that packet is tracked)
     entry.expires = worker.now + (
         worker.snapshot.timeouts[SYN_RECV] if packet.protocol == TCP else worker.snapshot.udp_timeout)
-    show(table, entry, NEWBORN)
-    note_connection(server, table.loads)
-    let_go(table, hash)
+    if single:
+        entry.flags |= ONE_PACKET
+    else:
+        show(worker.table, entry, NEWBORN)
+    note_connection(server, worker.table.loads)
     worker.telemetry.slots[server.slot].connections += 1
     connection[0] = entry
     return PARSED
+
+
+cdef uint8_t stay(worker_t* worker, service_t* service, const packet_t* packet, uint64_t hash,
+                  const address_t* network, uint64_t root, connection_t** connection) noexcept nogil:
+    """A connection with the real server that the client, or its network, had before: its template says which, whatever
+    the server's weight and thresholds (ip_vs_sched_persist). Without a template the scheduler chooses, and there is one
+    from now on. The caller holds the buckets of both.
+    """
+    cdef table_t* table = worker.table
+    cdef connection_t* template = find_template(table, service, network, root)
+    cdef int32_t chosen = -1
+    cdef uint8_t reason
+    if template != NULL:
+        chosen = position(service, template.slot)
+        if chosen < 0 or (service.moves_quiesced and service.servers[chosen].weight == 0):
+            abandon(table, template, worker.now)
+            template = NULL
+    if template == NULL:
+        chosen = pick(service, packet, table.loads, worker.now, &worker.random)
+        if chosen < 0:
+            return NO_SERVER
+        template = take(table)
+        if template == NULL:
+            return TABLE_FULL
+        lead(template, service, network, chosen)
+        template.hash = root
+        template.expires = worker.now + service.persistence
+        show(table, template, LIVE | INACTIVE)
+    reason = begin(worker, service, packet, hash, chosen, connection)
+    if reason != PARSED:
+        return reason
+    if not connection[0].flags & ONE_PACKET:
+        add32(&template.children, 1, RELAXED)
+        connection[0].control = <uint32_t>(template - table.entries)
+    store32(&template.expires, worker.now + service.persistence, RELAXED)
+    if template.expires < load32(&template.due, RELAXED):
+        hasten(table, template)
+    return PARSED
+
+
+cdef void lead(connection_t* template, const service_t* service, const address_t* network, int32_t chosen) noexcept nogil:
+    """Fill in where connections of this network to this service go."""
+    cdef const server_t* server = &service.servers[chosen]
+    template.client = network[0]
+    template.virtual = service.template_address
+    template.server = server.address
+    template.cport = 0
+    template.vport = service.template_port
+    template.sport = server.port
+    template.protocol = service.template_protocol
+    template.flags = TEMPLATE | server.method
+    template.slot = server.slot
+    template.inpackets = 0
+    template.control = template.children = 0
 
 
 cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
@@ -332,16 +420,16 @@ cdef inline bint has_server(worker_t* worker, const connection_t* connection) no
 cdef inline bint outlived(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
     """Whether a request starts anew on the ports of an old connection: then it is scheduled as a new one, at once.
 
-    A SYN in TIME_WAIT or CLOSE (conn_reuse_mode 1, net/netfilter/ipvs/ip_vs_core.c, is_new_conn_expected); and,
-    unlike the kernel, whatever may start a connection when the real server was removed, instead of dropping it until
-    it expires.
+    A SYN in TIME_WAIT or CLOSE, unless a template holds the connection (conn_reuse_mode 1, ip_vs_core.c,
+    is_new_conn_expected); and, unlike the kernel, whatever may start a connection when the real server was removed,
+    instead of dropping it until it expires.
     """
     cdef unsigned int state = (connection.word & STATE_MASK) >> STATE_SHIFT
     if packet.protocol != TCP:
         return not has_server(worker, connection)
     if packet.segment & (SYN | RST) != SYN:
         return False
-    return state == TIME_WAIT or state == CLOSE or not has_server(worker, connection)
+    return ((state == TIME_WAIT or state == CLOSE) and connection.control == 0) or not has_server(worker, connection)
 
 
 class Result(NamedTuple):
@@ -356,10 +444,10 @@ class Result(NamedTuple):
 
 class Drained(NamedTuple):
     """Totals since the start: packets by reason, and for each slot
-    (connections, packets in, packets out, bytes in, bytes out, ActiveConn, InActConn)."""
+    (connections, packets in, packets out, bytes in, bytes out, ActiveConn, InActConn, PersistConn)."""
 
     reasons: dict[str, int]
-    slots: dict[int, tuple[int, int, int, int, int, int, int]]
+    slots: dict[int, tuple[int, int, int, int, int, int, int, int]]
     batches: int
     packets: int
 
@@ -415,6 +503,7 @@ cdef class Datapath:
         """Read all counters. They only grow; reading takes nothing away."""
         cdef Worker worker
         cdef counter_t* counter
+        cdef load_t* load
         cdef uint32_t slot
         cdef int i
         reasons = [0] * REASONS
@@ -434,7 +523,8 @@ cdef class Datapath:
                 total[2] += counter.outpackets
                 total[3] += counter.inbytes
                 total[4] += counter.outbytes
-            slots[slot] = (*total, self.table.table.loads[slot].active, self.table.table.loads[slot].inactive)
+            load = &self.table.table.loads[slot]
+            slots[slot] = (*total, load.active, load.inactive, load.persistent)
         return Drained(dict(zip(REASON_NAMES, reasons)), slots, batches, packets)
 
 

@@ -186,7 +186,8 @@ cdef void lower(service_t* service, int32_t current) noexcept:
     service.state.current = current
 
 
-cdef int32_t position(const service_t* service, unsigned int slot) noexcept:
+cdef int32_t position(const service_t* service, uint32_t slot) noexcept nogil:
+    """The index of a real server, -1 for one that has left the service."""
     cdef int32_t at
     for at in range(<int32_t>service.count):
         if service.servers[at].slot == slot:

@@ -5,9 +5,10 @@ an index over them, a byte per slot and the timeouts. Nothing in it is written a
 no lock, and what a worker may still read is kept alive until its batch is over (Datapath.publish).
 
 A packet belongs to the service of its mark, else to that of its very port, else to the range that its port lies in,
-else to that with every port (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_service_find, which knows no ranges).
+else, where it may be FTP data, to the persistent service on port 21, else to that with every port
+(net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_service_find, which knows no ranges).
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
@@ -19,6 +20,7 @@ from nfqlb._core.memory cimport cache_lines
 from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.tracking cimport default_timeouts
 from nfqlb._core.types cimport (
+    TCP,
     TICK,
     address_t,
     locality_t,
@@ -39,6 +41,9 @@ METHODS: tuple[str, ...] = ("nat", "dr", "tun")      # by method_t
 cdef bytes MAPPED = bytes(10) + b"\xff\xff"          # in front of an IPv4 address (RFC 4291, 2.5.5.2)
 cdef enum:
     LAST_PORT = 65535
+    FTP = 21
+    FTP_DATA = 20
+    UNPRIVILEGED = 1024                                  # the first port that anybody may bind
 
 
 cdef class Hop:
@@ -65,7 +70,9 @@ cdef class Service:
     or 17. A server's port 0 stands for that of the packet. Two numbers may follow: how many connections, active or not,
     stop new ones, and below how many these go on (0: three quarters of the other).
 
-    `flags` are some of the scheduler's (schedulers.FLAGS).
+    `flags` are some of the scheduler's (schedulers.FLAGS). With `persistence`, a client stays with its real server for
+    so many seconds after its last connection began; `mask` (16 bytes) makes all of a network one client; with
+    `moves_quiesced` a server of weight 0 loses its clients. `one_packet`: each datagram is scheduled on its own.
 
     `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
@@ -76,7 +83,8 @@ cdef class Service:
 
     def __cinit__(self, int protocol, address: bytes, int port, scheduler: str,
                   servers: Sequence[tuple], Service previous = None, *, int last = 0, uint32_t mark = 0,
-                  flags: Sequence[str] = ()):
+                  flags: Sequence[str] = (), uint32_t persistence = 0, mask: bytes = b"\xff" * 16,
+                  bint moves_quiesced = False, bint one_packet = False):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -92,6 +100,15 @@ cdef class Service:
         self.service.version = 4 if address.startswith(MAPPED) else 6
         self.service.protocol = protocol
         self.service.scheduler = SCHEDULERS.index(scheduler)
+        self.service.persistence = persistence * 10
+        self.service.moves_quiesced = moves_quiesced
+        self.service.one_packet = one_packet
+        self.service.mask = address_from(mask)
+        self.service.template_protocol = protocol
+        self.service.template_port = 0 if port == FTP else port
+        self.service.template_address = self.service.address
+        if mark:                                             # as the kernel has it: the mark is the address
+            self.service.template_address = address_from(address[:12] + mark.to_bytes(4, "big"))
         for flag in flags:
             self.service.flags |= 1 << FLAGS[scheduler].index(flag)
         for slot, packed, server_port, weight, method, *thresholds in servers:
@@ -196,6 +213,8 @@ cdef class Snapshot:
         for service in self.services:
             for i in range(service.service.count):
                 self.snapshot.available[service.service.servers[i].slot] = 1
+            if service.service.port == FTP and service.service.persistence:
+                self.snapshot.ftp = True
         index_ports(self.snapshot, [one for one in self.services if kind_of(one) == PORT])
         index_spans(self.snapshot, [one for one in self.services if kind_of(one) == SPAN])
         index_marks(self.snapshot, [one for one in self.services if kind_of(one) == MARK])
@@ -340,40 +359,48 @@ cdef service_t* by_mark(const snapshot_t* snapshot, uint64_t wanted) noexcept no
     return NULL
 
 
-cdef service_t* by_span(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
-    cdef const span_t* span = span_of(snapshot, &packet.destination, packet.protocol)
+cdef service_t* by_range(const span_t* span, uint16_t port) noexcept nogil:
     cdef uint32_t low = 0
     cdef uint32_t high = span.count
     cdef uint32_t middle
     while low < high:                                        # the first that ends at the port or behind it
         middle = (low + high) // 2
-        if span.parts[middle].last < packet.dport:
+        if span.parts[middle].last < port:
             low = middle + 1
         else:
             high = middle
-    if low < span.count and span.parts[low].port <= packet.dport:
+    if low < span.count and span.parts[low].port <= port:
         return span.parts[low]
-    return span.whole
+    return NULL
 
 
 cdef service_t* classify(const snapshot_t* snapshot, const packet_t* packet, bint marked) noexcept nogil:
     """The virtual service that the packet is addressed to, or NULL; its mark counts if it is `marked`."""
     cdef service_t* service = NULL
+    cdef const span_t* span = NULL
     if marked and snapshot.marks and packet.mark:
         service = by_mark(snapshot, <uint64_t>packet.version << 32 | packet.mark)
     if service == NULL:
-        service = by_port(snapshot, packet)
+        service = by_port(snapshot, packet, packet.dport)
     if service == NULL and snapshot.spans != NULL:
-        service = by_span(snapshot, packet)
+        span = span_of(snapshot, &packet.destination, packet.protocol)
+        service = by_range(span, packet.dport)
+    if service == NULL and snapshot.ftp and packet.protocol == TCP \
+            and (packet.dport == FTP_DATA or packet.dport >= UNPRIVILEGED):
+        service = by_port(snapshot, packet, FTP)             # a data connection goes where its control connection went
+        if service != NULL and not service.persistence:
+            service = NULL
+    if service == NULL and span != NULL:
+        service = span.whole
     return service
 
 
-cdef inline service_t* by_port(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
-    cdef uint64_t hash = hash_endpoint(snapshot.key, &packet.destination, packet.dport, packet.protocol)
+cdef inline service_t* by_port(const snapshot_t* snapshot, const packet_t* packet, uint16_t port) noexcept nogil:
+    cdef uint64_t hash = hash_endpoint(snapshot.key, &packet.destination, port, packet.protocol)
     cdef uint64_t at = hash & snapshot.index_mask
     cdef service_t* service = snapshot.index[at]
     while service != NULL:
-        if service.port == packet.dport and service.protocol == packet.protocol \
+        if service.port == port and service.protocol == packet.protocol \
                 and same(&service.address, &packet.destination):
             return service
         at = (at + 1) & snapshot.index_mask

@@ -11,6 +11,8 @@ from nfqlb._core.atomic cimport ACQUIRE, RELAXED, RELEASE, add32, load32, replac
 from nfqlb._core.connection cimport hasten
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
+    ANSWERED,
+    ASSURED,
     INACTIVE,
     LIVE,
     STATE_MASK,
@@ -91,6 +93,16 @@ cdef inline uint8_t after(const packet_t* packet, direction_t direction, uint8_t
     return next_state[<int>direction][row][state]
 
 
+cdef void assure(table_t* table, connection_t* connection) noexcept nogil:
+    """Tell the template that a connection of it was answered (ip_vs_control_assure_ct)."""
+    cdef connection_t* template = &table.entries[connection.control]
+    cdef uint32_t word = load32(&template.word, ACQUIRE)
+    connection.flags |= ANSWERED
+    while word & 0xff == LIVE:
+        if replace32(&template.word, &word, word | ASSURED << STATE_SHIFT, False, RELEASE, ACQUIRE):
+            break
+
+
 cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connection, const packet_t* packet,
                 direction_t direction, uint32_t now) noexcept nogil:
     """Bring state, timer and the server's ActiveConn/InActConn up to what this packet makes of them."""
@@ -101,6 +113,8 @@ cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connec
     cdef load_t* load
     if packet.protocol != TCP:
         expires = now + snapshot.udp_timeout
+        if direction == FROM_SERVER and connection.control != 0 and not connection.flags & ANSWERED:
+            assure(table, connection)
     else:
         while True:
             state = after(packet, direction, (word & STATE_MASK) >> STATE_SHIFT)
@@ -118,6 +132,8 @@ cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connec
                     else:
                         add32(&load.active, 1, RELAXED)
                         subtract32(&load.inactive, 1, RELAXED)
+                if state == ESTABLISHED and connection.control != 0 and not connection.flags & ANSWERED:
+                    assure(table, connection)
                 break
         expires = now + snapshot.timeouts[state]
     if connection.expires != expires:

@@ -134,7 +134,7 @@ cdef struct connection_t:
     uint16_t vport
     uint16_t sport
     uint8_t protocol
-    uint8_t flags                # method_t | NO_OUTPUT | LEFT
+    uint8_t flags                # method_t | NO_OUTPUT and so on
     uint32_t slot                # the real server's stable number
     uint32_t word                # life | state << 8 | INACTIVE: written last when it becomes visible
     uint32_t expires             # tick
@@ -145,7 +145,9 @@ cdef struct connection_t:
     uint32_t inpackets           # from the client, wraps
     uint64_t hash
     uint64_t freed               # epoch in which it was removed
-    uint64_t reserved[3]
+    uint32_t control             # its template, which does not go before it
+    uint32_t children            # of a template: connections that it controls
+    uint64_t reserved[2]
 
 
 cdef enum:
@@ -161,8 +163,13 @@ cdef enum:
 
     METHOD = 3                   # mask of the forwarding method in the flags
     NO_OUTPUT = 4                # replies do not pass the director: the client's packets alone make its state
-    LEFT = 8                     # the flow went on with another real server: replies of this one still find it
+    LEFT = 8                     # no request finds it any more; replies of the server that the flow had still do
     LINGER = 30                  # ticks that they have
+    TEMPLATE = 16                # no connection: where those of a client (or its network) to a service go. Port 0
+    ONE_PACKET = 32              # not in the table, and over with its packet
+    ANSWERED = 64                # its template was told
+    ASSURED = 1                  # state of a template: a connection of it was established, or answered
+    REARM = 600                  # ticks that a template gets when it has connections still
 
 
 # A real server of a virtual service, as the table file remembers it. The number of its place is its slot.
@@ -181,6 +188,8 @@ cdef struct slot_t:
 cdef struct load_t:              # connections of a slot, for schedulers and listings; shared by all workers
     uint32_t active
     uint32_t inactive
+    uint32_t persistent          # templates
+    uint32_t reserved
 
 
 cdef struct counter_t:           # what one worker counted for a slot
@@ -354,6 +363,13 @@ cdef struct service_t:
     uint32_t count
     server_t* servers            # newest first
     scheduler_state_t* state
+    uint32_t persistence         # ticks that a client stays with its server after its last connection began, or 0
+    uint8_t one_packet           # each datagram is scheduled on its own
+    uint8_t moves_quiesced       # a template does not lead to a server of weight 0
+    uint8_t template_protocol    # with these, a template of a client says whose it is
+    uint16_t template_port
+    address_t template_address
+    address_t mask               # of a client's network
     uint32_t* places             # dh, sh, mh: 1 + index of a server, 0 for none
     uint32_t place_count
     locality_t* locality         # lblc, lblcr
@@ -374,6 +390,7 @@ cdef struct snapshot_t:
     uint64_t span_mask
     service_t** marked           # by version and mark
     uint32_t marks
+    uint8_t ftp                  # there is a persistent service on port 21
     uint64_t key[2]
     uint8_t* available           # by slot: the server belongs to its service
     uint32_t slot_count

@@ -10,7 +10,7 @@ class Result(NamedTuple):
 
 class Drained(NamedTuple):
     reasons: dict[str, int]
-    slots: dict[int, tuple[int, int, int, int, int, int, int]]
+    slots: dict[int, tuple[int, int, int, int, int, int, int, int]]
     batches: int
     packets: int
 

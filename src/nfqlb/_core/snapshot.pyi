@@ -31,6 +31,10 @@ class Service:
         last: int = 0,
         mark: int = 0,
         flags: Sequence[str] = (),
+        persistence: int = 0,
+        mask: bytes = ...,
+        moves_quiesced: bool = False,
+        one_packet: bool = False,
     ) -> Self: ...
     def collect(self, now: int, all_unused: bool) -> int: ...
     @property

@@ -10,8 +10,8 @@ from nfqlb.model import Intent, Key
 if TYPE_CHECKING:
     from nfqlb._core.datapath import Drained
 
-# protocol number, client and port, virtual address and port, server and port, state number, seconds left
-Connection = tuple[int, bytes, int, bytes, int, bytes, int, int, int]
+# protocol number, client and port, virtual address and port, server and port, state number, seconds left, template
+Connection = tuple[int, bytes, int, bytes, int, bytes, int, int, int, bool]
 Slots = Mapping[tuple[Key, str, int], int]
 
 

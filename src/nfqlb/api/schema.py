@@ -13,7 +13,7 @@ import msgspec
 
 from nfqlb.api.director import Connection, Slots
 from nfqlb.control.compile import unpacked
-from nfqlb.model import PROTOCOLS, Answers, Intent, Real, Service, Timeouts, endpoint
+from nfqlb.model import PROTOCOLS, Answers, Intent, Persistence, Real, Service, Timeouts, endpoint
 
 if TYPE_CHECKING:
     from nfqlb._core.datapath import Drained
@@ -35,19 +35,24 @@ TCP_STATES = (
 )
 
 
-class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
-    """What is None stays as it is."""
+TEMPLATE_STATES = ("NONE", "ASSURED")  # IP_VS_CTPL_S_*
 
-    scheduler: str | None = None
-    flags: tuple[str, ...] | None = None
+
+class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
+    """What is left out stays as it is."""
+
+    scheduler: str | msgspec.UnsetType = msgspec.UNSET
+    flags: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    persistence: Persistence | msgspec.UnsetType | None = msgspec.UNSET
+    one_packet: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
-    """What is None stays as it is."""
+    """What is left out stays as it is."""
 
-    weight: int | None = None
-    upper: int | None = None
-    lower: int | None = None
+    weight: int | msgspec.UnsetType = msgspec.UNSET
+    upper: int | msgspec.UnsetType = msgspec.UNSET
+    lower: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Changed(msgspec.Struct):
@@ -63,6 +68,7 @@ class RealView(msgspec.Struct):
     inactive: int
     upper: int
     lower: int
+    persistent: int
 
 
 class ServiceView(msgspec.Struct):
@@ -79,6 +85,8 @@ class ServiceView(msgspec.Struct):
     last: int
     fwmark: int
     flags: tuple[str, ...]
+    persistence: Persistence | None
+    one_packet: bool
 
 
 class Services(msgspec.Struct):
@@ -118,7 +126,9 @@ class Stats(msgspec.Struct):
 
 
 class ConnectionView(msgspec.Struct):
-    """`expires` in seconds."""
+    """`expires` in seconds. A `template` is no connection: it says where the client's connections go; its protocol is
+    "ip" and its virtual address the mark for a service by mark.
+    """
 
     protocol: str
     expires: int
@@ -126,6 +136,7 @@ class ConnectionView(msgspec.Struct):
     client: str
     virtual: str
     destination: str
+    template: bool
 
 
 class Connections(msgspec.Struct):
@@ -163,6 +174,7 @@ class Counters(NamedTuple):
     outbytes: int = 0
     active: int = 0
     inactive: int = 0
+    persistent: int = 0
 
 
 def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceView:
@@ -181,13 +193,15 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
         reals=[
             RealView(
                 *(str(real), real.address, real.port, real.weight, counters.active, counters.inactive),
-                *(real.upper, real.lower),
+                *(real.upper, real.lower, counters.persistent),
             )
             for real, counters in counted
         ],
         last=service.last,
         fwmark=service.fwmark,
         flags=service.flags,
+        persistence=service.persistence,
+        one_packet=service.one_packet,
     )
 
 
@@ -220,15 +234,17 @@ def _connection(
     sport: int,
     state: int,
     seconds_left: int,
+    template: bool,
 ) -> ConnectionView:
-    name = PROTOCOL_NAMES[protocol]
+    name = PROTOCOL_NAMES.get(protocol, "ip")
     return ConnectionView(
         protocol=name,
         expires=seconds_left,
-        state=TCP_STATES[state] if name == "tcp" else name.upper(),
+        state=TEMPLATE_STATES[state] if template else TCP_STATES[state] if name == "tcp" else name.upper(),
         client=endpoint(unpacked(client), cport),
         virtual=endpoint(unpacked(vip), vport),
         destination=endpoint(unpacked(server), sport),
+        template=template,
     )
 
 

@@ -241,7 +241,7 @@ async def _body(request: web.Request, kind: type[T]) -> T:
 
 def _changed(edit: msgspec.Struct) -> dict[str, Any]:
     """The fields that an edit names."""
-    return {name: value for name, value in msgspec.structs.asdict(edit).items() if value is not None}
+    return {name: value for name, value in msgspec.structs.asdict(edit).items() if value is not msgspec.UNSET}
 
 
 def _short(value: object) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     "--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server of every --vip; repeats."
 )
 @click.option("--scheduler", metavar="NAME", help="How connections are spread, as in IPVS [default: wlc].")
+@click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its real server for so long.")
 @click.option(
     "--no-server", metavar="icmp|reset|drop", help="The answer where no real server has a weight [default: icmp]."
 )
@@ -63,6 +64,7 @@ def command(
     reals: tuple[str, ...],
     mode: str | None,
     scheduler: str | None,
+    persistent: int | None,
     no_server: str | None,
     no_connection: str | None,
     sloppy_tcp: bool,
@@ -81,11 +83,16 @@ def command(
 
     answers = {"no_server": no_server, "no_connection": no_connection, "sloppy_tcp": sloppy_tcp or None}
     answers = {field: value for field, value in answers.items() if value is not None}
-    _check_together(vips, {"real": ", ".join(reals), "mode": mode, "scheduler": scheduler, **answers}, file, restore)
+    _check_together(
+        vips,
+        {"real": ", ".join(reals), "mode": mode, "scheduler": scheduler, "persistent": persistent, **answers},
+        file,
+        restore,
+    )
     director: dict[str, Any] = {}
     intent, origin = None, "saved state" if restore else "none"
     if vips:
-        intent, origin = _intent(vips, reals, mode, scheduler, answers), "command line"
+        intent, origin = _intent(vips, reals, mode, scheduler, persistent, answers), "command line"
     elif file is not None:
         (director, intent), origin = _read(file), os.path.abspath(file)
     director["name"] = director_name(env, name, director.get("name"))
@@ -111,12 +118,19 @@ def _check_together(vips: Sequence[str], about_services: Mapping[str, object], f
 
 
 def _intent(
-    vips: Sequence[str], reals: Sequence[str], mode: str | None, scheduler: str | None, answers: Mapping[str, Any]
+    vips: Sequence[str],
+    reals: Sequence[str],
+    mode: str | None,
+    scheduler: str | None,
+    persistent: int | None,
+    answers: Mapping[str, Any],
 ) -> Intent:
-    from nfqlb.cli.values import service
+    from nfqlb.cli.values import persistence, service
     from nfqlb.model import Answers, Intent
 
-    return Intent(tuple(service(vip, reals, mode, scheduler) for vip in vips), answers=Answers(**answers))
+    sticky = persistence(persistent, None)
+    services = tuple(service(vip, reals, mode, scheduler, persistence=sticky) for vip in vips)
+    return Intent(services, answers=Answers(**answers))
 
 
 def _read(file: str) -> tuple[dict[str, Any], Intent]:

@@ -23,6 +23,9 @@ def command() -> None:
 @click.option(
     "--flag", "flags", multiple=True, metavar="FLAG", help="sh-fallback, sh-port, mh-fallback or mh-port; repeats."
 )
+@click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server for so long.")
+@click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
+@click.option("--one-packet", is_flag=True, help="Each datagram is scheduled on its own.")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @director_options
 @click.pass_obj
@@ -32,6 +35,9 @@ def add(
     mode: str | None,
     scheduler: str | None,
     flags: tuple[str, ...],
+    persistent: int | None,
+    netmask: int | None,
+    one_packet: bool,
     reals: tuple[str, ...],
     api: str | None,
     name: str | None,
@@ -39,9 +45,10 @@ def add(
     """Add a virtual service, with its real servers or without."""
     import msgspec
 
-    from nfqlb.cli.values import service
+    from nfqlb.cli.values import persistence, service
 
-    client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags)))
+    more = {"persistence": persistence(persistent, netmask), "one_packet": one_packet}
+    client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags, **more)))
 
 
 @command.command("edit")
@@ -50,14 +57,29 @@ def add(
 @click.option(
     "--flag", "flags", multiple=True, metavar="FLAG", help="The scheduler's flags, all that it is to have; repeats."
 )
+@click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0: no more.")
+@click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @director_options
 @click.pass_obj
-def edit(env: Env, vip: str, scheduler: str | None, flags: tuple[str, ...], api: str | None, name: str | None) -> None:
-    """Change the scheduler or its flags; connections stay where they are."""
-    from nfqlb.cli.values import given
+def edit(
+    env: Env,
+    vip: str,
+    scheduler: str | None,
+    flags: tuple[str, ...],
+    persistent: int | None,
+    netmask: int | None,
+    api: str | None,
+    name: str | None,
+) -> None:
+    """Change how connections are spread; those that are there stay where they are."""
+    import msgspec
+
+    from nfqlb.cli.values import given, persistence
     from nfqlb.model import parse_vip
 
-    changed = given(scheduler=scheduler, flags=list(flags) or None)
+    changed = given(scheduler=scheduler, flags=list(flags) or None, persistent=persistent)
+    if changed.pop("persistent", None) is not None:
+        changed["persistence"] = msgspec.to_builtins(persistence(persistent, netmask)) if persistent else None
     client(env, api, name).edit_service(str(parse_vip(vip)), changed)
 
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nfqlb.errors import ConfigError
-from nfqlb.model import Service, parse_real, parse_vip
+from nfqlb.model import Persistence, Service, parse_real, parse_vip
 
 
 def service(
-    vip: str, reals: Sequence[str], mode: str | None, scheduler: str | None, flags: Sequence[str] = ()
+    vip: str, reals: Sequence[str], mode: str | None, scheduler: str | None, flags: Sequence[str] = (), **more: object
 ) -> Service:
+    """`more` are further fields of the service; those that are None have their defaults."""
     key = parse_vip(vip)
-    chosen = {field: value for field, value in (("mode", mode), ("scheduler", scheduler)) if value is not None}
+    options: dict[str, Any] = {"mode": mode, "scheduler": scheduler, **more}
+    chosen = {field: value for field, value in options.items() if value is not None}
     servers = tuple(parse_real(real, key) for real in reals)
     return Service(
         key.address, key.port, key.protocol, reals=servers, last=key.last, fwmark=key.mark, flags=tuple(flags), **chosen
     )
+
+
+def persistence(seconds: int | None, netmask: int | None) -> Persistence | None:
+    if seconds is None:
+        if netmask is not None:
+            raise ConfigError("netmask", netmask, "means nothing alone", "give --persistent SECONDS, too")
+        return None
+    return Persistence(seconds, netmask)
 
 
 def given(**options: object) -> dict[str, object]:

@@ -21,6 +21,7 @@ from nfqlb.model import (
     Answers,
     Intent,
     Key,
+    Persistence,
     Real,
     Service,
     Timeouts,
@@ -56,13 +57,15 @@ SERVICE: Types = {
     "mode": str,
     "scheduler": str,
     "flags": list,
+    "persistence": dict,
+    "one_packet": bool,
     "real": list,
 }
+PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int}
 LATER = {
     "health": "health checks",
-    "persistence": "persistence",
     "metrics": "metrics",
     "offload": "offload",
 }
@@ -73,7 +76,13 @@ TYPE_NAMES = {
     dict: "a table",
     list: "a list",
 }
-KEY_OF_FIELD = {"vip port": "vip", "protocol": "vip", "real": "address", "real port": "address"}
+KEY_OF_FIELD = {
+    **{f"persistence {key}": f"persistence.{key}" for key in PERSISTENCE},
+    "vip port": "vip",
+    "protocol": "vip",
+    "real": "address",
+    "real port": "address",
+}
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
 KEY = re.compile(r"\s*([\w.-]+)\s*=")
@@ -133,6 +142,10 @@ class _Reader:
         flags = values.get("flags", [])
         if not all(isinstance(flag, str) for flag in flags):
             raise self.error((*path, "flags"), _short(flags), "is not a list of strings")
+        if "persistence" in values:
+            table = self.table((*path, "persistence"), values["persistence"], PERSISTENCE)
+            with self.at(path):
+                values["persistence"] = Persistence(**table)
         with self.at(path, reals):
             values |= {"flags": tuple(flags)}
             values |= {"reals": tuple(reals), "last": key.last, "fwmark": key.mark}
@@ -183,7 +196,8 @@ class _Reader:
             field = error.field.removeprefix("timeout ")
             if isinstance(error.value, Real) and reals:  # of two equal ones, the second is too many
                 path = (*path, "real", len(reals) - 1 - reals[::-1].index(error.value))
-            raise self.error((*path, KEY_OF_FIELD.get(field, field)), error.value, error.problem, error.fix) from None
+            where = KEY_OF_FIELD.get(field, field).split(".")
+            raise self.error((*path, *where), error.value, error.problem, error.fix) from None
 
     def error(self, path: Path, value: object, problem: str, fix: str = "") -> ConfigError:
         known = (self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from nfqlb.kernel.plan import Endpoint, Plan, Span
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 MAPPED = bytes(10) + b"\xff\xff"
 SlotKey = tuple[Key, str, int]
+FTP_DATA = (20, 20), (1024, 65535)  # ports that may be those of data connections
 
 
 class Compiler:
@@ -93,6 +96,8 @@ class Compiler:
             last=service.last,
             mark=service.fwmark,
             flags=service.flags,
+            one_packet=service.one_packet,
+            **_persistence(service),
         )
 
 
@@ -122,12 +127,16 @@ def compile_plan(
             ranges.add((PROTOCOLS[key.protocol], key.address, *key.ports))
         else:
             services.add((PROTOCOLS[key.protocol], key.address, key.port))
+    ftp = {s.key for s in intent.services if s.persistence and (s.protocol, s.port) == ("tcp", 21)}
+    ranges.update((PROTOCOLS["tcp"], key.address, *ports) for key in ftp for ports in FTP_DATA)
     reals: set[Endpoint] = set()
     real_ranges: set[Span] = set()
     anyport: set[str] = set()
     natted = ((s.key, real.address, real.port) for s in intent.services if s.mode == "nat" for real in s.reals)
     for key, address, port in (*natted, *leaving):
         protocols = PROTOCOLS.values() if key.mark else [PROTOCOLS[key.protocol]]
+        if key in ftp:
+            anyport.add(address)
         if port:
             reals.update((protocol, address, port) for protocol in protocols)
         elif key.last:
@@ -153,6 +162,16 @@ def compile_plan(
         firewall=firewall,
         vip_dev=vip_dev,
     )
+
+
+def _persistence(service: Service) -> dict[str, Any]:
+    if service.persistence is None:
+        return {}
+    timeout, netmask, quiescent = msgspec.structs.astuple(service.persistence)
+    width = 32 if family(service.address) == 4 else 128
+    ones = width if netmask is None else netmask
+    mask = ((1 << 128) - 1) << (width - ones) & ((1 << 128) - 1)
+    return {"persistence": timeout, "mask": mask.to_bytes(16), "moves_quiesced": quiescent == "move"}
 
 
 def packed(address: str) -> bytes:
