@@ -1,6 +1,6 @@
 # Every target sets up all it needs (Debian packages, .venv, the build) and is safe to repeat.
 #
-#   make demo          the main job on real traffic, in network namespaces
+#   make demo          the main job on real traffic, in network namespaces; MODE=nat, dr or tun
 #   make test          everything that CI runs, at small sizes; test-full: at the sizes that the issues name
 #   make quick         lint, types, unit tests: no root, under a minute
 #   make sanitize      the tests without a network, with AddressSanitizer and UndefinedBehaviorSanitizer in the core
@@ -27,6 +27,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORE := $(shell find ext bench -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
 	nginx-light wrk curl tcpdump conntrack procps
+# The real servers' mail, files and names, and the storage that they mount.
+PACKAGES += openssh-server sshfs postfix dovecot-imapd vsftpd bind9 bind9-dnsutils
 BENCH_PACKAGES := haproxy
 CLANG := clang-16
 ifeq ($(NFQLB_BUILD),fuzz)
@@ -41,7 +43,9 @@ PYTEST := $(BIN)/pytest
 
 setup: build/$(NFQLB_BUILD)/compiled
 
-# What Debian lacks is installed; a daemon that comes with it is neither started nor enabled.
+# What Debian lacks is installed; a daemon that comes with it is neither started (policy-rc.d) nor enabled (preset).
+POLICY := /usr/sbin/policy-rc.d
+PRESET := /run/systemd/system-preset/00-nfqlb-packages.preset
 packages:
 	@missing=$$(comm -23 <(printf '%s\n' $(PACKAGES) | sort) \
 	    <(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p' | sort) \
@@ -49,13 +53,11 @@ packages:
 	[ -z "$$missing" ] || { \
 	    [ $$(id -u) = 0 ] || { echo "missing Debian packages; as root: apt-get install $$missing" >&2; exit 1; }; \
 	    echo "apt-get install $$missing"; \
-	    policy=/usr/sbin/policy-rc.d; \
-	    [ -e $$policy ] || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; }; \
+	    made=; trap 'rm -f $(PRESET) $$made' EXIT; \
+	    [ -e $(POLICY) ] || { made=$(POLICY); printf '#!/bin/sh\nexit 101\n' > $(POLICY); chmod +x $(POLICY); }; \
+	    install -D -m 644 <(echo 'disable *') $(PRESET); \
 	    apt-get update -qq; \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > /dev/null; \
-	    for daemon in nginx haproxy; do \
-	        case " $$missing" in *" $$daemon"*) systemctl disable -q $$daemon 2>/dev/null || true;; esac; \
-	    done; \
 	}
 
 .venv/installed: pyproject.toml | packages
