@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,15 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def until(reached: Callable[[], bool], timeout: float, otherwise: Callable[[], str]) -> None:
+    """Wait until it is so; CommandError with what `otherwise` says when it is not in time."""
+    end = time.monotonic() + timeout
+    while not reached():
+        if time.monotonic() > end:
+            raise CommandError(f"{otherwise()} (waited {timeout} s)")
+        time.sleep(0.02)
 
 
 class Process:
@@ -133,11 +143,12 @@ class Host:
 
     def listens(self, port: int, timeout: float = 10.0) -> None:
         """Wait until a program here listens on the TCP port."""
-        end = time.monotonic() + timeout
-        while not self.run(["ss", "-Hltn", f"sport = :{port}"]).stdout.strip():
-            if time.monotonic() > end:
-                raise CommandError(f"{self.name}: nobody listens on port {port}")
-            time.sleep(0.02)
+        until(lambda: port in self.listening(), timeout, lambda: f"{self.name}: nobody listens on port {port}")
+
+    def listening(self) -> Counter[int]:
+        """The TCP ports that programs here listen on, and on how many sockets each."""
+        lines = self.run(["ss", "-Hltn"]).stdout.splitlines()
+        return Counter(int(line.split()[3].rpartition(":")[2]) for line in lines)
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         return ["ip", "netns", "exec", self.namespace, *argv]

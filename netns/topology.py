@@ -13,6 +13,8 @@ what nfqlb needs there, nfqlb has to set.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
+from typing import ClassVar
 
 from netns.director import NFQLB, Director
 from netns.host import Host
@@ -29,6 +31,11 @@ class Net(Machines):
     web, echo: which programs the real servers run (nginx on port 80, netns.echo on port 7).
     mode: with "dr" and "tun" the real servers are set up for that, and answer past the director.
     """
+
+    # what a subclass may have better ones of
+    STORAGE: ClassVar[type[Storage]] = Storage
+    SERVER: ClassVar[type[WebServer]] = WebServer
+    servers: Sequence[WebServer]
 
     def __init__(
         self,
@@ -49,8 +56,8 @@ class Net(Machines):
         self.clients = [Host(tag, f"c{n}", folder) for n in range(1, clients + 1)]
         self.router, self.switch = Host(tag, "r", folder), Host(tag, "sw", folder)
         self.director = Director(tag, "d", folder)
-        self.storage = Storage(tag, "st", folder)
-        self.servers = [WebServer(tag, f"s{n}", folder, self.storage) for n in range(1, servers + 1)]
+        self.storage = self.STORAGE(tag, "st", folder)
+        self.servers = [self.SERVER(tag, f"s{n}", folder, self.storage) for n in range(1, servers + 1)]
         self.hosts = [*self.clients, self.router, self.switch, self.director, self.storage, *self.servers]
 
     @property
@@ -98,6 +105,10 @@ class Net(Machines):
         if self.mode != "nat":
             for server in self.servers:
                 self.real_server(server, "setup", *self.serves)
+        self.start()
+
+    def start(self) -> None:
+        """Start what the machines run."""
         for server in self.servers:
             if self.web:
                 server.start()

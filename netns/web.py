@@ -43,16 +43,22 @@ http {{
 class Storage(Host):
     """The storage of the real servers: one directory that every one of them serves from and uploads to."""
 
+    FILES = "files"
+
     def __init__(self, tag: str, name: str, folder: Path) -> None:
         super().__init__(tag, name, folder)
-        self.files = self.folder / "files"
-        self.files.mkdir()
+        self.files = self.folder / self.FILES
+        self.files.mkdir(parents=True)
 
     def write(self, name: str, text: str) -> None:
-        """Replace a page at once: no reader sees half of it."""
-        new = self.files / f".{name}.new"
+        """Replace a page."""
+        self.replace(self.files / name, text)
+
+    def replace(self, file: Path, text: str) -> None:
+        """Write it at once: no reader sees half of it."""
+        new = file.with_name(f".{file.name}.new")
         new.write_text(text)
-        new.rename(self.files / name)
+        new.rename(file)
 
     def fill(self, name: str, size: int) -> str:
         """A file of `size` random-looking bytes; its SHA-256."""
@@ -77,12 +83,20 @@ class WebServer(Host):
         self.storage = storage
         self.nginx: Process | None = None
 
+    @property
+    def pages(self) -> Path:
+        """Where nginx finds them on this machine."""
+        return self.storage.files
+
     def start(self) -> None:
         """Start nginx and return when it answers."""
-        configuration = self.folder / "nginx.conf"
-        configuration.write_text(CONFIGURATION.format(folder=self.folder, storage=self.storage.files, name=self.name))
-        self.nginx = self.spawn(["nginx", "-p", str(self.folder), "-c", str(configuration), "-e", "stderr"])
+        self.launch()
         self.listens(80)
+
+    def launch(self) -> None:
+        configuration = self.folder / "nginx.conf"
+        configuration.write_text(CONFIGURATION.format(folder=self.folder, storage=self.pages, name=self.name))
+        self.nginx = self.spawn(["nginx", "-p", str(self.folder), "-c", str(configuration), "-e", "stderr"])
 
     def kill(self) -> None:
         """End nginx as a crash would: master and workers at once."""
