@@ -1,8 +1,8 @@
 """`make demo`: the main job on real traffic, in a minute, on this machine and without touching its network.
 
-A client, a router, a director with nfqlb and three nginx servers whose pages come from one shared storage directory.
-Every line that starts with `ok` is an expectation that held; the exit code is 1 when one did not. MODE=nat chooses the
-way of forwarding.
+A client, a router, a director with nfqlb, and three servers that do web, mail, files and names from one storage (see
+netns.tiers); the director runs docs/three-tiers.toml. Every line that starts with `ok` is an expectation that held; the
+exit code is 1 when one did not. MODE=nat, dr or tun chooses the way of forwarding.
 """
 
 from __future__ import annotations
@@ -11,25 +11,30 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable
 
-from netns import CommandError, Net, kernelstate, load
+from netns import CommandError, dns, ftp, kernelstate, load, mail
+from netns.tiers import CONFIGURATION, Tiers
+from nfqlb.model import MODES
 
-MODES = ("nat",)
 WEIGHTS = (3, 2, 1)
 ROUND = sum(WEIGHTS)
 MIB = 1 << 20
-DOWNLOAD = 64 * MIB
+DOWNLOAD, FETCHED = 64 * MIB, 8 * MIB
 
 PICTURE = """
   client {client} --- router --- switch --- director, VIP {vip}
                                    |
-                     s1 {s1}  s2 {s2}  s3 {s3}: nginx, pages from one shared storage
+         s1 {s1}  s2 {s2}  s3 {s3}: nginx, Postfix, Dovecot, vsftpd, BIND
+                                   |
+                     storage {storage}: what they serve, by sshfs
 """
 
 
 class Demo:
-    def __init__(self, net: Net, mode: str) -> None:
-        self.net, self.mode, self.failures = net, mode, 0
+    def __init__(self, net: Tiers) -> None:
+        self.net, self.failures = net, 0
         self.vip = net.service()
 
     def expect(self, held: bool, text: str) -> None:
@@ -48,16 +53,26 @@ class Demo:
         self.a_server_dies_and_comes_back()
         self.content_changes_on_storage()
         self.download()
+        self.mail_is_sent_and_read()
+        self.files_are_fetched()
+        self.names_are_asked_for()
         self.figures()
         self.stop(found)
         return self.failures
 
     def start(self) -> None:
-        args = ["--mode", self.mode, "--vip", self.vip, *self.net.reals(*WEIGHTS), "--scheduler", "wrr"]
-        print(f"   $    nfqlb run {' '.join(args)}", flush=True)
+        file = self.net.director.folder / CONFIGURATION.name
+        file.write_text(self.net.configuration(4))
+        print(f"   $    nfqlb run --config {file.name}    # mode {self.net.mode}", flush=True)
         started = time.monotonic()
-        self.net.director.nfqlb(*args)
+        self.net.director.nfqlb("--config", str(file))
         self.expect(True, f"ready after {time.monotonic() - started:.2f} s")
+
+    def spread(self, servers: Iterable[str], text: str) -> None:
+        """Expect one connection by weight to each server, and a whole round of them."""
+        split = dict(Counter(servers))
+        expected = {server.name: weight for server, weight in zip(self.net.servers, WEIGHTS, strict=True)}
+        self.expect(split == expected, f"{text}: {listed(split)}")
 
     def requests_are_spread(self) -> None:
         answers = load.whoami(self.net.client, self.net.url(), 10 * ROUND)
@@ -102,14 +117,34 @@ class Demo:
             got == stored, f"{DOWNLOAD // MIB} MiB downloaded at {rate:.0f} MiB/s, SHA-256 equal: {got[:16]}..."
         )
 
+    def mail_is_sent_and_read(self) -> None:
+        subjects = [f"message {number}" for number in range(1, ROUND + 1)]
+        self.spread(mail.send(self.net.client, self.net.vip(), subjects), f"{ROUND} messages sent by SMTP")
+        self.net.delivered(subjects)
+        boxes = mail.read(self.net.client, self.net.vip(), ROUND)
+        readers = [server for server, box in boxes if box == subjects]
+        self.spread(readers, f"all {ROUND} read by IMAP, {ROUND} times")
+
+    def files_are_fetched(self) -> None:
+        stored = self.net.storage.fill("../ftp/image.bin", FETCHED)
+        got = ftp.fetch(self.net.client, self.net.vip(), "image.bin", ROUND)
+        servers = [server for server, digest in got if digest == stored]
+        self.spread(servers, f"{FETCHED // MIB} MiB by passive FTP, {ROUND} times, SHA-256 equal")
+
+    def names_are_asked_for(self) -> None:
+        for protocol, tcp in (("UDP, in fragments", False), ("TCP", True)):
+            answers = dns.ask(self.net.client, self.net.vip(), "wide", ROUND, tcp=tcp)
+            whole = [answer.server for answer in answers if answer.text == "w" * dns.WIDE]
+            self.spread(whole, f"{ROUND} DNS answers of {answers[0].size:,} bytes over {protocol}")
+
     def figures(self) -> None:
         for keepalive, kind in ((True, "keep-alive"), (False, "closing")):
             wrk = load.Wrk(self.net.client, self.net.url(), connections=100, seconds=3, keepalive=keepalive).figures()
             text = f"100 {kind} connections for 3 s: {wrk.per_second:,.0f} requests/s, {wrk.errors} errors"
             self.expect(wrk.errors == 0 and wrk.requests > 0, text)
-        for service in self.net.director.show("stats")["services"]:
-            for real in service["reals"]:
-                print(f"        {real['endpoint']}: {real['conns']:,} connections, {real['inpkts']:,} packets in")
+        web = next(one for one in self.net.director.show("stats")["services"] if one["key"] == f"{self.vip}/tcp")
+        for real in web["reals"]:
+            print(f"        {real['endpoint']}: {real['conns']:,} connections, {real['inpkts']:,} packets in")
 
     def stop(self, found: dict[str, str]) -> None:
         code = self.net.director.stop()
@@ -134,10 +169,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     try:
-        with Net(servers=len(WEIGHTS)) as net:
-            s1, s2, s3 = (server.v4 for server in net.servers)
-            print(PICTURE.format(client=net.client.v4, vip=net.vip(), s1=s1, s2=s2, s3=s3))
-            failures = Demo(net, mode).run()
+        with Tiers(mode=mode, servers=len(WEIGHTS)) as net:
+            addresses = {host.name: host.v4 for host in net.servers}
+            print(PICTURE.format(client=net.client.v4, vip=net.vip(), storage=net.storage.v4, **addresses))
+            failures = Demo(net).run()
     except CommandError as error:
         print(f"FAILED  {error}")
         return 1
