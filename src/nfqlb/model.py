@@ -35,6 +35,7 @@ PORT_MAX = 65535
 REAL_OPTIONS = ("weight", "upper", "lower")
 MARK_MAX = 2**32 - 1
 THRESHOLD_MAX = 2**32 - 1
+MSS_MIN, MSS_MAX = 536, 65495  # what every host takes (RFC 9293, 3.7.1), and what the longest IPv4 packet holds
 
 
 def check_range(field: str, value: int, low: int, high: int) -> None:
@@ -45,6 +46,12 @@ def check_range(field: str, value: int, low: int, high: int) -> None:
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")
+
+
+def check_mss(field: str, value: int) -> None:
+    """0 leaves the segment size as it is."""
+    if value and not MSS_MIN <= value <= MSS_MAX:
+        raise ConfigError(field, value, "out of range", f"use {MSS_MIN} to {MSS_MAX} bytes, or 0 for any")
 
 
 class Key(NamedTuple):
@@ -130,6 +137,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     Either `address`, `port` (0: every port; up to `last`, if that is given) and `protocol`, or `fwmark`: then it takes
     what bears this netfilter mark, of TCP and UDP, and of the family of `address`, which is 0.0.0.0 or ::.
+
+    `mss`: bytes that a SYN through the director may announce at most, 0 for any.
     """
 
     address: str = ""
@@ -144,6 +153,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     flags: tuple[str, ...] = ()
     persistence: Persistence | None = None
     one_packet: bool = False
+    mss: int = 0
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -169,6 +179,9 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             raise ConfigError("one_packet", "true", f"is not for {self.protocol}", "it is for UDP and firewall marks")
         if self.persistence and self.persistence.netmask is not None and family(self.address) == 4:
             check_range("persistence netmask", self.persistence.netmask, 1, 32)
+        check_mss("mss", self.mss)
+        if self.mss and self.protocol == "udp":
+            raise ConfigError("mss", self.mss, "is nothing that udp has", "give it to a service of tcp")
         seen: set[tuple[str, int]] = set()
         for real in self.reals:
             self._check_real(real)

@@ -41,6 +41,12 @@ DRAINED, DRAINED6 = "203.0.113.1:81", "[2001:db8::1]:81"
 # direct routing: one server is there, one answers no ARP, one is this machine, one is behind a narrow link
 DIRECT, ASIDE, HERE, NARROW = (f"203.0.113.{number}:80" for number in (22, 23, 24, 25))
 TUNNEL, THIN, TUNNEL6 = "203.0.113.32:80", "203.0.113.35:80", "[2001:db8::32]:80"
+MODEST, MODEST6, MODEST_DIRECT, MODEST_TUNNEL = (
+    "203.0.113.7:80",
+    "[2001:db8::7]:80",
+    "203.0.113.27:80",
+    "203.0.113.37:80",
+)
 DIRECT6, NARROW6 = "[2001:db8::2]:80", "[2001:db8::5]:80"
 WAYS = {
     "10.0.0.13:80": None,
@@ -62,6 +68,10 @@ CONFIG = (
     Virtual(DRAINED6, {}, protocol="udp"),
     Virtual(WEB6, {FIRST6: 1}),
     Virtual(DNS6, {RESOLVER6: 1}, protocol="udp"),
+    Virtual(MODEST, {SECOND: 1}, mss=1400),
+    Virtual(MODEST6, {FIRST6: 1}, mss=1400),
+    Virtual(MODEST_DIRECT, {"10.0.0.12:80": 1}, mode="dr", mss=1400),
+    Virtual(MODEST_TUNNEL, {"10.0.0.32:80": 1}, mode="tun", mss=1400),
     *(
         Virtual(vip, {real: 1}, protocol=protocol, mode="dr")
         for protocol in ("tcp", "udp")
@@ -111,6 +121,7 @@ TOO_BIG_INSIDE = icmp(
 )
 BULK = bytes(range(256)) * 200  # a super-packet: the checksum field holds the sum of the pseudo header
 MSS = b"\2\4\5\xb4\1\3\3\7"
+LESS = b"\2\4\5\x78\1\3\3\7"  # 1400 for 1460
 SOURCE_ROUTE = b"\x83\x07\x04\xc6\x33\x64\x01\0"
 
 
@@ -173,6 +184,11 @@ def error(name: str, kind: str, packet: bytes, out: bytes, *before: Sent, hook: 
     return Row(name, packet, "rewrite", f"error_{kind}", out, before, hook=hook)
 
 
+def announced(name: str, options: bytes, out: bytes, segment: str = "S", *before: Sent) -> Row:
+    packet, changed = (tcp(CLIENT, MODEST, segment, options=options), tcp(CLIENT, SECOND, segment, options=out))
+    return forwarded(f"mss, {name}", packet, changed, *before)
+
+
 def tcp_options(**kind: bytes) -> tuple[bytes, bytes]:
     return tcp(CLIENT, WEB, "S", **kind), tcp(CLIENT, SECOND, "S", **kind)  # type: ignore[arg-type]
 
@@ -193,6 +209,46 @@ ROWS = [
     forwarded("rst on an open connection", tcp(CLIENT, WEB, "R"), tcp(CLIENT, SECOND, "R"), *HANDSHAKE),
     forwarded("the director's own client", tcp(CLIENT, WEB), tcp(CLIENT, SECOND), hook=OUTPUT),
     forwarded("ipv6 tcp syn", tcp(CLIENT6, WEB6), tcp(CLIENT6, FIRST6)),
+    # -- a service that holds the segment size down
+    announced("a syn announces no more than the service allows", MSS, LESS),
+    announced("less is left as it is", b"\2\4\2\x18", b"\2\4\2\x18"),
+    announced("behind an odd number of bytes", b"\1" + MSS[:4] + bytes(3), b"\1" + LESS[:4] + bytes(3)),
+    announced("behind other options", b"\x04\2\3\3\7" + MSS[:4] + bytes(3), b"\x04\2\3\3\7" + LESS[:4] + bytes(3)),
+    announced("no option, none is made", b"", b""),
+    announced("behind the end of the options", b"\0\0\0\0" + MSS, b"\0\0\0\0" + MSS),
+    announced("an option of no length ends the search", b"\x08\0" + MSS[:4] + bytes(2), b"\x08\0" + MSS[:4] + bytes(2)),
+    announced("an option longer than the header", b"\x08\x63\0\0" + MSS, b"\x08\x63\0\0" + MSS),
+    announced("of another length", b"\2\3\5\xb4", b"\2\3\5\xb4"),
+    announced("its kind as the last byte", b"\1\1\1\2", b"\1\1\1\2"),
+    announced("another segment is left as it is", MSS, MSS, "PA", (tcp(CLIENT, MODEST), PREROUTING)),
+    forwarded("mss, ipv6", tcp(CLIENT6, MODEST6, options=MSS), tcp(CLIENT6, FIRST6, options=LESS)),
+    forwarded(
+        "mss, an unfinished checksum",
+        tcp(CLIENT, MODEST, options=MSS, check="unfinished"),
+        tcp(CLIENT, SECOND, options=LESS),
+        flags=NOT_READY,
+    ),
+    returned(
+        "mss, the server's syn/ack",
+        tcp(SECOND, CLIENT, "SA", options=MSS),
+        tcp(MODEST, CLIENT, "SA", options=LESS),
+        (tcp(CLIENT, MODEST), PREROUTING),
+    ),
+    routed(
+        "mss, direct", tcp(CLIENT, MODEST_DIRECT, options=MSS, ttl=9), tcp(CLIENT, MODEST_DIRECT, options=LESS, ttl=8)
+    ),
+    routed(
+        "mss, direct, an unfinished checksum is left to the card",
+        tcp(CLIENT, MODEST_DIRECT, options=MSS, check="unfinished", ttl=9),
+        tcp(CLIENT, MODEST_DIRECT, options=LESS, check="unfinished", ttl=8),
+        flags=NOT_READY,
+    ),
+    tunnelled(
+        "mss, tunnelled",
+        tcp(CLIENT, MODEST_TUNNEL, options=MSS),
+        tcp(CLIENT, MODEST_TUNNEL, options=LESS, ttl=63),
+        ttl=63,
+    ),
     # -- from the client, UDP
     forwarded("udp datagram", udp(CLIENT, DNS, b"question"), udp(CLIENT, RESOLVER, b"question")),
     forwarded("udp datagram of odd length", udp(CLIENT, DNS, b"odd"), udp(CLIENT, RESOLVER, b"odd")),

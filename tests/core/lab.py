@@ -38,6 +38,7 @@ class Virtual(NamedTuple):
     mask: bytes = b"\xff" * 16
     moves_quiesced: bool = False
     one_packet: bool = False
+    mss: int = 0
 
 
 class Timeouts(NamedTuple):
@@ -157,7 +158,7 @@ class Lab:
             servers.append((slot, *end, weight, virtual.mode, *thresholds))
             if virtual.mode != "nat":
                 self.datapath.aim(slot, self.ways.get(real, LINK))
-        names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet"
+        names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss"
         more: dict[str, Any] = {name: getattr(virtual, name) for name in names}
         return Service(protocol, *vip, virtual.scheduler, servers, made, **more)
 

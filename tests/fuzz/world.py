@@ -176,7 +176,7 @@ CONFIGURATIONS = (
     Configuration(CONFIG),
     Configuration(
         (
-            Virtual(WEB, {FIRST: 3, SECOND: 1}, "wrr"),
+            Virtual(WEB, {FIRST: 3, SECOND: 1}, "wrr", mss=1400),
             Virtual(DNS, {RESOLVER: 1, "10.0.0.3:5353": 2}, "wlc", protocol="udp"),
             Virtual(DRAINED, {FIRST: 0}, "wrr"),
             Virtual(WEB6, {FIRST6: 1, "[fd00::3]:8080": 2}, "lc"),
@@ -206,10 +206,10 @@ NUMBERS = {name: number for number, name in enumerate(KINDS)}
 Real = tuple[bytes, int, int, str, Hop | None]  # address, port, weight, forwarding method, where frames go
 
 
-def plan(virtual: Virtual) -> tuple[int, bytes, int, str, list[Real]]:
+def plan(virtual: Virtual) -> tuple[int, bytes, int, str, list[Real], int]:
     """What a service is made of, without texts."""
     reals = [(*endpoint(real), weight, virtual.mode, WAYS.get(real, LINK)) for real, weight in virtual.reals.items()]
-    return PROTOCOLS[virtual.protocol], *endpoint(virtual.vip), virtual.scheduler, reals
+    return PROTOCOLS[virtual.protocol], *endpoint(virtual.vip), virtual.scheduler, reals, virtual.mss
 
 
 PLANS = [(list(map(plan, c.services)), c.timeouts, c.policy._asdict()) for c in CONFIGURATIONS]
@@ -222,14 +222,14 @@ def world(fd: int = -1) -> Player:
     snapshots = []
     for services, timeouts, policy in PLANS:
         compiled = []
-        for protocol, vip, port, scheduler, reals in services:
+        for protocol, vip, port, scheduler, reals, mss in services:
             servers = []
             for address, real_port, weight, method, hop in reversed(reals):
                 slot = table.slot(protocol, vip, port, address, real_port)
                 servers.append((slot, address, real_port, weight, method))
                 if method != "nat":
                     datapath.aim(slot, hop)
-            compiled.append(Service(protocol, vip, port, scheduler, servers))
+            compiled.append(Service(protocol, vip, port, scheduler, servers, mss=mss))
         snapshots.append(Snapshot(compiled, *timeouts, **policy))
     datapath.publish(snapshots[0])
     return Player(datapath, [datapath.worker() for _ in range(WORKERS)], snapshots, BASES, START)

@@ -125,6 +125,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
         "flags": [],
         "persistence": None,
         "one_packet": False,
+        "mss": 0,
     }
 
 
@@ -191,6 +192,7 @@ def test_reasons_and_daemon_are_passed_on(client: Client, director: FakeDirector
             (WEB, DNS, Service("203.0.113.11", 443, reals=(Real("10.0.1.11", 443),))),
         ),
         (lambda c: c.edit_service(WEB_KEY, {"scheduler": "lc"}), (msgspec.structs.replace(WEB, scheduler="lc"), DNS)),
+        (lambda c: c.edit_service(WEB_KEY, {"mss": 1400}), (msgspec.structs.replace(WEB, mss=1400), DNS)),
         (lambda c: c.delete_service(DNS_KEY), (WEB,)),
         (
             lambda c: c.add_real(DNS_KEY, {"address": "2001:db8:1::12", "port": 53, "weight": 4}),

@@ -108,7 +108,7 @@ def test_show_alone_shows_the_services(live: Command) -> None:
     ended = live("show")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
-        "Prot LocalAddress:Port Scheduler\n"
+        "Prot LocalAddress:Port Scheduler Flags\n"
         "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
         "TCP  203.0.113.10:80 wrr\n"
         "  -> 10.0.1.11:8080               nat     3      2          5\n"
@@ -181,6 +181,11 @@ def test_the_director_is_found_by_option_then_environment_then_name(
             (WEB, DNS, Service("::9", 53, "udp", "nat", "rr", (Real("::1", 53), Real("::2", 5353, 0)))),
         ),
         (["service", "edit", VIP, "--scheduler", "lc"], (msgspec.structs.replace(WEB, scheduler="lc"), DNS)),
+        (["service", "edit", VIP, "--mss", "1400"], (msgspec.structs.replace(WEB, mss=1400), DNS)),
+        (
+            ["service", "add", "[::9]:53", "--mss", "1220"],
+            (WEB, DNS, Service("::9", 53, mss=1220)),
+        ),
         (["service", "delete", "[2001:DB8::10]:53/udp"], (WEB,)),
         (
             ["real", "add", "[2001:db8::10]:53/udp", "2001:db8:1::12,weight=2"],
@@ -264,7 +269,10 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (["service", "add"], "missing argument 'VIP'; see `nfqlb service add --help`"),
         (["service", "add", "web:80"], "vip 'web': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]"),
         (["service", "add", VIP, "--real", "10.0.1.11:x"], "real port 'x': is not a whole number"),
-        (["service", "edit", VIP], "edit '': says nothing to change; give --scheduler or --flag or --persistent"),
+        (
+            ["service", "edit", VIP],
+            "edit '': says nothing to change; give --scheduler or --flag or --persistent or --mss",
+        ),
         (
             ["service", "delete", "203.0.113.10"],
             "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80",

@@ -38,6 +38,7 @@ name = "web"
 vip = "203.0.113.10:80"
 mode = "nat"
 scheduler = "wrr"
+mss = 1400
 
   [[service.real]]
   address = "10.0.1.11:8080"
@@ -62,7 +63,7 @@ def test_a_whole_file() -> None:
     assert director == {"name": "web", "workers": 2, "queue": 10, "vip_dev": "eth0", "firewall": "leave"}
     assert intent == Intent(
         (
-            Service("203.0.113.10", 80, "tcp", "nat", "wrr", WEB_REALS, "web"),
+            Service("203.0.113.10", 80, "tcp", "nat", "wrr", WEB_REALS, "web", mss=1400),
             Service("2001:db8::10", 53, "udp", reals=(Real("2001:db8:1::11", 5353, 0),)),
         ),
         Timeouts(tcp=600, udp=30),
@@ -144,7 +145,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + "port = 1\n",
             "f.toml:3: service.port '1': is not known here; the keys are "
-            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, real",
+            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, mss, real",
         ),
         (
             SERVICE + "fwmark = 7\n",

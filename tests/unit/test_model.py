@@ -62,6 +62,9 @@ def refusal(build: Callable[[], object]) -> str:
             lambda: Service(VIP, 80, scheduler="best"),
             f"scheduler 'best': is not known; choose from {KNOWN}",
         ),
+        (lambda: Service(VIP, 80, mss=535), "mss '535': out of range; use 536 to 65495 bytes, or 0 for any"),
+        (lambda: Service(VIP, 80, mss=-1), "mss '-1': out of range; use 536 to 65495 bytes, or 0 for any"),
+        (lambda: Service(VIP, 53, "udp", mss=1400), "mss '1400': is nothing that udp has; give it to a service of tcp"),
         (
             lambda: Service(VIP, 80, reals=(Real("2001:db8::1", 80),)),
             "real '[2001:db8::1]:80': is not of the VIP's family (203.0.113.10); mode nat cannot mix IPv4 and IPv6",

@@ -28,7 +28,8 @@ def services(draw: st.DrawFn) -> Service:
     ends = draw(st.lists(st.tuples(addresses, PORTS), unique=True, max_size=4))
     reals = tuple(Real(*end, draw(st.integers(0, WEIGHT_MAX))) for end in ends if end != (address, port))
     protocol, scheduler = draw(st.sampled_from(sorted(PROTOCOLS))), draw(st.sampled_from(SCHEDULERS))
-    return Service(address, port, protocol, "nat", scheduler, reals)
+    mss = draw(st.sampled_from((0, 1400))) if protocol == "tcp" else 0
+    return Service(address, port, protocol, "nat", scheduler, reals, mss=mss)
 
 
 INTENTS = st.builds(

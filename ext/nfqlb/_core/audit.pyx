@@ -54,7 +54,10 @@ from nfqlb._core.wire cimport (
     IP6_HOP_LIMIT,
     IP6_PAYLOAD_LENGTH,
     IP6_SOURCE,
+    SYN,
     TCP_CHECKSUM,
+    TCP_HEADER,
+    TCP_OFFSET,
     TCP_SEQUENCE,
     UDP_CHECKSUM,
     UDP_HEADER,
@@ -114,6 +117,7 @@ cdef const char* audit_packet(const packet_t* packet, uint8_t* original) noexcep
     """A packet after its batch, beside its bytes from before."""
     cdef packet_t came = packet[0]
     cdef packet_t went = packet[0]
+    cdef const char* wrong
     cdef uint8_t kind
     came.data = original
     if packet.reason >= REASONS or packet.verdict != VERDICTS[packet.reason]:
@@ -130,18 +134,27 @@ cdef const char* audit_packet(const packet_t* packet, uint8_t* original) noexcep
     if went.version != came.version or went.protocol != came.protocol or went.segment != came.segment \
             or went.length != came.length or went.transport != came.transport:
         return "a rewritten packet reads otherwise"
-    if kind == PARSED and changed_behind_ports(&came, &went):
-        return "more was rewritten than addresses, ports and checksums"
-    if kind == ICMP_MESSAGE and changed_in_quote(&came, &went):
-        return "more was rewritten in the quoted packet than addresses, ports and its header's checksum"
-    return audit_sums(&came, &went, kind)
+    wrong = audit_sums(&came, &went, kind)
+    if wrong != NULL:
+        return wrong
+    if kind == PARSED:
+        take_lower_mss(&came, &went)
+        return unless(
+            not changed_behind_ports(&came, &went),
+            "more was rewritten than addresses, ports, checksums and a SYN's MSS")
+    return unless(
+        not changed_in_quote(&came, &went),
+        "more was rewritten in the quoted packet than addresses, ports and its header's checksum")
 
 
 cdef const char* audit_sent(packet_t* came, packet_t* went) noexcept nogil:
-    """A packet that goes to a real server as it is, in a tunnel or not: one hop older, and nothing else."""
+    """A packet that goes to a real server as it is, in a tunnel or not: one hop older, a SYN's MSS lowered, and nothing
+    else.
+    """
     cdef uint8_t kind = parse(came)
     cdef uint32_t behind = IP6_HOP_LIMIT + 1
     cdef uint32_t after
+    cdef int had
     if parse(went) != kind or (kind != PARSED and kind != ICMP_MESSAGE):
         return "a packet that is sent is of another kind"
     if time_to_live(went) != time_to_live(came) - 1:
@@ -158,6 +171,11 @@ cdef const char* audit_sent(packet_t* came, packet_t* went) noexcept nogil:
         after = checksum_offset(came)
         if came.flags & CHECKSUM_NOT_READY:
             memcpy(came.data + after, went.data + after, 2)
+    had = right_sums(came)
+    if kind == PARSED and take_lower_mss(came, went) and not came.flags & (CHECKSUM_NOT_READY | SUPER_PACKET):
+        if had & ~right_sums(went) & TRANSPORT_RIGHT:
+            return "a checksum was right, and is not"
+        memcpy(came.data + checksum_offset(came), went.data + checksum_offset(came), 2)
     if memcmp(came.data, went.data, 0 if behind == 0 else IP6_HOP_LIMIT) != 0 \
             or memcmp(came.data + behind, went.data + behind, came.length - behind) != 0:
         return "more was changed than the time to live"
@@ -175,6 +193,25 @@ cdef const char* audit_outer(packet_t* packet) noexcept nogil:
     return unless(
         packet.outer_length == IP6_HEADER and get16(outer + IP6_PAYLOAD_LENGTH) == packet.length,
         "the outer header is wrong")
+
+
+cdef bint take_lower_mss(packet_t* came, const packet_t* went) noexcept nogil:
+    """Give a SYN as it came the MSS that it went with, where that is lower; whether it is."""
+    cdef uint8_t* old = came.data + came.transport
+    cdef const uint8_t* new = went.data + went.transport
+    cdef uint32_t at = TCP_HEADER
+    cdef uint32_t end
+    if came.protocol != TCP or not came.segment & SYN:
+        return False
+    end = (old[TCP_OFFSET] >> 4) * 4
+    while at + 4 <= end and old[at] != 0 and (old[at] != 2 or old[at + 1] != 4):
+        if old[at] != 1 and old[at + 1] < 2:
+            return False
+        at += 1 if old[at] == 1 else old[at + 1]
+    if at + 4 > end or old[at] != 2 or get16(new + at + 2) >= get16(old + at + 2):
+        return False
+    memcpy(old + at + 2, new + at + 2, 2)
+    return True
 
 
 cdef bint changed_behind_ports(const packet_t* came, const packet_t* went) noexcept nogil:

@@ -6,7 +6,7 @@ their buckets, ask for the entries behind them, then decide one by one. The conf
 pointer: a change costs traffic nothing and is seen by whole batches only. Both directions of a flow land in one entry;
 which one a packet is comes from the hook it was taken at, and where that guess fails, from the other look-up.
 """
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 import os
@@ -100,7 +100,7 @@ from nfqlb._core.types cimport (
     snapshot_t,
     table_t,
 )
-from nfqlb._core.wire cimport DONT_FRAGMENT, IP4_FRAGMENT, IP4_HEADER, IP6_HEADER, RST, SYN, get16
+from nfqlb._core.wire cimport DONT_FRAGMENT, IP4_FRAGMENT, IP4_HEADER, IP6_HEADER, RST, SYN, get16, lower_mss
 from nfqlb._core.telemetry import REASON_NAMES, VERDICT_NAMES
 
 
@@ -182,6 +182,7 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     if reply:
         track(worker.table, worker.snapshot, connection, packet, FROM_SERVER, worker.now)
         count_out(worker.telemetry, connection, packet)
+        lower_mss(packet, allowed_mss(worker, packet, connection))
         return nat_reply(packet, connection)
     if not has_server(worker, connection):
         return SERVER_GONE
@@ -190,17 +191,18 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
               CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
     count_in(worker.telemetry, connection, packet)
     if connection.flags & METHOD == NAT:
+        lower_mss(packet, allowed_mss(worker, packet, connection))
         return nat_request(packet, connection)
-    return send_on(worker, packet, connection)
+    return send_on(worker, packet, connection, allowed_mss(worker, packet, connection))
 
 
-cdef uint8_t send_on(worker_t* worker, packet_t* packet, const connection_t* connection) noexcept nogil:
+cdef uint8_t send_on(worker_t* worker, packet_t* packet, const connection_t* connection, uint16_t mss) noexcept nogil:
     """To a real server whose replies do not come back this way."""
     cdef const hop_t* hop = <hop_t*>load_pointer(<void**>&worker.hops[connection.slot], SEQUENTIAL)
     if connection.flags & METHOD == DIRECT:
-        return direct(packet, hop)
+        return direct(packet, hop, mss)
     worker.identification += 1
-    return tunnel(packet, connection, hop, &worker.paths[connection.slot], worker.now, worker.identification)
+    return tunnel(packet, connection, hop, &worker.paths[connection.slot], worker.now, worker.identification, mss)
 
 
 cdef uint8_t answer_late(worker_t* worker, packet_t* packet, uint8_t reason) noexcept nogil:
@@ -363,7 +365,7 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
     else:
         count_in(worker.telemetry, connection, error)
     if connection.flags & METHOD != NAT:
-        reason = send_on(worker, error, connection)
+        reason = send_on(worker, error, connection, 0)
         return ERROR_ROUTED if reason == ROUTED or reason == TUNNELLED else reason
     nat_error(error, &quoted, connection, reply)
     return ERROR_RETURNED if reply else ERROR_FORWARDED
@@ -401,6 +403,12 @@ cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nog
 
 cdef inline connection_t* look_up(worker_t* worker, const packet_t* packet, bint reply) noexcept nogil:
     return find(worker.table, packet, flow_hash(worker.table, packet, reply), REPLY if reply else REQUEST)
+
+
+cdef inline uint16_t allowed_mss(worker_t* worker, const packet_t* packet,
+                                 const connection_t* connection) noexcept nogil:
+    """What a SYN or SYN/ACK may announce by its service; 0: anything, or the packet is neither."""
+    return worker.snapshot.mss[connection.slot] if packet.segment & SYN and has_server(worker, connection) else 0
 
 
 cdef inline bint begins(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:

@@ -47,6 +47,7 @@ from nfqlb._core.wire cimport (
     count_hop,
     full_checksum,
     get16,
+    lower_mss,
     set16,
     set_destination,
     set_raw16,
@@ -73,19 +74,21 @@ cdef inline reason_t nat_reply(packet_t* packet, const connection_t* connection)
     return RETURNED
 
 
-cdef inline reason_t direct(packet_t* packet, const hop_t* hop) noexcept nogil:
-    """Direct routing: on to the real server's link-layer address, one hop older (ip_vs_xmit.c, ip_vs_dr_xmit)."""
-    cdef reason_t reason = go_on(packet, hop, 0, LONGEST_PACKET)
+cdef inline reason_t direct(packet_t* packet, const hop_t* hop, uint16_t mss) noexcept nogil:
+    """Direct routing: on to the real server's link-layer address, one hop older (ip_vs_xmit.c, ip_vs_dr_xmit). `mss`:
+    what a SYN may announce, 0 for anything.
+    """
+    cdef reason_t reason = go_on(packet, hop, 0, LONGEST_PACKET, mss)
     return ROUTED if reason == PARSED else reason
 
 
 cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, const hop_t* hop, const path_t* path,
-                            uint32_t now, uint16_t identification) noexcept nogil:
+                            uint32_t now, uint16_t identification, uint16_t mss) noexcept nogil:
     """Tunnelling: on to the real server inside a packet of our own (RFC 2003, RFC 2473; ip_vs_xmit.c,
     ip_vs_tunnel_xmit). `identification` is that of the outer IPv4 header.
     """
     cdef uint32_t outer = IP4_HEADER if packet.version == 4 else IP6_HEADER
-    cdef reason_t reason = go_on(packet, hop, outer, path.mtu if now < path.until else LONGEST_PACKET)
+    cdef reason_t reason = go_on(packet, hop, outer, path.mtu if now < path.until else LONGEST_PACKET, mss)
     if reason != PARSED:
         return reason
     if packet.flags & CHECKSUM_NOT_READY and not is_bulk(packet) \
@@ -98,7 +101,8 @@ cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, co
     return TUNNELLED
 
 
-cdef inline reason_t go_on(packet_t* packet, const hop_t* hop, uint32_t outer, uint32_t mtu) noexcept nogil:
+cdef inline reason_t go_on(packet_t* packet, const hop_t* hop, uint32_t outer, uint32_t mtu,
+                           uint16_t mss) noexcept nogil:
     """One hop older, and PARSED, when the packet can go that way behind `outer` bytes more and with at most `mtu` of
     its own; else why not.
     """
@@ -114,6 +118,7 @@ cdef inline reason_t go_on(packet_t* packet, const hop_t* hop, uint32_t outer, u
     if packet.length > packet.hop.mtu and not is_bulk(packet) and not may_be_cut(packet):
         return TOO_BIG
     count_hop(packet)
+    lower_mss(packet, mss)
     return PARSED
 
 

@@ -1,7 +1,7 @@
 """Compiled configuration: what `publish` puts before the workers, by one pointer.
 
 Strategy: services are compiled one by one and shared between snapshots while they do not change; a snapshot is only
-an index over them, a byte per slot and the timeouts. Nothing in it is written after it was built, so a worker needs
+an index over them, two arrays by slot and the timeouts. Nothing in it is written after it was built, so a worker needs
 no lock, and what a worker may still read is kept alive until its batch is over (Datapath.publish).
 
 A packet belongs to the service of its mark, else to that of its very port, else to the range that its port lies in,
@@ -72,7 +72,8 @@ cdef class Service:
 
     `flags` are some of the scheduler's (schedulers.FLAGS). With `persistence`, a client stays with its real server for
     so many seconds after its last connection began; `mask` (16 bytes) makes all of a network one client; with
-    `moves_quiesced` a server of weight 0 loses its clients. `one_packet`: each datagram is scheduled on its own.
+    `moves_quiesced` a server of weight 0 loses its clients. `one_packet`: each datagram is scheduled on its own. `mss`:
+    bytes that a SYN may announce at most, 0 for any.
 
     `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
@@ -84,7 +85,7 @@ cdef class Service:
     def __cinit__(self, int protocol, address: bytes, int port, scheduler: str,
                   servers: Sequence[tuple], Service previous = None, *, int last = 0, uint32_t mark = 0,
                   flags: Sequence[str] = (), uint32_t persistence = 0, mask: bytes = b"\xff" * 16,
-                  bint moves_quiesced = False, bint one_packet = False):
+                  bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -109,6 +110,7 @@ cdef class Service:
         self.service.template_address = self.service.address
         if mark:                                             # as the kernel has it: the mark is the address
             self.service.template_address = address_from(address[:12] + mark.to_bytes(4, "big"))
+        self.service.mss = mss
         for flag in flags:
             self.service.flags |= 1 << FLAGS[scheduler].index(flag)
         for slot, packed, server_port, weight, method, *thresholds in servers:
@@ -208,13 +210,15 @@ cdef class Snapshot:
             for i in range(service.service.count):
                 self.snapshot.slot_count = max(self.snapshot.slot_count, service.service.servers[i].slot + 1)
         self.snapshot.available = <uint8_t*>calloc(max(1, self.snapshot.slot_count), 1)
-        if self.snapshot.available == NULL:
+        self.snapshot.mss = <uint16_t*>calloc(max(1, self.snapshot.slot_count), sizeof(uint16_t))
+        if self.snapshot.available == NULL or self.snapshot.mss == NULL:
             raise MemoryError
         for service in self.services:
             for i in range(service.service.count):
                 self.snapshot.available[service.service.servers[i].slot] = 1
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True
+                self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
         index_ports(self.snapshot, [one for one in self.services if kind_of(one) == PORT])
         index_spans(self.snapshot, [one for one in self.services if kind_of(one) == SPAN])
         index_marks(self.snapshot, [one for one in self.services if kind_of(one) == MARK])
@@ -229,6 +233,7 @@ cdef class Snapshot:
             free(self.snapshot.marked)
             free(self.snapshot.index)
             free(self.snapshot.available)
+            free(self.snapshot.mss)
             free(self.snapshot)
 
 

@@ -33,6 +33,7 @@ from nfqlb._core.types cimport (
     packet_t,
 )
 from nfqlb._core.wire cimport (
+    END_OF_OPTIONS,
     FIN,
     IP4_CHECKSUM,
     IP4_DESTINATION,
@@ -45,6 +46,7 @@ from nfqlb._core.wire cimport (
     IP6_NEXT_HEADER,
     IP6_PAYLOAD_LENGTH,
     MORE_FRAGMENTS,
+    NO_OPERATION,
     PSH,
     TCP_CHECKSUM,
     TCP_FLAGS,
@@ -134,8 +136,6 @@ cdef enum:
     LONGEST_HEADER = 256                 # bytes of an IP header with all that stands in every fragment
     FRAGMENT_HEADER = 8                  # bytes of an IPv6 fragment header (RFC 8200, 4.5)
     FRAGMENT = 44                        # its number
-    END_OF_OPTIONS = 0                   # IPv4 options of one byte (RFC 791, 3.1)
-    NO_OPERATION = 1
     CWR = 0x80                           # TCP flag (RFC 3168)
     SEND_BUFFER = 8 << 20                # bytes of frames that may wait for the card
 

@@ -360,6 +360,7 @@ cdef struct service_t:
     uint8_t flags                # of the scheduler: FALLBACK | HASH_PORT
     int32_t gcd                  # wrr: of all positive weights
     int32_t ceiling              # wrr: greatest weight - (gcd - 1)
+    uint16_t mss                 # bytes that a SYN may announce at most, 0: as it comes
     uint32_t count
     server_t* servers            # newest first
     scheduler_state_t* state
@@ -393,6 +394,7 @@ cdef struct snapshot_t:
     uint8_t ftp                  # there is a persistent service on port 21
     uint64_t key[2]
     uint8_t* available           # by slot: the server belongs to its service
+    uint16_t* mss                # by slot: that of its service
     uint32_t slot_count
     uint32_t timeouts[16]        # ticks by TCP state
     uint32_t udp_timeout         # ticks

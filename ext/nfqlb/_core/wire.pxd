@@ -49,6 +49,10 @@ cdef enum:
     TCP_FLAGS = 13
     TCP_CHECKSUM = 16
     TCP_HEADER = 20
+    END_OF_OPTIONS = 0           # options of one byte, of TCP (RFC 9293, 3.1) and IPv4 (RFC 791, 3.1)
+    NO_OPERATION = 1
+    MAXIMUM_SEGMENT_SIZE = 2
+    MSS_LENGTH = 4
     UDP_LENGTH = 4
     UDP_CHECKSUM = 6
     UDP_HEADER = 8
@@ -214,3 +218,37 @@ cdef inline void count_hop(packet_t* packet) noexcept nogil:
     packet.data[IP4_TTL] -= 1
     check = update(get_raw16(packet.data + IP4_CHECKSUM), <uint16_t>~htons(0x0100))     # TTL is a word's high byte
     set_raw16(packet.data + IP4_CHECKSUM, check)
+
+
+cdef inline void lower_mss(packet_t* packet, uint16_t most) noexcept nogil:
+    """Have a SYN announce segments of at most so many bytes (RFC 9293, 3.7.1), 0 for any. One that announces none means
+    536 (IPv6: 1220), and stays so.
+
+    A checksum that is still to be made, here or by the card, is left alone: it will cover what stands here then.
+    """
+    cdef uint8_t* at = packet.data + packet.transport
+    cdef uint32_t end = (at[TCP_OFFSET] >> 4) * 4
+    cdef uint32_t option = TCP_HEADER
+    cdef uint16_t before
+    while most and option + MSS_LENGTH <= end and at[option] != END_OF_OPTIONS:
+        if at[option] == NO_OPERATION:
+            option += 1
+        elif at[option + 1] < 2:
+            return
+        elif at[option] == MAXIMUM_SEGMENT_SIZE and at[option + 1] == MSS_LENGTH:
+            before = get16(at + option + 2)
+            if before > most:
+                set16(at + option + 2, most)
+                if not packet.flags & (CHECKSUM_NOT_READY | SUPER_PACKET):
+                    change_word(at + TCP_CHECKSUM, before, most, option & 1)
+            return
+        else:
+            option += at[option + 1]
+
+
+cdef inline void change_word(uint8_t* checksum, uint16_t before, uint16_t after, bint odd) noexcept nogil:
+    """Bring a checksum along after a word changed; one at an odd offset counts with its bytes swapped (RFC 1071, 2)."""
+    if odd:
+        before = <uint16_t>(before << 8 | before >> 8)
+        after = <uint16_t>(after << 8 | after >> 8)
+    set_raw16(checksum, update(get_raw16(checksum), <uint64_t><uint16_t>~htons(before) + htons(after)))

@@ -35,6 +35,7 @@ class Service:
         mask: bytes = ...,
         moves_quiesced: bool = False,
         one_packet: bool = False,
+        mss: int = 0,
     ) -> Self: ...
     def collect(self, now: int, all_unused: bool) -> int: ...
     @property

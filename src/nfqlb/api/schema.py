@@ -45,6 +45,7 @@ class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
     flags: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     persistence: Persistence | msgspec.UnsetType | None = msgspec.UNSET
     one_packet: bool | msgspec.UnsetType = msgspec.UNSET
+    mss: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
@@ -87,6 +88,7 @@ class ServiceView(msgspec.Struct):
     flags: tuple[str, ...]
     persistence: Persistence | None
     one_packet: bool
+    mss: int
 
 
 class Services(msgspec.Struct):
@@ -202,6 +204,7 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
         flags=service.flags,
         persistence=service.persistence,
         one_packet=service.one_packet,
+        mss=service.mss,
     )
 
 

@@ -26,6 +26,7 @@ def command() -> None:
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server for so long.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @click.option("--one-packet", is_flag=True, help="Each datagram is scheduled on its own.")
+@click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything [default: 0].")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @director_options
 @click.pass_obj
@@ -38,6 +39,7 @@ def add(
     persistent: int | None,
     netmask: int | None,
     one_packet: bool,
+    mss: int | None,
     reals: tuple[str, ...],
     api: str | None,
     name: str | None,
@@ -47,7 +49,7 @@ def add(
 
     from nfqlb.cli.values import persistence, service
 
-    more = {"persistence": persistence(persistent, netmask), "one_packet": one_packet}
+    more = {"persistence": persistence(persistent, netmask), "one_packet": one_packet, "mss": mss}
     client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags, **more)))
 
 
@@ -59,6 +61,7 @@ def add(
 )
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0: no more.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
+@click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything.")
 @director_options
 @click.pass_obj
 def edit(
@@ -68,6 +71,7 @@ def edit(
     flags: tuple[str, ...],
     persistent: int | None,
     netmask: int | None,
+    mss: int | None,
     api: str | None,
     name: str | None,
 ) -> None:
@@ -77,7 +81,7 @@ def edit(
     from nfqlb.cli.values import given, persistence
     from nfqlb.model import parse_vip
 
-    changed = given(scheduler=scheduler, flags=list(flags) or None, persistent=persistent)
+    changed = given(scheduler=scheduler, flags=list(flags) or None, persistent=persistent, mss=mss)
     if changed.pop("persistent", None) is not None:
         changed["persistence"] = msgspec.to_builtins(persistence(persistent, netmask)) if persistent else None
     client(env, api, name).edit_service(str(parse_vip(vip)), changed)

@@ -23,12 +23,13 @@ def services(answer: Answer) -> Table:
     rows = []
     width = _first_width(answer)
     for service in answer["services"]:
-        rows.append(f"{_virtual(service['key'])} {service['scheduler']}")
+        flags = f" mss {service['mss']}" if service["mss"] else ""
+        rows.append(f"{_virtual(service['key'])} {service['scheduler']}{flags}")
         for real in service["reals"]:
             first = f"{_remote(real):<{width}} {service['mode']:<7} {real['weight']:<6}"
             rows.append(f"{first} {real['active']:<10} {real['inactive']}")
     columns = f"{REMOTE:<{width}} Forward Weight ActiveConn InActConn"
-    return Table(["Prot LocalAddress:Port Scheduler", columns], rows)
+    return Table(["Prot LocalAddress:Port Scheduler Flags", columns], rows)
 
 
 def stats(answer: Answer) -> Table:

@@ -34,6 +34,6 @@ def given(**options: object) -> dict[str, object]:
     """Those that are not None; it takes one at least to change anything."""
     found = {name: value for name, value in options.items() if value is not None}
     if not found:
-        names = " or ".join(f"--{name.removesuffix('s')}" for name in options)
+        names = " or ".join(f"--{name if name == 'mss' else name.removesuffix('s')}" for name in options)
         raise ConfigError("edit", "", "says nothing to change", f"give {names}")
     return found

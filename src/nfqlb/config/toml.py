@@ -59,6 +59,7 @@ SERVICE: Types = {
     "flags": list,
     "persistence": dict,
     "one_packet": bool,
+    "mss": int,
     "real": list,
 }
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}

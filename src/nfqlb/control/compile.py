@@ -97,6 +97,7 @@ class Compiler:
             mark=service.fwmark,
             flags=service.flags,
             one_packet=service.one_packet,
+            mss=service.mss,
             **_persistence(service),
         )
 
