@@ -129,7 +129,7 @@ def test_a_real_server_is_as_found_when_its_set_up_is_undone(make_net: Callable[
     serves = ["--mode", mode, "--vip", net.vip(4), "--vip", net.vip(6)]
     missing = net.real_server(server, "check", *serves, check=False)
     assert missing.returncode == 1
-    assert len(missing.stdout.splitlines()) == (4 if mode == "dr" else 5)  # two VIPs, two sysctls, the tunnel
+    assert len(missing.stdout.splitlines()) == (4 if mode == "dr" else 6)  # VIPs, sysctls, tunnel, MSS
     for _ in range(2):
         net.real_server(server, "setup", *serves)
         assert net.real_server(server, "check", *serves).stdout == ""

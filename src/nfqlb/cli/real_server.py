@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from nfqlb.kernel.realserver import RealServer
 
 
+MSS = "What clients are told to send at most; 0: anything [default: what fits into the tunnel]."
+
+
 @click.group("real-server", short_help="Set up this machine as a real server for dr or tun.")
 def command() -> None:
     """Set up this machine as a real server for direct routing (dr) or tunnelling (tun). Needs root, and no director."""
@@ -19,6 +22,7 @@ def command() -> None:
 
 def mode_and_vips(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
+        click.option("--mss", type=int, metavar="BYTES", help=MSS),
         click.option("--vip", "vips", multiple=True, required=True, metavar="ADDR", help="A VIP; repeats."),
         click.option("--mode", required=True, metavar="dr|tun", help="The forwarding method of its service."),
     ):
@@ -29,19 +33,20 @@ def mode_and_vips(function: Callable[..., Any]) -> Callable[..., Any]:
 @command.command("setup")
 @mode_and_vips
 @click.option("--dev", "devices", multiple=True, metavar="IF", help="Where tunnels come in; repeats [default: all].")
-def setup(mode: str, vips: tuple[str, ...], devices: tuple[str, ...]) -> None:
+@click.option("--by", default="auto", metavar="auto|kernel|bpf", help="Who takes packets out of a tunnel.")
+def setup(mode: str, vips: tuple[str, ...], mss: int | None, devices: tuple[str, ...], by: str) -> None:
     """Take the VIPs without telling anybody, and for tun packets out of their tunnel. It lasts until undo or a boot."""
-    mode, addresses = _checked(mode, vips)
-    _real_server().setup(mode, addresses, devices)
+    mode, addresses = _checked(mode, vips, mss)
+    _real_server().setup(mode, addresses, devices, by, mss)
 
 
 @command.command("check")
 @mode_and_vips
 @click.pass_context
-def check(context: click.Context, mode: str, vips: tuple[str, ...]) -> None:
+def check(context: click.Context, mode: str, vips: tuple[str, ...], mss: int | None) -> None:
     """Say what is missing, and end with 1 if anything is."""
-    mode, addresses = _checked(mode, vips)
-    found = _real_server().check(mode, addresses)
+    mode, addresses = _checked(mode, vips, mss)
+    found = _real_server().check(mode, addresses, mss)
     for sentence in found:
         click.echo(sentence)
     context.exit(1 if found else 0)
@@ -53,10 +58,11 @@ def undo() -> None:
     _real_server().undo()
 
 
-def _checked(mode: str, vips: tuple[str, ...]) -> tuple[str, list[str]]:
-    from nfqlb.model import canonical, check_choice
+def _checked(mode: str, vips: tuple[str, ...], mss: int | None) -> tuple[str, list[str]]:
+    from nfqlb.model import canonical, check_choice, check_mss
 
     check_choice("--mode", mode, ("dr", "tun"))
+    check_mss("--mss", mss or 0)
     return mode, [canonical("--vip", vip) for vip in vips]
 
 

@@ -76,6 +76,16 @@ def learn(name: str, register: int = FIRST) -> bytes:
     return _expression("dynset", text(1, name), number(3, 1), number(4, register))
 
 
+def data(value: bytes, register: int = FIRST) -> bytes:
+    return _expression("immediate", number(1, register), nested(2, attribute(1, value)))
+
+
+def write_tcp_option(kind: int, offset: int, length: int, register: int = FIRST) -> bytes:
+    """Write into a TCP option that is there; of kind 2, the MSS, only what is lower."""
+    fields = (attribute(2, bytes([kind])), number(3, offset), number(4, length), number(6, 1), number(7, register))
+    return _expression("exthdr", *fields)
+
+
 def notrack() -> bytes:
     return _expression("notrack")
 

@@ -1,4 +1,5 @@
-"""What direct routing and tunnelling need on a real server: the VIPs without ARP, and packets out of their tunnel.
+"""What direct routing and tunnelling need on a real server: the VIPs without ARP, packets out of their tunnel, and
+clients that send none that would not fit into it.
 
 Strategy: the same as on a director. Originals are on disk before anything is changed (kernel.saved), so `undo` puts
 back what was there before the first set-up, and a set-up can be repeated. IPv6 needs no sysctl: neighbour discovery
@@ -13,11 +14,12 @@ from pathlib import Path
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 
 from nfqlb.errors import ConfigError
-from nfqlb.kernel import addresses, decapsulate, sysctl
+from nfqlb.kernel import addresses, segments, sysctl, tunnels
 from nfqlb.kernel.saved import Saved
-from nfqlb.model import family
+from nfqlb.model import check_choice, family
 
 LOOPBACK = "lo"
+LEAST_MTU = 1280  # where no interface is up yet: what IPv6 asks of every link
 SILENT = {"net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2"}
 
 
@@ -27,8 +29,15 @@ class RealServer:
     def __init__(self, saved: Path) -> None:
         self._saved = Saved(saved)
 
-    def setup(self, mode: str, vips: Sequence[str], devices: Sequence[str]) -> None:
-        """Serve these VIPs with `mode` dr or tun; packets of a tunnel come in on `devices`, on all if none is named."""
+    def setup(
+        self, mode: str, vips: Sequence[str], devices: Sequence[str], by: str = "auto", mss: int | None = None
+    ) -> None:
+        """Serve these VIPs with `mode` dr or tun; packets of a tunnel come in on `devices`, on all if none is named.
+
+        `by` says who takes them out of it (tunnels.BY), `mss` what the server's SYN/ACKs announce at most: 0 for
+        anything, None for what fits into the tunnel.
+        """
+        check_choice("--by", by, tunnels.BY)
         with IPRoute() as ip:
             index = addresses.index_of(ip, LOOPBACK)
             there = addresses.present(ip, index)
@@ -46,11 +55,15 @@ class RealServer:
                 if sysctl.read(name) != value:
                     sysctl.write(name, value)
             if mode == "tun":
-                decapsulate.attach(vips, chosen)
+                tunnels.take_out(ip, vips, list(chosen), by)
+            if _lowers(mode, mss):
+                segments.announce(vips, min(chosen.values(), default=LEAST_MTU), mss)
+            else:
+                segments.leave()
             for vip in missing:
                 addresses.add(ip, index, LOOPBACK, vip)
 
-    def check(self, mode: str, vips: Sequence[str]) -> list[str]:
+    def check(self, mode: str, vips: Sequence[str], mss: int | None = None) -> list[str]:
         """What is missing, a sentence each with its fix."""
         found = []
         with IPRoute() as ip:
@@ -59,6 +72,7 @@ class RealServer:
                 f"the VIP {vip} is not an address of {LOOPBACK}: {_fix(mode, vips)}" for vip in vips if vip not in there
             ]
             exposed = _elsewhere(ip).intersection(vips)
+            shut = tunnels.missing(ip, vips, _fix(mode, vips)) if mode == "tun" else []
         found += [
             f"the VIP {vip} is an address of another interface than {LOOPBACK}, which tells everybody: remove it there"
             for vip in sorted(exposed)
@@ -69,8 +83,9 @@ class RealServer:
                 found.append(
                     f"sysctl {sysctl.title(name)} is {now}, so this machine answers ARP for VIPs: set it to {value}"
                 )
-        if mode == "tun" and not decapsulate.attached():
-            found.append(f"nothing takes packets out of their tunnel: {_fix(mode, vips)}")
+        found += shut
+        if _lowers(mode, mss) and not all(segments.attached(family(vip)) for vip in vips):
+            found.append(f"nothing keeps clients from segments that are too long for a tunnel: {_fix(mode, vips)}")
         return found
 
     def undo(self) -> None:
@@ -79,7 +94,8 @@ class RealServer:
         with IPRoute() as ip:
             for device, vip in self._saved.addresses:
                 addresses.remove(ip, device, vip)
-        decapsulate.detach()
+            tunnels.leave(ip)
+        segments.leave()
         for name, value in self._saved.sysctls.items():
             if name not in shared.sysctls and sysctl.read(name) is not None:
                 sysctl.write(name, value)
@@ -91,14 +107,18 @@ def _silent(vips: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield from SILENT.items()
 
 
-def _chosen(ip: IPRoute, devices: Sequence[str]) -> list[str]:
-    """The devices that are named, or every one that is up and has link-layer addresses."""
+def _lowers(mode: str, mss: int | None) -> bool:
+    return mode == "tun" if mss is None else mss > 0
+
+
+def _chosen(ip: IPRoute, devices: Sequence[str]) -> dict[str, int]:
+    """The devices that are named, or every one that is up and has link-layer addresses, and the MTU of each."""
     links = {str(link.get("ifname")): link for link in ip.get_links()}
     for device in devices:
         if device not in links:
             raise ConfigError("--dev", device, "is not an interface", "see `ip link` for their names")
     up = [name for name, link in links.items() if name != LOOPBACK and link.get("operstate") == "UP"]
-    return list(devices) or up
+    return {name: int(links[name].get("mtu")) for name in devices or up}
 
 
 def _elsewhere(ip: IPRoute) -> set[str]:
