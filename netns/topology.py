@@ -29,7 +29,8 @@ class Net(Machines):
     vip: "local" puts it on the director; "routed" is an address that the router routes to the director, who does not
     have it; "free" is an address of the director's network that nobody has, for --vip-dev.
     web, echo: which programs the real servers run (nginx on port 80, netns.echo on port 7).
-    mode: with "dr" and "tun" the real servers are set up for that, and answer past the director.
+    mode: with "dr" and "tun" the real servers are set up for that, and answer past the director; setup: what else
+    `nfqlb real-server setup` is told then.
     """
 
     # what a subclass may have better ones of
@@ -47,8 +48,9 @@ class Net(Machines):
         web: bool = True,
         echo: bool = False,
         mode: str = "nat",
+        setup: Sequence[str] = (),
     ) -> None:
-        self.arms, self.web, self.echo, self.mode = arms, web, echo, mode
+        self.arms, self.web, self.echo, self.mode, self.setup = arms, web, echo, mode, setup
         self.outside = UPLINK if arms == 2 else INSIDE
         self.vip_kind, self.vips = vip, ROUTED if vip == "routed" else self.outside.at(100)
         super().__init__()
@@ -104,7 +106,7 @@ class Net(Machines):
         self._wire().apply(self.switch, self.router)
         if self.mode != "nat":
             for server in self.servers:
-                self.real_server(server, "setup", *self.serves)
+                self.real_server(server, "setup", *self.serves, *self.setup)
         self.start()
 
     def start(self) -> None:

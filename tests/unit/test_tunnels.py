@@ -25,6 +25,7 @@ class FakeIp:
         self.root, self.kinds = root, kinds
         self.states: dict[str, str] = {"eth0": "up"}
         self.added: list[tuple[str, str, bool]] = []
+        self.addresses: dict[str, str] = {}
 
     def link_lookup(self, ifname: str) -> list[int]:
         return [list(self.states).index(ifname)] if ifname in self.states else []
@@ -32,17 +33,26 @@ class FakeIp:
     def get_links(self, ifname: str) -> list[dict[str, str]]:
         return [{"state": self.states[ifname]}]
 
-    def link(self, verb: str, index: int = 0, ifname: str = "", kind: str = "", state: str = "", **data: bool) -> None:
+    def link(self, verb: str, index: int = 0, ifname: str = "", kind: str = "", state: str = "", **data: int) -> None:
         if verb == "add":
             if kind not in self.kinds:
                 raise NetlinkError(errno.EOPNOTSUPP, "Unknown device type")
-            self.added.append((ifname, kind, data[f"{kind}_collect_metadata"]))
+            self.added.append((ifname, kind, bool(data[f"{kind}_collect_metadata"])))
+            assert kind == "ipip" or data["ip6tnl_flags"] == 0x40
             self.states[ifname] = "down"
             write(self.root, ifname, "1")
         elif verb == "set":
             self.states[list(self.states)[index]] = state
         else:
-            del self.states[list(self.states)[index]]
+            name = list(self.states)[index]
+            del self.states[name]
+            self.addresses.pop(name, None)
+
+    def addr(self, verb: str, index: int, address: str, prefixlen: int, flags: int) -> None:
+        name = list(self.states)[index]
+        if verb != "add" or prefixlen != 32 or name in self.addresses:
+            raise NetlinkError(errno.EEXIST, "exists")
+        self.addresses[name] = address
 
 
 class FakeBpf:
@@ -108,8 +118,10 @@ def test_another_choice_takes_the_first_ones_place(root: Path) -> None:
 
 
 def test_the_device_checks_sources_loosely_whatever_the_machine_does(root: Path) -> None:
-    tunnels.take_out(FakeIp(root, "ipip"), [VIP], ["eth0"], "auto", FakeBpf())
+    ip = FakeIp(root, "ipip")
+    tunnels.take_out(ip, [VIP, "203.0.113.11"], ["eth0"], "auto", FakeBpf())
     assert (root / "net/ipv4/conf" / KERNEL4 / "rp_filter").read_text() == "2"
+    assert ip.addresses == {KERNEL4: VIP}, "without an address every source fails"
 
 
 def test_without_the_module_the_kernel_cannot_be_asked_for(root: Path) -> None:

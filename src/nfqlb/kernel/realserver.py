@@ -122,10 +122,10 @@ def _chosen(ip: IPRoute, devices: Sequence[str]) -> dict[str, int]:
 
 
 def _elsewhere(ip: IPRoute) -> set[str]:
-    """The addresses of all interfaces but the loopback one."""
-    loopback = addresses.index_of(ip, LOOPBACK)
-    links = [int(link["index"]) for link in ip.get_links()]
-    return set().union(*(addresses.present(ip, index) for index in links if index != loopback))
+    """The addresses of all interfaces but the loopback one and our tunnels', on which nobody asks."""
+    silent = (LOOPBACK, *tunnels.NAMES.values())
+    links = [int(link["index"]) for link in ip.get_links() if link.get("ifname") not in silent]
+    return set().union(*(addresses.present(ip, index) for index in links))
 
 
 def _fix(mode: str, vips: Sequence[str]) -> str:

@@ -1,12 +1,14 @@
 """Packets out of their tunnel on a real server: by the kernel's own tunnel device where it can be made, else by BPF.
 
 Strategy: the device is one of ours, without ends (`external`): it takes IPIP packets from whatever director, as tunl0
-does, but is not shared with anybody, and the ipip module's tunl0 and other tunnels with ends stay as they are. It holds
-no address: the VIPs are on `lo`. Asking for the device loads the module. BPF takes the families whose device cannot be
-made (nfqlb.kernel.decapsulate).
+does, but is not shared with anybody, and the ipip module's tunl0 and other tunnels with ends stay as they are. Asking
+for the device loads the module. BPF takes the families whose device cannot be made (nfqlb.kernel.decapsulate).
 
 The inner source is a client, whom another interface leads to. So the device checks sources loosely (rp_filter 2), which
-holds whatever conf/all says, since the kernel goes by the greater of both (Documentation/networking/ip-sysctl.rst).
+holds whatever conf/all says, since the kernel goes by the greater of both (Documentation/networking/ip-sysctl.rst); it
+has a VIP because an interface without an address passes no check (net/ipv4/fib_frontend.c, __fib_validate_source).
+Over IPv6 the outer source may be the VIP itself, the director's address as well as ours, which has to be allowed
+(net/ipv6/ip6_tunnel.c, ip6_tnl_rcv_ctl).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
 from nfqlb.errors import KernelError, MissingError
-from nfqlb.kernel import decapsulate, sysctl
+from nfqlb.kernel import addresses, decapsulate, sysctl
 from nfqlb.model import family
 
 BY = ("auto", "kernel", "bpf")
@@ -27,6 +29,8 @@ NAMES = {4: "nfqlb-tun4", 6: "nfqlb-tun6"}
 KINDS = {4: "ipip", 6: "ip6tnl"}
 MODULES = {4: "ipip", 6: "ip6_tunnel"}
 STRICT, LOOSE = 1, 2
+ALLOW_LOCAL_REMOTE = 0x40  # IP6_TNL_F_ALLOW_LOCAL_REMOTE
+FLAGS = {4: {}, 6: {"ip6tnl_flags": ALLOW_LOCAL_REMOTE}}
 
 
 class Bpf(Protocol):
@@ -40,9 +44,10 @@ class Bpf(Protocol):
 def take_out(ip: IPRoute, vips: Sequence[str], devices: Sequence[str], by: str, bpf: Bpf = decapsulate) -> None:
     """Have packets for these VIPs taken out of their tunnel; `by` is one of BY. MissingError where it cannot be so."""
     made = set()
-    for number in sorted({family(vip) for vip in vips} if by != "bpf" else ()):
+    firsts = {family(vip): vip for vip in reversed(vips)} if by != "bpf" else {}
+    for number, vip in firsts.items():
         try:
-            _make(ip, number)
+            _make(ip, number, vip)
             made.add(number)
         except MissingError:
             if by == "kernel":
@@ -74,21 +79,23 @@ def missing(ip: IPRoute, vips: Sequence[str], fix: str, bpf: Bpf = decapsulate) 
     return found
 
 
-def _make(ip: IPRoute, number: int) -> None:
+def _make(ip: IPRoute, number: int, vip: str) -> None:
     name, kind = NAMES[number], KINDS[number]
     try:
         if not ip.link_lookup(ifname=name):
-            ip.link("add", ifname=name, kind=kind, **{f"{kind}_collect_metadata": True})
+            ip.link("add", ifname=name, kind=kind, **{f"{kind}_collect_metadata": True}, **FLAGS[number])
     except NetlinkError as error:
         why = os.strerror(error.code)
         raise MissingError(
             f"the kernel makes no tunnel device of kind {kind} ({why}): load the module {MODULES[number]}, "
             "or use --by bpf"
         ) from error
+    index = ip.link_lookup(ifname=name)[0]
     if number == 4:
         sysctl.write(f"net/ipv4/conf/{name}/rp_filter", str(LOOSE))
+        addresses.add(ip, index, name, vip)
     try:
-        ip.link("set", index=ip.link_lookup(ifname=name)[0], state="up")
+        ip.link("set", index=index, state="up")
     except NetlinkError as error:
         raise KernelError(f"the device {name} cannot be set up: {os.strerror(error.code)}") from error
 
