@@ -686,8 +686,8 @@ cdef class Table:
         return self.table.loads[slot].active, self.table.loads[slot].inactive
 
     def connections(self, now: int, int limit = 0) -> list[tuple]:
-        """(protocol, client, cport, vip, vport, server, port, state, seconds left, template) of each connection, `limit`
-        at most (0: all). A template says where a client goes next; state 1 means that a connection of it was answered.
+        """(protocol, client, cport, vip, vport, server, port, state, seconds left, template) of each connection,
+        `limit` at most (0: all). A template says where a client goes next; state 1: a connection of it was answered.
         """
         cdef connection_t entry
         cdef uint32_t tick = now // TICK

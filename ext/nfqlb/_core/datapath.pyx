@@ -323,7 +323,8 @@ cdef uint8_t stay(worker_t* worker, service_t* service, const packet_t* packet, 
     return PARSED
 
 
-cdef void lead(connection_t* template, const service_t* service, const address_t* network, int32_t chosen) noexcept nogil:
+cdef void lead(connection_t* template, const service_t* service, const address_t* network,
+               int32_t chosen) noexcept nogil:
     """Fill in where connections of this network to this service go."""
     cdef const server_t* server = &service.servers[chosen]
     template.client = network[0]
@@ -511,7 +512,7 @@ cdef class Datapath:
         """Read all counters. They only grow; reading takes nothing away."""
         cdef Worker worker
         cdef counter_t* counter
-        cdef load_t* load
+        cdef load_t* now
         cdef uint32_t slot
         cdef int i
         reasons = [0] * REASONS
@@ -531,8 +532,8 @@ cdef class Datapath:
                 total[2] += counter.outpackets
                 total[3] += counter.inbytes
                 total[4] += counter.outbytes
-            load = &self.table.table.loads[slot]
-            slots[slot] = (*total, load.active, load.inactive, load.persistent)
+            now = &self.table.table.loads[slot]
+            slots[slot] = (*total, now.active, now.inactive, now.persistent)
         return Drained(dict(zip(REASON_NAMES, reasons)), slots, batches, packets)
 
 

@@ -216,9 +216,9 @@ cdef class Snapshot:
         for service in self.services:
             for i in range(service.service.count):
                 self.snapshot.available[service.service.servers[i].slot] = 1
+                self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True
-                self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
         index_ports(self.snapshot, [one for one in self.services if kind_of(one) == PORT])
         index_spans(self.snapshot, [one for one in self.services if kind_of(one) == SPAN])
         index_marks(self.snapshot, [one for one in self.services if kind_of(one) == MARK])
