@@ -138,10 +138,11 @@ class Model:
             reason, entry = self.decide(parsed, tick, reply_hook=hook in (1, 2))
             if reason == "forwarded":
                 assert entry is not None
-                new = rewritten(packet, parsed, parsed.source, entry.server, flags)
+                here = self.ways.get(entry.server, 1500) == 0
+                new = rewritten(packet, parsed, parsed.source, entry.server, flags & ~2 if here else flags)
             elif reason == "returned":
                 assert entry is not None
-                new = rewritten(packet, parsed, entry.vip, parsed.destination, flags)
+                new = rewritten(packet, parsed, entry.vip, parsed.destination, flags & ~2 if hook == 1 else flags)
             elif reason == "send on":
                 assert entry is not None
                 reason, new = self.send_on(packet, parsed, entry, flags)

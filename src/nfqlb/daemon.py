@@ -358,15 +358,20 @@ class Director:
     # --- where frames go ----------------------------------------------------------------------------------------------
 
     def _aim(self, intent: Intent, patience: float = 0.0) -> None:
-        """Send frames where the real servers are now; wait at most `patience` seconds for new ones."""
-        sent_to = {service.key for service in intent.services if service.mode != "nat"}
-        wanted = {slot: address for (key, address, _), slot in self._compiler.slots.items() if key in sent_to}
-        if not wanted and not self._ways:
+        """Send frames where the real servers are now; wait at most `patience` seconds for new ones. Of those that are
+        reached by NAT only the ones on this machine need a way.
+        """
+        modes = {service.key: service.mode for service in intent.services}
+        slots = {
+            slot: (address, modes[key]) for (key, address, _), slot in self._compiler.slots.items() if key in modes
+        }
+        if not slots and not self._ways:
             return
+        wanted = {slot: address for slot, (address, mode) in slots.items() if mode != "nat"}
         end = time.monotonic() + patience
         while True:
             try:
-                found = neighbours.hops(set(wanted.values()))
+                found, here = neighbours.hops(set(wanted.values())), neighbours.own()
             except OSError as error:
                 raise KernelError(f"cannot look for real servers on the wire: {error.strerror or error}") from error
             lost = set(wanted.values()) - found.keys()
@@ -374,6 +379,7 @@ class Director:
                 break
             time.sleep(0.01)
         ways = {slot: found[address] for slot, address in wanted.items() if address in found}
+        ways |= {slot: neighbours.HERE for slot, (address, mode) in slots.items() if mode == "nat" and address in here}
         for slot in self._ways.keys() | ways.keys():
             if self._ways.get(slot) != ways.get(slot):
                 self._datapath.aim(slot, Hop(*ways[slot]) if slot in ways else None)

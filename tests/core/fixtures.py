@@ -36,6 +36,8 @@ DNS, RESOLVER = "203.0.113.1:53", "10.0.0.2:5353"
 CLIENT6, WEB6, FIRST6 = "[2001:db8:1::10]:40000", "[2001:db8::1]:80", "[fd00::2]:8080"
 DNS6, RESOLVER6 = "[2001:db8::1]:53", "[fd00::2]:5353"
 
+OWN, OWN_REAL = "203.0.113.26:80", "10.0.0.16:8080"  # NAT to this machine
+
 DRAINED, DRAINED6 = "203.0.113.1:81", "[2001:db8::1]:81"
 
 # direct routing: one server is there, one answers no ARP, one is this machine, one is behind a narrow link
@@ -51,6 +53,7 @@ DIRECT6, NARROW6 = "[2001:db8::2]:80", "[2001:db8::5]:80"
 WAYS = {
     "10.0.0.13:80": None,
     "10.0.0.14:80": Hop(0, 0, local=True),
+    OWN_REAL: Hop(0, 0, local=True),
     "10.0.0.15:80": Hop(7, 600, b"server", b"source"),
     "[fd00::15]:80": Hop(7, 1280, b"server", b"source"),
     "10.0.0.32:80": Hop(7, 1500, b"server", b"source", endpoint("10.0.0.1:0").address),
@@ -67,6 +70,7 @@ CONFIG = (
     Virtual(DRAINED, {}, protocol="udp"),
     Virtual(DRAINED6, {}, protocol="udp"),
     Virtual(WEB6, {FIRST6: 1}),
+    Virtual(OWN, {OWN_REAL: 1}),
     Virtual(DNS6, {RESOLVER6: 1}, protocol="udp"),
     Virtual(MODEST, {SECOND: 1}, mss=1400),
     Virtual(MODEST6, {FIRST6: 1}, mss=1400),
@@ -290,6 +294,21 @@ ROWS = [
         swapped(tcp(WEB, CLIENT, "PA", BULK), tcp(SECOND, CLIENT, "PA", BULK, check="unfinished"), 36),
         *HANDSHAKE,
         flags=SUPER_PACKET,
+    ),
+    forwarded(
+        "tcp super-packet to this machine is finished, since nobody cuts it",
+        tcp(CLIENT, OWN, "PA", BULK, check="unfinished"),
+        tcp(CLIENT, OWN_REAL, "PA", BULK),
+        (tcp(CLIENT, OWN), PREROUTING),
+        flags=SUPER_PACKET | NOT_READY,
+    ),
+    returned(
+        "tcp super-packet to the director's own client is finished",
+        tcp(SECOND, CLIENT, "PA", BULK, check="unfinished"),
+        tcp(WEB, CLIENT, "PA", BULK),
+        *HANDSHAKE,
+        hook=INPUT,
+        flags=SUPER_PACKET | NOT_READY,
     ),
     forwarded("udp checksum not verified", udp(CLIENT, DNS), udp(CLIENT, RESOLVER), flags=NOT_VERIFIED),
     forwarded("udp checksum unfinished", udp(CLIENT, DNS, check="unfinished"), udp(CLIENT, RESOLVER), flags=NOT_READY),

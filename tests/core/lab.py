@@ -156,7 +156,7 @@ class Lab:
             slot = self.table.slot(protocol, *vip, *end, virtual.last, virtual.mark)
             self.slots[virtual.protocol, virtual.vip, real] = slot
             servers.append((slot, *end, weight, virtual.mode, *thresholds))
-            if virtual.mode != "nat":
+            if virtual.mode != "nat" or real in self.ways:
                 self.datapath.aim(slot, self.ways.get(real, LINK))
         names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss"
         more: dict[str, Any] = {name: getattr(virtual, name) for name in names}

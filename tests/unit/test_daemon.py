@@ -388,6 +388,14 @@ def test_warnings_follow_changes(made: Made, caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == ["10.0.1.13 has no route"]
 
 
+def test_a_real_server_of_nat_that_is_this_machine_is_known(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    for own, steps in [({WEB.reals[0].address}, ["aim 11"]), (set(), ["no way to 11"])]:
+        monkeypatch.setattr(neighbours, "own", lambda own=own: own)
+        made.fakes.take()
+        made.director._aim(made.director.intent())
+        assert made.fakes.take() == steps
+
+
 def test_frames_go_where_real_servers_are_found(
     made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,7 +33,7 @@ from nfqlb._core.connection cimport (
     warm_bucket,
     warm_entry,
 )
-from nfqlb._core.forward cimport direct, nat_reply, nat_request, tunnel
+from nfqlb._core.forward cimport direct, finish_bulk, is_bulk, nat_reply, nat_request, tunnel
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.load cimport note_connection
@@ -183,7 +183,7 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         track(worker.table, worker.snapshot, connection, packet, FROM_SERVER, worker.now)
         count_out(worker.telemetry, connection, packet)
         lower_mss(packet, allowed_mss(worker, packet, connection))
-        return nat_reply(packet, connection)
+        return reply_on(packet, connection)
     if not has_server(worker, connection):
         return SERVER_GONE
     if not connection.flags & ONE_PACKET:
@@ -192,7 +192,10 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     count_in(worker.telemetry, connection, packet)
     if connection.flags & METHOD == NAT:
         lower_mss(packet, allowed_mss(worker, packet, connection))
-        return nat_request(packet, connection)
+        reason = nat_request(packet, connection)
+        if is_bulk(packet) and is_here(worker, connection):
+            finish_bulk(packet)
+        return reason
     return send_on(worker, packet, connection, allowed_mss(worker, packet, connection))
 
 
@@ -211,7 +214,21 @@ cdef uint8_t answer_late(worker_t* worker, packet_t* packet, uint8_t reason) noe
     if connection == NULL:
         return reason
     count_out(worker.telemetry, connection, packet)
-    return nat_reply(packet, connection)
+    return reply_on(packet, connection)
+
+
+cdef uint8_t reply_on(packet_t* packet, const connection_t* connection) noexcept nogil:
+    """To the client, which may be this machine."""
+    cdef uint8_t reason = nat_reply(packet, connection)
+    if is_bulk(packet) and packet.hook == INPUT:
+        finish_bulk(packet)
+    return reason
+
+
+cdef inline bint is_here(worker_t* worker, const connection_t* connection) noexcept nogil:
+    """Whether the real server is this machine."""
+    cdef const hop_t* hop = <hop_t*>load_pointer(<void**>&worker.hops[connection.slot], SEQUENTIAL)
+    return hop != NULL and hop.local
 
 
 cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** connection) noexcept nogil:

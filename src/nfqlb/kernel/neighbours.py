@@ -21,11 +21,11 @@ from typing import NamedTuple
 from nfqlb.kernel.netlink import CREATE, DUMP, NLMSG_DONE, NLMSG_ERROR, REQUEST, attribute, attributes, pack, received
 from nfqlb.model import family
 
-RTM_GETLINK, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 18, 24, 26, 28, 30
+RTM_GETLINK, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 18, 22, 24, 26, 28, 30
 REPLACE = 0x100  # NLM_F_REPLACE
 GROUPS = 1 << 0 | 1 << 2 | 1 << 6 | 1 << 10  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_VIA, RTAX_MTU = 1, 4, 5, 7, 8, 18, 2
-NDA_DST, NDA_LLADDR, IFLA_ADDRESS, IFLA_MTU = 1, 2, 1, 4
+NDA_DST, NDA_LLADDR, IFLA_ADDRESS, IFLA_MTU, IFA_ADDRESS, IFA_LOCAL = 1, 2, 1, 4, 1, 2
 RTN_UNICAST, RTN_LOCAL = 1, 2
 NTF_USE = 0x01
 PROBE = 0x10  # NUD_PROBE
@@ -37,6 +37,7 @@ FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ROUTE = struct.Struct("=8BI")  # rtmsg
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
+_ADDRESS = struct.Struct("=4BI")  # ifaddrmsg
 _NUMBER = struct.Struct("=I")
 
 
@@ -49,6 +50,9 @@ class Hop(NamedTuple):
     source: bytes = b""
     address: bytes = bytes(16)
     local: bool = False
+
+
+HERE = Hop(0, 0, local=True)
 
 
 class Link(NamedTuple):
@@ -82,7 +86,7 @@ def hops(servers: Iterable[str]) -> dict[str, Hop]:
     for server, route in routes.items():
         link = links.get(route.interface)
         if route.local:
-            found[server] = Hop(0, 0, local=True)
+            found[server] = HERE
         elif link is not None:
             mtu = route.mtu or link.mtu
             neighbour = neighbours.get((route.interface, route.gateway))
@@ -93,6 +97,15 @@ def hops(servers: Iterable[str]) -> dict[str, Hop]:
             else:
                 unresolved.add((route.interface, route.gateway))
     _tell(_neighbour(place, 0, NTF_USE) for place in unresolved)
+    return found
+
+
+def own() -> set[str]:
+    """The addresses of this machine."""
+    found = set()
+    for body in _dump(RTM_GETADDR, _ADDRESS.pack(0, 0, 0, 0, 0)):
+        fields = dict(attributes(body[_ADDRESS.size :]))
+        found.add(_text(fields.get(IFA_LOCAL) or fields[IFA_ADDRESS]))
     return found
 
 
