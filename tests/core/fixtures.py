@@ -169,7 +169,7 @@ def routed(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = PRER
 def tunnelled(name: str, packet: bytes, inner: bytes, *before: Sent, flags: int = 0, **outer: int) -> Row:
     if inner[0] >> 4 == 4:
         real = "10.0.0.35" if inner[16:20] == b"\xcb\0\x71\x23" else "10.0.0.32"
-        out = ip("10.0.0.1", real, 4, inner, **outer)  # type: ignore[arg-type]
+        out = ip("10.0.0.1", real, 4, inner, identification=0, **outer)  # type: ignore[arg-type]
     else:
         out = ip("fd00::1", "fd00::32", 41, inner, **outer)  # type: ignore[arg-type]
     return Row(name, packet, "transmit", "tunnelled", out, before, flags=flags)
@@ -506,7 +506,6 @@ ROWS = [
         tcp(CLIENT, TUNNEL, "PA", BULK, check="unfinished", ttl=8),
         (tcp(CLIENT, TUNNEL), PREROUTING),
         flags=NOT_READY | SUPER_PACKET,
-        identification=2,
         ttl=8,
     ),
     tunnelled("tunnelled, as long as can be", *(udp(CLIENT, THIN, bytes(572), ttl=ttl) for ttl in (9, 8)), ttl=8),

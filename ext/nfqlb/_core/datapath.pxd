@@ -1,5 +1,5 @@
 """The straight line that every packet goes, and the workers that go it."""
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from nfqlb._core.connection cimport Table
 from nfqlb._core.telemetry cimport telemetry_t
@@ -14,7 +14,6 @@ cdef struct worker_t:
     outbox_t* outbox                 # of the last batch
     hop_t** hops                     # by slot: the way to a real server, NULL when there is none
     path_t* paths                    # by slot: what is known of the tunnel to it; shared by all workers
-    uint16_t identification          # of the last outer IPv4 header
     int reader
     uint32_t now                     # tick of this batch
     uint64_t random                  # state of a generator

@@ -204,8 +204,7 @@ cdef uint8_t send_on(worker_t* worker, packet_t* packet, const connection_t* con
     cdef const hop_t* hop = <hop_t*>load_pointer(<void**>&worker.hops[connection.slot], SEQUENTIAL)
     if connection.flags & METHOD == DIRECT:
         return direct(packet, hop, mss)
-    worker.identification += 1
-    return tunnel(packet, connection, hop, &worker.paths[connection.slot], worker.now, worker.identification, mss)
+    return tunnel(packet, connection, hop, &worker.paths[connection.slot], worker.now, mss)
 
 
 cdef uint8_t answer_late(worker_t* worker, packet_t* packet, uint8_t reason) noexcept nogil:

@@ -31,7 +31,6 @@ from nfqlb._core.wire cimport (
     IP4_DESTINATION,
     IP4_FRAGMENT,
     IP4_HEADER,
-    IP4_IDENTIFICATION,
     IP4_PROTOCOL,
     IP4_SERVICE,
     IP4_SOURCE,
@@ -83,9 +82,9 @@ cdef inline reason_t direct(packet_t* packet, const hop_t* hop, uint16_t mss) no
 
 
 cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, const hop_t* hop, const path_t* path,
-                            uint32_t now, uint16_t identification, uint16_t mss) noexcept nogil:
+                            uint32_t now, uint16_t mss) noexcept nogil:
     """Tunnelling: on to the real server inside a packet of our own (RFC 2003, RFC 2473; ip_vs_xmit.c,
-    ip_vs_tunnel_xmit). `identification` is that of the outer IPv4 header.
+    ip_vs_tunnel_xmit). An outer IPv4 header gets its identification when the frame is made (transmit.pyx).
     """
     cdef uint32_t outer = IP4_HEADER if packet.version == 4 else IP6_HEADER
     cdef reason_t reason = go_on(packet, hop, outer, path.mtu if now < path.until else LONGEST_PACKET, mss)
@@ -95,7 +94,7 @@ cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, co
             and (packet.protocol == TCP or packet.protocol == UDP):
         set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
     if packet.version == 4:
-        put_outer4(packet, connection, identification)
+        put_outer4(packet, connection)
     else:
         put_outer6(packet, connection)
     return TUNNELLED
@@ -122,13 +121,12 @@ cdef inline reason_t go_on(packet_t* packet, const hop_t* hop, uint32_t outer, u
     return PARSED
 
 
-cdef inline void put_outer4(packet_t* packet, const connection_t* connection, uint16_t identification) noexcept nogil:
+cdef inline void put_outer4(packet_t* packet, const connection_t* connection) noexcept nogil:
     """TTL, DSCP, ECN and DF are the inner packet's; ECN's CE stays inside (RFC 6040)."""
     cdef uint8_t* at = packet.outer
     memset(at, 0, IP4_HEADER)
     at[0] = 0x45
     at[IP4_SERVICE] = packet.data[IP4_SERVICE]
-    set16(at + IP4_IDENTIFICATION, identification)
     set16(at + IP4_FRAGMENT, get16(packet.data + IP4_FRAGMENT) & DONT_FRAGMENT)
     at[IP4_TTL] = packet.data[IP4_TTL]
     at[IP4_PROTOCOL] = IP4_INSIDE

@@ -9,7 +9,7 @@ cdef class Transmitter:
     cdef int raw4
     cdef int raw6
     cdef int link
-    cdef uint32_t identification         # of the next datagram over IPv6 that is cut
+    cdef uint32_t identification         # of the last tunnel packet or datagram that was cut
     cdef readonly unsigned long lost     # packets that could not be sent
 
 

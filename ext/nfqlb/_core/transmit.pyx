@@ -242,11 +242,11 @@ cdef frame_t* next_frame(Transmitter transmitter, shipment_t* shipment, const pa
     message.msg_namelen = sizeof(sockaddr_ll)
     message.msg_iov = frame.parts
     message.msg_iovlen = parts
-    wrap(frame, packet, length)
+    wrap(transmitter, frame, packet, length)
     return frame
 
 
-cdef void wrap(frame_t* frame, const packet_t* packet, uint32_t length) noexcept nogil:
+cdef void wrap(Transmitter transmitter, frame_t* frame, const packet_t* packet, uint32_t length) noexcept nogil:
     cdef uint8_t* front = frame.front
     cdef uint16_t kind = htons(ETH_P_IP if packet.version == 4 else ETH_P_IPV6)
     memset(&frame.offload, 0, sizeof(virtio_net_hdr))
@@ -263,8 +263,10 @@ cdef void wrap(frame_t* frame, const packet_t* packet, uint32_t length) noexcept
         front += ETHERNET
     if packet.outer_length:
         memcpy(front, packet.outer, packet.outer_length)
-        if length != packet.length:
-            measure_outer(packet, front, length)
+        if packet.version == 4:                              # a router may cut it: no two are alike (RFC 6864, 4.2)
+            transmitter.identification += 1
+            set16(front + IP4_IDENTIFICATION, <uint16_t>transmitter.identification)
+        measure_outer(packet, front, length)
         front += packet.outer_length
     frame.parts[0].iov_base = &frame.offload
     frame.parts[0].iov_len = sizeof(virtio_net_hdr) + (front - frame.front)
