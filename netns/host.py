@@ -9,10 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
+from pyroute2.netns import setns  # type: ignore[import-untyped]
+
+Opened = TypeVar("Opened")
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -126,6 +130,16 @@ class Host:
             raise CommandError(f"{self.name}: {' '.join(argv)}: exit code {done.returncode}: {said}")
         return done
 
+    def inside(self, do: Callable[[], Opened]) -> Opened:
+        """Call it in a thread that is in this namespace; a socket that it opens stays here, wherever it is used."""
+
+        def enter() -> Opened:
+            setns(self.namespace, 0)
+            return do()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(enter).result()
+
     def spawn(self, argv: Sequence[str], *, log: str = "", env: Mapping[str, str] | None = None) -> Process:
         """Start and return at once; ends at the latest with the topology."""
         process = Process(self.argv(argv), self.folder / (log or f"{Path(argv[0]).name}.log"), self.env(env))
@@ -137,9 +151,9 @@ class Host:
         for process in self.processes:
             process.end(signal.SIGKILL)
 
-    def start_echo(self) -> None:
-        """Answer on TCP and UDP port 7: `NAME CLIENT `, then what was sent."""
-        self.spawn([sys.executable, "-m", "netns.echo", self.name], log="echo.log").says("ready")
+    def start_echo(self, port: int = 7) -> None:
+        """Answer on a TCP and UDP port: `NAME CLIENT `, then what was sent."""
+        self.spawn([sys.executable, "-m", "netns.echo", self.name, str(port)], log=f"echo-{port}.log").says("ready")
 
     def listens(self, port: int, timeout: float = 10.0) -> None:
         """Wait until a program here listens on the TCP port."""

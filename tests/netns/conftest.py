@@ -1,12 +1,14 @@
-"""Fixtures of the network tests, and the check that none of the expected ones was left out.
+"""Fixtures of the network tests, and the checks that none of them, and no cell of their matrix, was left out.
 
 expected.txt names every network test, a line each. When all of this directory is asked for, a listed test that neither
-passed nor failed (skipped, deselected, renamed, its file gone) fails the run: a green run means that they all ran.
+passed nor failed (skipped, deselected, renamed, its file gone) fails the run: a green run means that they all ran. So
+does a cell of the matrix that neither ran nor stands in inapplicable.toml.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +17,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from netns import Net
+from tests.netns.matrix import INAPPLICABLE, Matrix, cell_of, inapplicable
+from tests.netns.watch import Watch
 
 HERE = Path(__file__).parent
 RAN = pytest.StashKey[set[str]]()
+MATRIX = pytest.StashKey[Matrix]()
+PACKETS = pytest.StashKey[Counter[str]]()
 
 
 class How(NamedTuple):
@@ -59,16 +65,38 @@ def net(make_net: Callable[..., Net]) -> Net:
     return make_net(servers=2)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.fixture(scope="session")
+def watch(pytestconfig: pytest.Config) -> Callable[[Net], Watch]:
+    """`with watch(net) as watched`: what leaves its director meanwhile is accounted for."""
+    return lambda net: Watch(net, pytestconfig.stash[PACKETS])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    matrix = config.stash[MATRIX]
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("netns")
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="network namespaces need root"))
+        if cell := cell_of(item):
+            matrix.collect(cell)
+            if cell in matrix.listed:
+                item.add_marker(pytest.mark.skip(reason=matrix.listed[cell]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    report: pytest.TestReport = yield
+    cell = cell_of(item)
+    if cell and report.outcome != "skipped":
+        item.config.stash[MATRIX].record(cell, report.passed)
+    return report
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RAN] = set()
+    config.stash[MATRIX] = Matrix(inapplicable(INAPPLICABLE.read_text()))
+    config.stash[PACKETS] = Counter()
     config.pluginmanager.register(Recorder(config.stash[RAN]))
 
 
@@ -97,12 +125,23 @@ def missing(config: pytest.Config) -> tuple[list[str], int]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if all_asked_for(session.config) and missing(session.config)[0]:
+    config = session.config
+    if all_asked_for(config) and (missing(config)[0] or any(config.stash[MATRIX].wrong())):
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    matrix, packets = config.stash[MATRIX], config.stash[PACKETS]
+    if matrix.passed:
+        for line in ["", *matrix.table()]:
+            terminalreporter.line(line)
+        terminalreporter.line(
+            f"packets that left a director and were checked: {packets['checked']:,}"
+            f" ({packets['unfinished']:,} of them with the checksum left to the device)"
+        )
     if all_asked_for(config):
+        for sentence in matrix.wrong():
+            terminalreporter.line(sentence, red=True)
         absent, expected = missing(config)
         for test in absent:
             terminalreporter.line(f"expected network test did not run: {test}", red=True)

@@ -8,10 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from netns import Net, kernelstate, load
-from netns.wiring import INSIDE, endpoint
+from netns.wiring import INSIDE
 from tests import sizes
 from tests.netns.conftest import How
-from tests.netns.test_nat_packets import SIZES, narrow
 from tests.netns.test_nat_transfer import down_and_up
 
 MOVED = "02:00:00:00:00:99"
@@ -32,18 +31,6 @@ def reasons(net: Net) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_connections_are_spread_and_servers_see_the_client(
-    make_net: Callable[..., Net], how: How, mode: str, family: int
-) -> None:
-    net = make_net(servers=3, mode=mode)
-    start(net, "--scheduler", "rr", *how.args, family=family)
-    answers = load.whoami(net.client, net.url(family=family), 30)
-    assert load.split(answers) == {"s1": 10, "s2": 10, "s3": 10}
-    assert {seen for _, seen in answers} == {net.client.address(family)}
-    assert reasons(net)["returned"] == 0, "no answer passes the director"
-
-
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "no-offload"])
 @pytest.mark.parametrize("family", [4, 6])
 def test_download_and_upload_have_equal_sha256(
@@ -60,49 +47,6 @@ def test_the_vip_may_be_routed_or_added(make_net: Callable[..., Net], diverter: 
     net = make_net(servers=2, mode=mode, vip=vip)
     start(net, *(["--vip-dev", net.uplink] if vip == "free" else []), "--scheduler", "rr", *diverter)
     assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_datagrams_of_any_size_are_answered(make_net: Callable[..., Net], how: How, mode: str, family: int) -> None:
-    net = make_net(servers=2, web=False, echo=True, mode=mode)
-    largest = 3900 if how.engine == "reference" else max(SIZES)  # that engine copies 4,016 bytes
-    start(net, *how.args, family=family, port=7, protocol="udp")
-    for size in [1, *SIZES]:
-        answers = load.udp(net.client, net.vip(family), 4, min(size, largest))
-        assert all(answer and answer[1] == net.client.address(family) for answer in answers), size
-
-
-def test_every_datagram_of_a_udp_segment_sender_arrives(make_net: Callable[..., Net], how: How, mode: str) -> None:
-    net = make_net(servers=2, web=False, echo=True, mode=mode)
-    start(net, *how.args, port=7, protocol="udp")
-    assert load.gso(net.client, net.vip(), sizes.DATAGRAMS, 1200) == (sizes.DATAGRAMS, sizes.DATAGRAMS)
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_smaller_mtu_towards_the_server_is_told_to_the_client(
-    make_net: Callable[..., Net], how: How, mode: str, family: int
-) -> None:
-    """Super-packets are cut anew; what comes as single segments, because nobody offloads, is too long."""
-    net = make_net(servers=1, mode=mode)
-    net.offload(False)
-    narrow(net.director, INSIDE.prefixes.of(family), "eth0", 1400)  # IPv6 packets are not shorter than 1280 in a tunnel
-    start(net, *how.args, family=family)
-    whole = net.storage.fill("whole", sizes.MIB)
-    load.upload(net.client, net.storage.files / "whole", net.url("/incoming/whole", family), timeout=20)
-    assert net.storage.sha256("incoming/whole") == whole
-    assert reasons(net)["too_big"] > 0
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_smaller_mtu_towards_the_client_is_heard_by_the_server(
-    make_net: Callable[..., Net], how: How, mode: str, family: int
-) -> None:
-    net = make_net(servers=2, mode=mode)
-    narrow(net.router, "10.1.1.0/24" if family == 4 else "2001:db8:1:1::/64", "lan1")
-    start(net, *how.args, family=family)
-    whole = net.storage.fill("whole", sizes.MIB)
-    assert load.download(net.client, net.url("/whole", family), timeout=20) == whole
-    assert reasons(net)["error_routed"] > 0
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -205,27 +149,6 @@ def test_a_server_that_is_gone_has_a_reason_and_comes_back(make_net: Callable[..
         assert time.monotonic() < end, "it was not found again"
         time.sleep(0.1)
     assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
-
-
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-@pytest.mark.parametrize("mode", ["nat", "dr", "tun"])
-@pytest.mark.parametrize("family", [4, 6])
-def test_the_director_may_be_a_real_server(
-    make_net: Callable[..., Net], diverter: list[str], family: int, mode: str, protocol: str
-) -> None:
-    net = make_net(servers=1, web=False, echo=True, mode=mode)
-    net.director.start_echo()
-    reals = [word for host in (net.director, net.servers[0]) for word in ("--real", endpoint(host.address(family), 7))]
-    service = f"{net.service(7, family)}/{protocol}"
-    net.director.nfqlb("--mode", mode, "--vip", service, *reals, "--scheduler", "rr", *diverter)
-    if protocol == "udp":
-        answers = [answer or ("nobody", "") for answer in load.udp(net.client, net.vip(family), 4, 100)]
-    else:
-        held = load.Held(net.client, net.vip(family), 4)
-        assert held.alive() == 4
-        answers = [(server, seen) for server, seen in held.opened]
-    assert load.split(answers) == {"d": 2, "s1": 2}
-    assert {seen for _, seen in answers} == {net.client.address(family)}
 
 
 def test_weights_are_changed_and_servers_added_while_packets_flow(make_net: Callable[..., Net], mode: str) -> None:

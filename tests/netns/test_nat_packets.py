@@ -1,4 +1,4 @@
-"""Fragments, ICMP errors and path MTU both ways under NAT, and answers where there is no server."""
+"""What a client hears that no real server gets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from netns import Host, Net, load
-from netns.wiring import INSIDE, endpoint, lan
-from tests import sizes
+from netns.wiring import endpoint
 from tests.netns.conftest import How
-
-SIZES = [1473, 8000, 65_000]  # bytes of a datagram: two fragments, six, as many as there are
-MTU = 1300
 
 # how a connection or a datagram ends, and after how many seconds
 TRY = """
@@ -38,52 +34,6 @@ def attempt(client: Host, kind: str, address: str, port: int) -> str:
     """How it ends: "answered" or the name of an error; an answer that takes a second is none."""
     how, seconds = json.loads(client.run([sys.executable, "-c", TRY, kind, address, str(port)]).stdout)
     return str(how) if seconds < 1 else f"{how} after {seconds:.1f} s"
-
-
-def narrow(host: Host, prefix: str, device: str, mtu: int = MTU) -> None:
-    """Give the route to a network that is on this device a smaller MTU."""
-    metric = " metric 256" if ":" in prefix else ""  # of the route that is there
-    host.ip(f"route replace {prefix} dev {device}{metric} mtu {mtu}")
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_fragmented_datagrams_are_answered(make_net: Callable[..., Net], how: How, family: int) -> None:
-    net = make_net(servers=2, web=False, echo=True)
-    largest = 3900 if how.engine == "reference" else max(SIZES)  # that engine copies 4,016 bytes
-    net.director.nfqlb("--vip", f"{net.service(7, family)}/udp", *net.reals(port=7, family=family), *how.args)
-    for size in SIZES:
-        answers = load.udp(net.client, net.vip(family), 4, min(size, largest))
-        assert all(answer and answer[1] == net.client.address(family) for answer in answers), size
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_smaller_mtu_towards_the_client_is_heard_by_the_server(net: Net, how: How, family: int) -> None:
-    narrow(net.router, lan(1).prefixes.of(family), "lan1")
-    net.director.nfqlb("--vip", net.service(family=family), *net.reals(family=family), *how.args)
-    whole = net.storage.fill("whole", sizes.MIB)
-    assert load.download(net.client, net.url("/whole", family), timeout=20) == whole
-    assert net.director.show("reasons")["reasons"]["error_forwarded"] > 0
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_smaller_mtu_towards_the_server_is_heard_by_the_client(
-    make_net: Callable[..., Net], how: How, family: int
-) -> None:
-    net = make_net(servers=1, arms=2)
-    narrow(net.director, INSIDE.prefixes.of(family), "eth0")
-    net.director.nfqlb("--vip", net.service(family=family), *net.reals(family=family), *how.args)
-    whole = net.storage.fill("whole", sizes.MIB)
-    load.upload(net.client, net.storage.files / "whole", net.url("/incoming/whole", family), timeout=20)
-    assert net.storage.sha256("incoming/whole") == whole
-    assert net.director.show("reasons")["reasons"]["error_returned"] > 0
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_closed_port_of_the_server_is_told_to_the_client(net: Net, how: How, family: int) -> None:
-    service = f"{net.service(9, family)}/udp"
-    net.director.nfqlb("--vip", service, *net.reals(port=9, family=family), *how.args)
-    assert attempt(net.client, "SOCK_DGRAM", net.vip(family), 9) == "ECONNREFUSED"
-    assert attempt(net.director, "SOCK_DGRAM", net.vip(family), 9) == "ECONNREFUSED"
 
 
 @pytest.mark.parametrize("vip", ["local", "routed"])

@@ -36,11 +36,3 @@ def test_transfer_between_two_networks(make_net: Callable[..., Net], diverter: l
     net = make_net(servers=2, arms=2)
     net.director.nfqlb("--vip", net.service(), *net.reals(), *diverter)
     down_and_up(net, 4)
-
-
-@pytest.mark.parametrize("offload", [True, False], ids=["offload", "no-offload"])
-def test_every_datagram_of_a_udp_segment_sender_arrives(make_net: Callable[..., Net], how: How, offload: bool) -> None:
-    net = make_net(servers=2, web=False, echo=True)
-    net.offload(offload)
-    net.director.nfqlb("--vip", f"{net.service(7)}/udp", *net.reals(port=7), *how.args)
-    assert load.gso(net.client, net.vip(), sizes.DATAGRAMS, 1200) == (sizes.DATAGRAMS, sizes.DATAGRAMS)
