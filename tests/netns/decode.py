@@ -56,7 +56,9 @@ class Scene:
 
 @dataclass
 class Whole:
-    """An IP packet in one piece, taken apart; `taken` bytes of its payload in `parts` packets have left so far."""
+    """An IP packet in one piece, taken apart. One that is `divisible` may leave in parts: `taken` bytes of its payload
+    have left so far, in `parts` packets.
+    """
 
     version: int
     header: dict[str, Any]
@@ -64,7 +66,7 @@ class Whole:
     fields: dict[str, Any]
     data: bytes
     raw: bytes
-    long: bool = False
+    divisible: bool = False
     taken: int = 0
     parts: int = 0
 
@@ -113,8 +115,9 @@ class Account:
         if ethernet(seen.frame[:ETHERNET]).type in (IP4, IP6):
             packet = self.join(seen.frame[ETHERNET:], False)
             if packet:
-                whole = dissect(packet, len(seen.frame) - ETHERNET > self.scene.mtu)
-                self.long += whole.long
+                # the kernel does not say which are super-packets; after a path MTU got smaller they may be short
+                whole = dissect(packet, seen.unfinished)
+                self.long += len(seen.frame) - ETHERNET > self.scene.mtu
                 self.waiting[whole.key].append(whole)
                 self.history[whole.key].append(whole.raw)
 
@@ -427,9 +430,9 @@ def dissect_header(packet: bytes) -> Whole:
     return Whole(packet[0] >> 4, values, (protocol, ip.src, ports[0], ip.dst, ports[1]), {}, b"", packet)
 
 
-def dissect(packet: bytes, long: bool) -> Whole:
+def dissect(packet: bytes, divisible: bool) -> Whole:
     whole = dissect_header(packet)
-    whole.long = long
+    whole.divisible = divisible
     protocol, segment = whole.key[0], packet[len(header(packet)) :]
     if protocol == PROTOCOL_TCP:
         front = (segment[12] >> 4) * 4
@@ -487,7 +490,7 @@ def differences(entered: Whole, out: Whole) -> list[str]:
     """In what a packet that left differs from what should have left, addresses, ports and checksums apart."""
     header, fields, data = dict(entered.header), dict(entered.fields), entered.data
     header["ttl"] -= 1
-    if entered.long:
+    if entered.divisible:
         at, size = entered.taken, len(out.data)
         data = data[at : at + size]
         if "id" in header:
@@ -498,7 +501,7 @@ def differences(entered: Whole, out: Whole) -> list[str]:
             fields["flags"] &= ~((0x80 if at else 0) | (0x09 if at + size < len(entered.data) else 0))
     wrong = [name for name in header if header[name] != out.header.get(name)]
     wrong += [name for name in fields if fields[name] != out.fields.get(name)]
-    return wrong + (["payload"] if data != out.data else [])
+    return wrong + (["payload"] if data != out.data or (entered.data and not data) else [])
 
 
 def quotes(quote: bytes, packet: bytes) -> bool:

@@ -1,14 +1,18 @@
-"""The same NAT test under the firewalls that directors really have; the servers' own connections keep working."""
+"""The same traffic under the firewalls that directors really have; the servers' own connections keep working.
+
+What leaves the director meanwhile is accounted for: nothing of others' conntrack or NAT gets at it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from netns import Net, load
 from tests import sizes
+from tests.netns.watch import Watch
 
 INVALID = [
     "FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
@@ -31,7 +35,14 @@ def set_up(net: Net, firewall: str) -> None:
             net.director.run([program, *rule.format(inside=inside, uplink=net.uplink).split()])
 
 
-def check_nat(net: Net) -> None:
+def take_down(net: Net, firewall: str) -> None:
+    for program, inside in (("iptables", "10.2.0.0/24"), ("ip6tables", "2001:db8:2::/64")):
+        for rule in FIREWALLS[firewall]:
+            words = rule.replace("-A ", "-D ").replace("-P FORWARD DROP", "-P FORWARD ACCEPT")
+            net.director.run([program, *words.format(inside=inside, uplink=net.uplink).split()])
+
+
+def check(net: Net, watched: Watch) -> None:
     """Split, client's address, both directions in bulk, UDP; for IPv4 and IPv6."""
     whole = net.storage.fill("whole", sizes.MIB)
     for family in (4, 6):
@@ -44,6 +55,7 @@ def check_nat(net: Net) -> None:
         assert net.storage.sha256(f"incoming/{family}") == whole
         datagrams = load.udp(net.client, net.vip(family), 10, 500)
         assert sorted(datagrams, key=str) == [("s1", client)] * 5 + [("s2", client)] * 5
+    watched.check()
 
 
 def wait_until_opened(net: Net, firewall: str) -> None:
@@ -62,31 +74,58 @@ def start(net: Net, args: list[str]) -> None:
             vip = f"{net.service(number, family)}/{port.split('/')[1]}"
             rest = [*net.reals(port=number, family=family), "--scheduler", "rr"]
             if net.director.process is None:
-                net.director.nfqlb("--mode", "nat", "--vip", vip, *rest, *args)
+                net.director.nfqlb("--mode", net.mode, "--vip", vip, *rest, *args)
             else:
-                net.director.cli("service", "add", vip, "--mode", "nat", *rest)
+                net.director.cli("service", "add", vip, "--mode", net.mode, *rest)
 
 
 @pytest.mark.parametrize("firewall", FIREWALLS)
-def test_nat_under_a_firewall_raised_before(make_net: Callable[..., Net], diverter: list[str], firewall: str) -> None:
+def test_nat_under_a_firewall_raised_before(
+    make_net: Callable[..., Net], watch: Callable[[Net], Watch], diverter: list[str], firewall: str
+) -> None:
     net = make_net(servers=2, echo=True)
     set_up(net, firewall)
     start(net, diverter)
-    check_nat(net)
+    with watch(net) as watched:
+        check(net, watched)
 
 
 @pytest.mark.parametrize("firewall", ["masquerade", "all-of-it"])
-def test_nat_under_a_firewall_raised_later(make_net: Callable[..., Net], diverter: list[str], firewall: str) -> None:
+def test_nat_under_a_firewall_raised_later(
+    make_net: Callable[..., Net], watch: Callable[[Net], Watch], diverter: list[str], firewall: str
+) -> None:
     net = make_net(servers=2, echo=True)
     start(net, diverter)
     set_up(net, firewall)
     wait_until_opened(net, firewall)
-    check_nat(net)
+    with watch(net) as watched:
+        check(net, watched)
+
+
+FRAMING = [(mode, kind) for mode in ("dr", "tun") for kind in ("nft", "iptables")]
+
+
+@pytest.fixture(scope="module", params=FRAMING, ids="-".join)
+def framing(request: pytest.FixtureRequest, watch: Callable[[Net], Watch]) -> Iterator[tuple[Net, Watch]]:
+    """A network whose director sends frames; the firewalls come and go while it runs."""
+    mode, diverter = request.param
+    with Net(servers=2, echo=True, mode=mode) as net:
+        start(net, ["--diverter", diverter])
+        with watch(net) as watched:
+            yield net, watched
+
+
+@pytest.mark.parametrize("firewall", [name for name, rules in FIREWALLS.items() if rules])
+def test_frames_under_a_firewall(framing: tuple[Net, Watch], firewall: str) -> None:
+    net, watched = framing
+    set_up(net, firewall)
+    check(net, watched)
+    take_down(net, firewall)
 
 
 @pytest.mark.parametrize(("firewall", "arms"), [("masquerade", 2), ("all-of-it", 1)])
 def test_servers_own_connections_go_out_masqueraded(
-    make_net: Callable[..., Net], diverter: list[str], firewall: str, arms: int
+    make_net: Callable[..., Net], watch: Callable[[Net], Watch], diverter: list[str], firewall: str, arms: int
 ) -> None:
     net = make_net(servers=2, arms=arms, echo=True)
     net.client.start_echo()
@@ -101,7 +140,8 @@ def test_servers_own_connections_go_out_masqueraded(
             assert len(held.opened) == 3
             assert {(name, seen) for name, seen in held.opened} <= masquerades
             assert held.alive() == 3
-    check_nat(net)
+    with watch(net) as watched:
+        check(net, watched)
 
 
 def test_a_chain_of_others_that_still_drops_is_named_in_a_warning(make_net: Callable[..., Net]) -> None:
