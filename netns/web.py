@@ -75,6 +75,13 @@ class Storage(Host):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def launch(host: Host, pages: Path) -> Process:
+    """Start nginx on a machine, with pages from that folder there."""
+    configuration = host.folder / "nginx.conf"
+    configuration.write_text(CONFIGURATION.format(folder=host.folder, storage=pages, name=host.name))
+    return host.spawn(["nginx", "-p", str(host.folder), "-c", str(configuration), "-e", "stderr"])
+
+
 class WebServer(Host):
     """nginx on port 80: /whoami names the server and the client, PUT works below /incoming/."""
 
@@ -94,9 +101,7 @@ class WebServer(Host):
         self.listens(80)
 
     def launch(self) -> None:
-        configuration = self.folder / "nginx.conf"
-        configuration.write_text(CONFIGURATION.format(folder=self.folder, storage=self.pages, name=self.name))
-        self.nginx = self.spawn(["nginx", "-p", str(self.folder), "-c", str(configuration), "-e", "stderr"])
+        self.nginx = launch(self, self.pages)
 
     def kill(self) -> None:
         """End nginx as a crash would: master and workers at once."""

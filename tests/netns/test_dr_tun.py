@@ -11,7 +11,6 @@ from netns import Net, kernelstate, load
 from netns.wiring import INSIDE
 from tests import sizes
 from tests.netns.conftest import How
-from tests.netns.test_nat_transfer import down_and_up
 
 MOVED = "02:00:00:00:00:99"
 
@@ -29,17 +28,6 @@ def start(net: Net, *args: str, family: int = 4, port: int = 80, protocol: str =
 def reasons(net: Net) -> dict[str, int]:
     found: dict[str, int] = net.director.show("reasons")["reasons"]
     return found
-
-
-@pytest.mark.parametrize("offload", [True, False], ids=["offload", "no-offload"])
-@pytest.mark.parametrize("family", [4, 6])
-def test_download_and_upload_have_equal_sha256(
-    make_net: Callable[..., Net], mode: str, family: int, offload: bool
-) -> None:
-    net = make_net(servers=2, mode=mode)
-    net.offload(offload)
-    start(net, family=family)
-    down_and_up(net, family)
 
 
 @pytest.mark.parametrize("vip", ["routed", "free"])
