@@ -50,7 +50,7 @@ def test_every_nfqlb_command_of_the_readme_works(make_net: Callable[..., Net]) -
     folder: Path = net.director.folder
     (folder / "nfqlb.toml").write_text(block("toml"))
     commands = [line for line in COMMANDS if line.startswith("nfqlb ")] + EQUIVALENTS
-    assert len(EQUIVALENTS) == 10
+    assert len(EQUIVALENTS) == 11
     running = None
     for line in commands:
         if line.endswith("&"):
