@@ -40,6 +40,12 @@ class Virtual(NamedTuple):
     one_packet: bool = False
     mss: int = 0
 
+    @property
+    def more(self) -> dict[str, Any]:
+        """What snapshot.Service takes by name."""
+        names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss"
+        return {name: getattr(self, name) for name in names}
+
 
 class Timeouts(NamedTuple):
     """Seconds, as in `ipvsadm --set`."""
@@ -158,9 +164,7 @@ class Lab:
             servers.append((slot, *end, weight, virtual.mode, *thresholds))
             if virtual.mode != "nat" or real in self.ways:
                 self.datapath.aim(slot, self.ways.get(real, LINK))
-        names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss"
-        more: dict[str, Any] = {name: getattr(virtual, name) for name in names}
-        return Service(protocol, *vip, virtual.scheduler, servers, made, **more)
+        return Service(protocol, *vip, virtual.scheduler, servers, made, **virtual.more)
 
 
 def clients(count: int, first: int = 20000) -> Iterator[str]:

@@ -16,7 +16,7 @@ from functools import cache
 from tests.fuzz.world import KINDS, NUMBERS, world
 
 SEND, WAIT, PUBLISH, STAND_BY = range(4)
-# docs/table.md, layout 1, with the 1024 slots of a small table
+# docs/table.md, layout 2, with the 1024 slots of a small table
 HEADER, SLOTS, SLOT, ENTRIES, ENTRY, LAST = 0, 4096, 48, 4096 + 1024 * 48, 128, 64
 PATCH = struct.Struct("<BHB8s")  # part and length, number of the slot or entry, offset in it, bytes
 

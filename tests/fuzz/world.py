@@ -5,7 +5,7 @@ It is made anew for each input, so that an input says everything about its run (
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath
@@ -186,6 +186,16 @@ CONFIGURATIONS = (
     ),
     Configuration((Virtual(WEB, {FIRST: 1}),), Timeouts(3600, 2, 30), Policy("drop", "drop", sloppy=True)),
     Configuration((), Timeouts(2147483, 2147483, 2147483)),  # the longest
+    Configuration(
+        (
+            Virtual(WEB, {FIRST: (1, 3, 1), SECOND: 2}, "lblcr", persistence=2, mask=b"\xff" * 15 + b"\0"),
+            Virtual(DNS, {RESOLVER: 1, "10.0.0.3:5353": 2}, "twos", protocol="udp", one_packet=True),
+            Virtual(WEB6, {FIRST6: 1, "[fd00::3]:8080": 2}, "mh", flags=("mh-port",), persistence=60),
+            Virtual(DNS6.replace(":53", ":50"), {"[fd00::2]:0": 1}, "sh", protocol="udp", last=60, persistence=1),
+            Virtual(DIRECT.replace(":80", ":0"), {"10.0.0.12:0": 1}, "lblc", mode="dr", persistence=1),
+        ),
+        Timeouts(2, 1, 1),
+    ),
 )
 
 
@@ -203,13 +213,18 @@ BASES = [base(kind) for kind in KINDS.values()]
 NUMBERS = {name: number for number, name in enumerate(KINDS)}
 
 
-Real = tuple[bytes, int, int, str, Hop | None]  # address, port, weight, forwarding method, where frames go
+# address, port, weight, forwarding method, where frames go, thresholds
+Real = tuple[bytes, int, int, str, Hop | None, tuple[int, ...]]
 
 
-def plan(virtual: Virtual) -> tuple[int, bytes, int, str, list[Real], int]:
+def plan(virtual: Virtual) -> tuple[int, bytes, int, str, list[Real], dict[str, Any]]:
     """What a service is made of, without texts."""
-    reals = [(*endpoint(real), weight, virtual.mode, WAYS.get(real, LINK)) for real, weight in virtual.reals.items()]
-    return PROTOCOLS[virtual.protocol], *endpoint(virtual.vip), virtual.scheduler, reals, virtual.mss
+    reals: list[Real] = []
+    for real, given in virtual.reals.items():
+        weight, *thresholds = (given,) if isinstance(given, int) else given
+        reals.append((*endpoint(real), weight, virtual.mode, WAYS.get(real, LINK), tuple(thresholds)))
+    protocol = 0 if virtual.mark else PROTOCOLS[virtual.protocol]
+    return protocol, *endpoint(virtual.vip), virtual.scheduler, reals, virtual.more
 
 
 PLANS = [(list(map(plan, c.services)), c.timeouts, c.policy._asdict()) for c in CONFIGURATIONS]
@@ -222,14 +237,14 @@ def world(fd: int = -1) -> Player:
     snapshots = []
     for services, timeouts, policy in PLANS:
         compiled = []
-        for protocol, vip, port, scheduler, reals, mss in services:
+        for protocol, vip, port, scheduler, reals, more in services:
             servers = []
-            for address, real_port, weight, method, hop in reversed(reals):
-                slot = table.slot(protocol, vip, port, address, real_port)
-                servers.append((slot, address, real_port, weight, method))
+            for address, real_port, weight, method, hop, thresholds in reversed(reals):
+                slot = table.slot(protocol, vip, port, address, real_port, more["last"], more["mark"])
+                servers.append((slot, address, real_port, weight, method, *thresholds))
                 if method != "nat":
                     datapath.aim(slot, hop)
-            compiled.append(Service(protocol, vip, port, scheduler, servers, mss=mss))
+            compiled.append(Service(protocol, vip, port, scheduler, servers, **more))
         snapshots.append(Snapshot(compiled, *timeouts, **policy))
     datapath.publish(snapshots[0])
     return Player(datapath, [datapath.worker() for _ in range(WORKERS)], snapshots, BASES, START)

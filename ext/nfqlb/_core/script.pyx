@@ -15,7 +15,7 @@ from nfqlb._core.checksum cimport add_bytes, fold, update
 from nfqlb._core.connection cimport enter, leave, new_reader, take
 from nfqlb._core.datapath cimport Datapath, Worker, run_batch, worker_t
 from nfqlb._core.transmit cimport Transmitter, send_frames
-from nfqlb._core.types cimport BATCH, FREE, ICMP, ICMP6, LONGEST, TICK, connection_t, packet_t, table_t
+from nfqlb._core.types cimport BATCH, FREE, ICMP, ICMP6, LONGEST, REARM, TICK, connection_t, packet_t, table_t
 from nfqlb._core.wire cimport (
     ICMP_CHECKSUM,
     ICMP_HEADER,
@@ -168,6 +168,8 @@ cdef class Player:
             self._stand_by(0)
         self.audit()
         self.now += <uint64_t>LONGEST * TICK
+        self._expire()
+        self.now += <uint64_t>(REARM + 1) * TICK             # a template goes after its connections
         self._expire()
         if table.used:
             raise AssertionError("a connection outlives the longest timeout")
