@@ -128,7 +128,9 @@ cdef class Service:
             inherit(self.service, previous.service)
         prepare(self.service)
         if scheduler in ("lblc", "lblcr"):
-            self.locality = Locality() if previous is None or previous.locality is None else previous.locality
+            self.locality = None if previous is None else previous.locality
+            if self.locality is None:
+                self.locality = new_locality()
             self.service.locality = self.locality.locality
         if previous is not None:
             succeed(self.service, previous.service)
@@ -174,14 +176,17 @@ cdef void inherit(service_t* service, const service_t* previous) noexcept:
 cdef class Locality:
     """What lblc and lblcr remember of a service's destinations; goes from one compiled form to the next."""
 
-    def __cinit__(self):
-        self.locality = <locality_t*>cache_lines(sizeof(locality_t))
-        if self.locality == NULL:
-            raise MemoryError
-        clear(self.locality)
-
     def __dealloc__(self):
         free(self.locality)
+
+
+cdef Locality new_locality():
+    cdef Locality new = Locality.__new__(Locality)
+    new.locality = <locality_t*>cache_lines(sizeof(locality_t))
+    if new.locality == NULL:
+        raise MemoryError
+    clear(new.locality)
+    return new
 
 
 cdef class Snapshot:

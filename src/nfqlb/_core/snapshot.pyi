@@ -15,8 +15,7 @@ class Hop:
         local: bool = False,
     ) -> Self: ...
 
-class Locality:
-    def __new__(cls) -> Self: ...
+class Locality: ...
 
 class Service:
     def __new__(
