@@ -227,10 +227,13 @@ cdef inline void lower_mss(packet_t* packet, uint16_t most) noexcept nogil:
     A checksum that is still to be made, here or by the card, is left alone: it will cover what stands here then.
     """
     cdef uint8_t* at = packet.data + packet.transport
-    cdef uint32_t end = (at[TCP_OFFSET] >> 4) * 4
     cdef uint32_t option = TCP_HEADER
+    cdef uint32_t end
     cdef uint16_t before
-    while most and option + MSS_LENGTH <= end and at[option] != END_OF_OPTIONS:
+    if most == 0:                                            # what is no TCP has no limit either
+        return
+    end = (at[TCP_OFFSET] >> 4) * 4
+    while option + MSS_LENGTH <= end and at[option] != END_OF_OPTIONS:
         if at[option] == NO_OPERATION:
             option += 1
         elif at[option + 1] < 2:
