@@ -19,6 +19,7 @@ from tests.core.lab import DEFAULTS, KIND, PROTOCOLS, Connection, Policy, Timeou
 
 TICK = 100_000_000
 TCP, UDP = 6, 17
+BY_MARK = -1
 OWN4, OWN6 = endpoint("10.0.2.1:0")[0], endpoint("[fd00:2::1]:0")[0]  # where tunnels begin
 End = tuple[bytes, int]
 Key = tuple[int, End]  # protocol, VIP
@@ -30,6 +31,7 @@ VERDICTS = {
     **dict.fromkeys(["malformed", "truncated", "fragment", "no_server", "table_full", "server_gone"], "drop"),
     **dict.fromkeys(["bad_checksum", "refused", "no_neighbour", "ttl_exceeded", "too_big"], "drop"),
     **dict.fromkeys(["routed", "tunnelled", "error_routed"], "transmit"),
+    **dict.fromkeys(["marked", "error_marked"], "mark"),
     **dict.fromkeys(["local", "error_reissued"], "accept"),
 }
 STATES = ["NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT"]
@@ -95,8 +97,8 @@ class Service:
 
 
 class Model:
-    """One director's data path; `ways` tells the MTU towards real servers: None for no way, 0 for this machine. The
-    others have 1500.
+    """One director's data path; `ways` tells the MTU towards real servers: None for no way, 0 for this machine, BY_MARK
+    where the kernel goes by a mark. The others have 1500.
     """
 
     def __init__(
@@ -198,6 +200,8 @@ class Model:
             return "no_neighbour", None
         if mtu == 0:
             return "local", None
+        if mtu == BY_MARK:
+            return "marked", None
         if packet[at] <= 1:
             return "ttl_exceeded", None
         cut = udp if wide else not packet[6] & 0x40
@@ -241,6 +245,8 @@ class Model:
             return "server_gone", None
         if entry.mode != "nat":
             reason, same = self.send_on(packet, Parsed(end=len(packet)), entry, 0)
+            if reason == "marked":
+                return "error_marked", None
             return "error_routed" if reason in ("routed", "tunnelled") else reason, same
         end = entry.vip if to_client else entry.server
         size = 16 if wide else 4

@@ -17,6 +17,7 @@ from nfqlb._core.datapath import Result, Worker
 
 PREROUTING, INPUT, FORWARD, OUTPUT = range(4)  # netfilter hooks
 NOT_READY, SUPER_PACKET, NOT_VERIFIED = 1, 2, 4  # what NFQUEUE says of checksums (NFQA_SKB_INFO)
+HEAD = 8  # the payload stayed in the kernel
 HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, AUTHENTICATION, ICMP6, DESTINATION_OPTIONS = (
     0,
     1,

@@ -14,6 +14,7 @@ from nfqlb.testing import (
     DESTINATION_OPTIONS,
     FORWARD,
     FRAGMENT,
+    HEAD,
     HOP_BY_HOP,
     INPUT,
     NOT_READY,
@@ -49,6 +50,7 @@ MODEST, MODEST6, MODEST_DIRECT, MODEST_TUNNEL = (
     "203.0.113.27:80",
     "203.0.113.37:80",
 )
+STEERED, STEERED6 = "203.0.113.26:80", "[2001:db8::6]:80"  # by a mark
 DIRECT6, NARROW6 = "[2001:db8::2]:80", "[2001:db8::5]:80"
 WAYS = {
     "10.0.0.13:80": None,
@@ -56,6 +58,8 @@ WAYS = {
     OWN_REAL: Hop(0, 0, local=True),
     "10.0.0.15:80": Hop(7, 600, b"server", b"source"),
     "[fd00::15]:80": Hop(7, 1280, b"server", b"source"),
+    "10.0.0.16:80": Hop(0, 0, mark=0x300, mask=0xFF00),
+    "[fd00::16]:80": Hop(0, 0, mark=0x300, mask=0xFF00),
     "10.0.0.32:80": Hop(7, 1500, b"server", b"source", endpoint("10.0.0.1:0").address),
     "10.0.0.35:80": Hop(7, 620, b"server", b"source", endpoint("10.0.0.1:0").address),
     "[fd00::32]:80": Hop(7, 1500, b"server", b"source", endpoint("[fd00::1]:0").address),
@@ -86,6 +90,8 @@ CONFIG = (
             (NARROW, "10.0.0.15:80"),
             (DIRECT6, "[fd00::12]:80"),
             (NARROW6, "[fd00::15]:80"),
+            (STEERED, "10.0.0.16:80"),
+            (STEERED6, "[fd00::16]:80"),
         )
     ),
     *(
@@ -164,6 +170,10 @@ def dropped(name: str, reason: str, packet: bytes, *before: Sent, then: tuple[Vi
 
 def routed(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = PREROUTING, flags: int = 0) -> Row:
     return Row(name, packet, "transmit", "routed", out, before, hook=hook, flags=flags)
+
+
+def marked(name: str, packet: bytes, *before: Sent, flags: int = 0) -> Row:
+    return Row(name, packet, "mark", "marked", None, before, flags=flags)
 
 
 def tunnelled(name: str, packet: bytes, inner: bytes, *before: Sent, flags: int = 0, **outer: int) -> Row:
@@ -486,6 +496,40 @@ ROWS = [
             tcp(CLIENT6, NARROW6, "S", bytes(2000))[:1232],
             rest=(1280).to_bytes(4),
         ),
+    ),
+    # -- direct routing by a mark: the kernel sees to everything, and keeps the payload
+    marked("by a mark, syn", tcp(CLIENT, STEERED)),
+    marked("by a mark, ipv6", tcp(CLIENT6, STEERED6)),
+    marked("by a mark, the time to live is the kernel's", udp(CLIENT, STEERED, b"?", ttl=1)),
+    marked("by a mark, the head of a super-packet", tcp(CLIENT, STEERED, "S", BULK)[:128], flags=HEAD | SUPER_PACKET),
+    marked("by a mark, the head of a datagram", udp(CLIENT, STEERED, bytes(2000))[:28], flags=HEAD),
+    marked("by a mark, the head of an ipv6 datagram", udp(CLIENT6, STEERED6, bytes(2000))[:128], flags=HEAD),
+    Row(
+        "by a mark, an error about a reply",
+        icmp("192.0.2.1", "203.0.113.26", 3, 4, tcp(STEERED, CLIENT, "A", b"reply"), rest=b"\0\0\5\0"),
+        "mark",
+        "error_marked",
+        before=((tcp(CLIENT, STEERED), PREROUTING),),
+    ),
+    *(
+        Row(f"a head alone, {name}", packet, "drop", "truncated", flags=HEAD)
+        for name, packet in (
+            ("for nat", udp(CLIENT, DNS, bytes(2000))[:128]),
+            ("for a frame", udp(CLIENT, DIRECT, bytes(2000))[:128]),
+            ("for a tunnel", udp(CLIENT, TUNNEL, bytes(2000))[:128]),
+            ("without its transport header", tcp(CLIENT, STEERED)[:39]),
+            ("without its ports", udp(CLIENT, STEERED)[:27]),
+            ("of extensions", udp(CLIENT6, STEERED6, extensions=[(DESTINATION_OPTIONS, bytes(100))])[:45]),
+            ("of an icmp error", icmp("192.0.2.1", "203.0.113.26", 3, 4, tcp(STEERED, CLIENT, "A"))[:48]),
+        )
+    ),
+    Row(
+        "a head alone, and nobody to take it",
+        udp(CLIENT, DRAINED, bytes(2000))[:128],
+        "drop",
+        "no_server",
+        flags=HEAD,
+        answer=icmp("203.0.113.1", "192.0.2.10", 3, 3, udp(CLIENT, DRAINED, bytes(2000))[:128], identification=0),
     ),
     # -- tunnelling: a header in front, TTL and DF as inside
     tunnelled("tunnelled syn", tcp(CLIENT, TUNNEL, ttl=9), tcp(CLIENT, TUNNEL, ttl=8), ttl=8),

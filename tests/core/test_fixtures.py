@@ -15,7 +15,7 @@ from tests.core.lab import Lab
 def test_packet(row: Row) -> None:
     lab = Lab(*CONFIG, capacity=64, policy=row.policy, ways=WAYS)
     for packet, hook in row.before:
-        assert lab.send(packet, hook=hook).verdict in ("rewrite", "transmit")
+        assert lab.send(packet, hook=hook).verdict in ("rewrite", "transmit", "mark")
     if row.then is not None:
         lab.configure(*row.then)
     before = lab.reasons()

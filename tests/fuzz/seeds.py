@@ -34,6 +34,7 @@ SEQUENCES = {
     "icmp_damaged": HANDSHAKE + step(SEND, NUMBERS["icmp_frag_needed"], change=(60, 1)),
     "ip6_question_answer_error": send("ip6_udp") + send("ip6_udp_reply") + send("icmp6_time_exceeded"),
     "dr_every_way": b"".join(send(name, 0, 4) for name in KINDS if "dr_" in name),
+    "mark_every_way": b"".join(send(name, 0, 4) for name in KINDS if "mark_" in name or name.endswith("_head")),
     "tun_every_way": b"".join(send(name, 0, 4) for name in KINDS if "tun_" in name),
     "tun_path_mtu": send("tun_tcp_syn") + send("tun_icmp_frag_needed") + send("tun_super_packet", 0, 8),
     "udp_moves_on": send("udp", 0, 8) + step(PUBLISH, 1) + send("udp", 0, 8) + send("udp_reply", 0, 8),

@@ -28,7 +28,7 @@ from nfqlb.testing import (
     udp,
 )
 from tests.core.lab import KIND, Lab, Policy, Timeouts, Virtual
-from tests.model import OWN4, OWN6, Entry, Model
+from tests.model import BY_MARK, OWN4, OWN6, Entry, Model
 
 CAPACITY = 64
 HOOKS = [PREROUTING] * 8 + [FORWARD] * 8 + [INPUT, OUTPUT]
@@ -65,7 +65,8 @@ MTUS = {
     3: 0,
     4: 59,
     5: 70,
-}  # of the way to each server of direct routing: none, this machine, narrow; else 1500
+    6: BY_MARK,
+}  # of the way to each server: none, this machine, narrow, with direct routing by a mark; else 1500
 
 
 @dataclass
@@ -172,9 +173,18 @@ class Twin:
     """The core, with several workers, and the model."""
 
     def __init__(self, workers: int = 3) -> None:
-        ways = {VIPS[key].format(server): mtu for key in VIPS for server in SERVERS for mtu in [MTUS.get(server, 1500)]}
+        ways = {
+            VIPS[key].format(server): 1500 if mtu == BY_MARK and key not in DIRECT else mtu
+            for key in VIPS
+            for server in SERVERS
+            for mtu in [MTUS.get(server, 1500)]
+        }
         hops = {
-            real: None if mtu is None else Hop(7, mtu, b"server", b"source", OWN6 if "[" in real else OWN4, mtu == 0)
+            real: None
+            if mtu is None
+            else Hop(0, 0, mark=0x300, mask=0xFF00)
+            if mtu == BY_MARK
+            else Hop(7, mtu, b"server", b"source", OWN6 if "[" in real else OWN4, mtu == 0)
             for real, mtu in ways.items()
         }
         self.lab = Lab(capacity=CAPACITY, workers=workers, ways=hops)

@@ -24,6 +24,7 @@ from nfqlb._core.types cimport (
     LEFT,
     LIFE,
     LIVE,
+    MARK,
     MESSAGE,
     PARSED,
     REASONS,
@@ -127,7 +128,7 @@ cdef const char* audit_packet(const packet_t* packet, uint8_t* original) noexcep
     if packet.verdict != REWRITE:
         if memcmp(packet.data, original, packet.captured) != 0:
             return "a packet was changed that is not sent on"
-        return NULL
+        return unless(packet.verdict == MARK or packet.mark == 0, "a mark was changed without a word")
     kind = parse(&came)
     if parse(&went) != kind or (kind != PARSED and kind != ICMP_MESSAGE):
         return "a rewritten packet is of another kind"

@@ -47,6 +47,7 @@ from nfqlb._core.types cimport (
     DIRECT,
     DROP,
     ERROR_FORWARDED,
+    ERROR_MARKED,
     ERROR_REISSUED,
     ERROR_RETURNED,
     ERROR_ROUTED,
@@ -56,6 +57,7 @@ from nfqlb._core.types cimport (
     INPUT,
     LATE_REPLY,
     LIVE,
+    MARKED,
     METHOD,
     NAT,
     NEWBORN,
@@ -383,6 +385,8 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
         count_in(worker.telemetry, connection, error)
     if connection.flags & METHOD != NAT:
         reason = send_on(worker, error, connection, 0)
+        if reason == MARKED:
+            return ERROR_MARKED
         return ERROR_ROUTED if reason == ROUTED or reason == TUNNELLED else reason
     nat_error(error, &quoted, connection, reply)
     return ERROR_RETURNED if reply else ERROR_FORWARDED
@@ -458,8 +462,8 @@ cdef inline bint outlived(worker_t* worker, const connection_t* connection, cons
 
 
 class Result(NamedTuple):
-    """What became of a packet: verdict "accept", "drop", "rewrite" or "transmit", the reason's name, and the bytes that
-    go on instead (rewrite) or to the real server as a frame (transmit).
+    """What became of a packet: verdict "accept", "drop", "rewrite", "transmit" or "mark", the reason's name, and the
+    bytes that go on instead (rewrite) or to the real server as a frame (transmit).
     """
 
     verdict: str
@@ -577,8 +581,8 @@ cdef class Worker:
         """One packet as a batch of its own, at `now` (CLOCK_BOOTTIME, nanoseconds); pure but for the table and
         counters.
 
-        `hook` is netfilter's (0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT), `flags` those of NFQA_SKB_INFO. Everything
-        that timed out by `now` is gone before the packet is looked at.
+        `hook` is netfilter's (0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT), `flags` those of NFQA_SKB_INFO and HEAD (8).
+        Everything that timed out by `now` is gone before the packet is looked at.
         """
         cdef uint64_t when = now
         self.expire(now)
@@ -590,6 +594,11 @@ cdef class Worker:
         if self.packet.verdict == REWRITE or self.packet.verdict == TRANSMIT:
             new = bytes(self.packet.outer[:self.packet.outer_length]) + bytes(self.buffer)
         return Result(VERDICT_NAMES[self.packet.verdict], REASON_NAMES[self.packet.reason], new)
+
+    @property
+    def mark(self) -> int:
+        """The netfilter mark of the last packet that `process` had; with verdict "mark", the one to go on with."""
+        return self.packet.mark
 
     def outgoing(self) -> list[bytes]:
         """Packets of our own that the last batch wants sent: answers to clients that no real server gets."""

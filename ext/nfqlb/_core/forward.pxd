@@ -9,6 +9,7 @@ from nfqlb._core.types cimport (
     IP4_INSIDE,
     IP6_INSIDE,
     LOCAL,
+    MARKED,
     NO_NEIGHBOUR,
     PARSED,
     RETURNED,
@@ -16,6 +17,7 @@ from nfqlb._core.types cimport (
     SUPER_PACKET,
     TCP,
     TOO_BIG,
+    TRUNCATED,
     TTL_EXCEEDED,
     TUNNELLED,
     UDP,
@@ -63,21 +65,29 @@ cdef inline reason_t nat_request(packet_t* packet, const connection_t* connectio
     """NAT towards the real server: only the destination changes, the server sees the client (ip_vs_xmit.c,
     ip_vs_nat_xmit).
     """
+    if not is_whole(packet):
+        return TRUNCATED
     set_destination(packet, &connection.server, connection.sport)
     return FORWARDED
 
 
 cdef inline reason_t nat_reply(packet_t* packet, const connection_t* connection) noexcept nogil:
     """NAT back to the client: the source becomes the VIP again (ip_vs_core.c, handle_response)."""
+    if not is_whole(packet):
+        return TRUNCATED
     set_source(packet, &connection.virtual, connection.vport)
     return RETURNED
 
 
 cdef inline reason_t direct(packet_t* packet, const hop_t* hop, uint16_t mss) noexcept nogil:
-    """Direct routing: on to the real server's link-layer address, one hop older (ip_vs_xmit.c, ip_vs_dr_xmit). `mss`:
-    what a SYN may announce, 0 for anything.
+    """Direct routing: on to the real server's link-layer address, one hop older (ip_vs_xmit.c, ip_vs_dr_xmit); or by
+    the kernel, which sees to everything itself. `mss`: what a SYN in a frame may announce, 0 for anything.
     """
-    cdef reason_t reason = go_on(packet, hop, 0, LONGEST_PACKET, mss)
+    cdef reason_t reason
+    if hop != NULL and hop.mask:
+        packet.mark = packet.mark & ~hop.mask | hop.mark
+        return MARKED
+    reason = go_on(packet, hop, 0, LONGEST_PACKET, mss)
     return ROUTED if reason == PARSED else reason
 
 
@@ -109,6 +119,8 @@ cdef inline reason_t go_on(packet_t* packet, const hop_t* hop, uint32_t outer, u
         return NO_NEIGHBOUR
     if hop.local:
         return LOCAL
+    if not is_whole(packet):
+        return TRUNCATED
     if time_to_live(packet) <= 1:
         return TTL_EXCEEDED
     packet.hop = hop[0]
@@ -154,6 +166,11 @@ cdef inline void measure_outer(const packet_t* packet, uint8_t* outer, uint32_t 
         set_raw16(outer + IP4_CHECKSUM, <uint16_t>~fold(add_bytes(0, outer, IP4_HEADER)))
     else:
         set16(outer + IP6_PAYLOAD_LENGTH, inside)
+
+
+cdef inline bint is_whole(const packet_t* packet) noexcept nogil:
+    """Whether all of it is here, and not only its headers."""
+    return packet.length <= packet.captured
 
 
 cdef inline bint is_bulk(const packet_t* packet) noexcept nogil:

@@ -230,7 +230,7 @@ cdef uint8_t* write_header(message_t* message, const packet_t* packet, uint8_t p
 cdef void write_error(message_t* message, const packet_t* packet, uint16_t kind, uint32_t rest) noexcept nogil:
     """An ICMP error that quotes the packet: type and code, and the second half of its header, in host order."""
     cdef bint wide = packet.version == 6
-    cdef uint32_t quoted = min(packet.length, <uint32_t>(
+    cdef uint32_t quoted = min(min(packet.length, packet.captured), <uint32_t>(
         MESSAGE - IP6_HEADER - ICMP_HEADER if wide else QUOTED4 - IP4_HEADER - ICMP_HEADER))
     cdef uint8_t* at = write_header(message, packet, ICMP6 if wide else ICMP, ICMP_HEADER + quoted)
     cdef uint64_t total = 0

@@ -3,7 +3,8 @@
 Strategy: `parse` is the only place that compares a length. It looks at what every packet must have, finds where the
 transport header stands and how long the packet says it is, and holds that once against the bytes that are there. What
 it lets through has whole IP and transport headers inside `length` and `length` bytes at `data`; accessors (wire.pxd)
-trust that. It never looks at a checksum: the kernel verified or will verify it, and an update keeps a wrong one wrong.
+trust that. Of a packet whose payload stays in the kernel (HEAD) the headers are there, and who needs more asks whether
+it is whole. No checksum is looked at: the kernel verified or will verify it, and an update keeps a wrong one wrong.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from nfqlb._core.checksum cimport add_bytes, fold, update
 from nfqlb._core.types cimport (
     FRAGMENT,
+    HEAD,
     ICMP,
     ICMP6,
     ICMP_MESSAGE,
@@ -80,7 +82,7 @@ cdef uint8_t parse(packet_t* packet) noexcept nogil:
         packet.protocol = data[IP4_PROTOCOL]
         packet.source = get_address4(data + IP4_SOURCE)
         packet.destination = get_address4(data + IP4_DESTINATION)
-        if packet.captured < packet.length:
+        if packet.captured < packet.length and not packet.flags & HEAD:
             return TRUNCATED
         if get16(data + IP4_FRAGMENT) & 0x3fff:
             return FRAGMENT
@@ -90,9 +92,9 @@ cdef uint8_t parse(packet_t* packet) noexcept nogil:
         packet.length = IP6_HEADER + get16(data + IP6_PAYLOAD_LENGTH)
         packet.source = get_address6(data + IP6_SOURCE)
         packet.destination = get_address6(data + IP6_DESTINATION)
-        if packet.captured < packet.length:
+        if packet.captured < packet.length and not packet.flags & HEAD:
             return TRUNCATED
-        reason = skip_extensions(packet, &header)
+        reason = skip_extensions(packet, min(packet.length, packet.captured), &header)
         if reason != PARSED:
             return reason
     else:
@@ -101,8 +103,10 @@ cdef uint8_t parse(packet_t* packet) noexcept nogil:
     return parse_transport(packet)
 
 
-cdef uint8_t skip_extensions(packet_t* packet, uint32_t* header) noexcept nogil:
-    """Find the transport header behind IPv6 extension headers; each is at least 8 bytes (RFC 8200, 4)."""
+cdef uint8_t skip_extensions(packet_t* packet, uint32_t end, uint32_t* header) noexcept nogil:
+    """Find the transport header behind IPv6 extension headers; each is at least 8 bytes (RFC 8200, 4). What is behind
+    `end` is not looked at.
+    """
     cdef uint8_t* data = packet.data
     cdef uint8_t kind = data[IP6_NEXT_HEADER]
     cdef uint32_t at = IP6_HEADER
@@ -112,8 +116,8 @@ cdef uint8_t skip_extensions(packet_t* packet, uint32_t* header) noexcept nogil:
             packet.protocol = kind
             header[0] = at
             return PARSED
-        if at + 8 > packet.length:
-            return MALFORMED
+        if at + 8 > end:
+            return MALFORMED if at + 8 > packet.length else TRUNCATED
         if kind == FRAGMENT_HEADER and get16(data + at + 2) & 0xfff9:
             return FRAGMENT                                 # an atomic one (RFC 6946) goes on
         if kind == ROUTING and data[at + 3] != 0:
@@ -136,6 +140,8 @@ cdef uint8_t parse_transport(packet_t* packet) noexcept nogil:
     if packet.protocol == TCP:
         if room < TCP_HEADER:
             return MALFORMED
+        if packet.transport + TCP_HEADER > packet.captured:
+            return TRUNCATED
         size = (at[TCP_OFFSET] >> 4) * 4
         if size < TCP_HEADER or size > room:
             return MALFORMED
@@ -143,12 +149,14 @@ cdef uint8_t parse_transport(packet_t* packet) noexcept nogil:
     elif packet.protocol == UDP:
         if room < UDP_HEADER:
             return MALFORMED
+        if packet.transport + UDP_HEADER > packet.captured:
+            return TRUNCATED
         size = get16(at + UDP_LENGTH)
         if size < UDP_HEADER or size > room:
             return MALFORMED
         packet.segment = 0
     elif (packet.protocol == ICMP and packet.version == 4) or (packet.protocol == ICMP6 and packet.version == 6):
-        return ICMP_MESSAGE
+        return ICMP_MESSAGE if packet.length <= packet.captured else TRUNCATED
     else:
         return OTHER_PROTOCOL
     packet.sport = get16(at + SOURCE_PORT)
@@ -187,7 +195,7 @@ cdef uint8_t parse_quotation(const packet_t* error, packet_t* quoted, uint32_t b
     if error.length < error.transport + before + IP4_HEADER:
         return ICMP_MESSAGE
     quoted.data = at + before
-    quoted.length = error.length - error.transport - before
+    quoted.length = quoted.captured = error.length - error.transport - before
     quoted.version = quoted.data[0] >> 4
     if quoted.version != error.version:
         return ICMP_MESSAGE
@@ -201,7 +209,8 @@ cdef uint8_t parse_quotation(const packet_t* error, packet_t* quoted, uint32_t b
         quoted.source = get_address4(quoted.data + IP4_SOURCE)
         quoted.destination = get_address4(quoted.data + IP4_DESTINATION)
     else:
-        if not 1 <= at[0] <= 4 or quoted.length < IP6_HEADER or skip_extensions(quoted, &header) != PARSED:
+        if not 1 <= at[0] <= 4 or quoted.length < IP6_HEADER \
+                or skip_extensions(quoted, quoted.length, &header) != PARSED:
             return ICMP_MESSAGE
         quoted.source = get_address6(quoted.data + IP6_SOURCE)
         quoted.destination = get_address6(quoted.data + IP6_DESTINATION)

@@ -23,7 +23,7 @@ import socket
 from nfqlb._core.atomic cimport RELAXED, load32, store32
 from nfqlb._core.datapath cimport Worker, run_batch
 from nfqlb._core.transmit cimport Transmitter, post, send_frames
-from nfqlb._core.types cimport ACCEPT, BATCH, REWRITE, packet_t
+from nfqlb._core.types cimport ACCEPT, BATCH, DROP, HEAD, MARK, REWRITE, TRANSMIT, packet_t
 from nfqlb._core.wire cimport htonl, htons, ntohl
 
 
@@ -38,17 +38,20 @@ cdef enum:
     FLUSH = 1 << 20                      # bytes of verdicts in one sendmsg, at most about
     EXPIRE_BUDGET = 512                  # timer steps for each batch
     EXPIRE_IDLE = 16384                  # and when there is nothing else to do
+    NFQUEUES_FLAGS = 7
+    MARKED_HEADER = HEADER + 4           # bytes of a verdict with a mark
 
 
 cdef struct queue_t:
     int fd
     uint16_t number                      # network order
     bint fresh                           # no packet seen yet
+    uint8_t flags                        # of all its packets: HEAD or none
     uint8_t* memory
     packet_t packets[BATCH]
     mmsghdr messages[BATCH]
     iovec into[BATCH]
-    uint8_t headers[BATCH][HEADER + 4]
+    uint8_t headers[BATCH][MARKED_HEADER]
     iovec out[2 * BATCH]
     uint32_t flush                       # bytes that the send buffer can take at once
     uint64_t taken                       # packets
@@ -60,9 +63,9 @@ cdef struct queue_t:
 cdef class FastEngine:
     """Drives bound queues for one worker.
 
-    `queues` are (socket, queue number). Give them SO_RCVBUF and SO_SNDBUF first. `run` blocks without the GIL until
-    `stop`; it raises OSError when a socket fails for good. Packets that a predecessor on the same socket took and
-    never answered are sent through the hook again.
+    `queues` are (socket, queue number), `heads` those numbers whose queues copy the headers alone. Give them SO_RCVBUF
+    and SO_SNDBUF first. `run` blocks without the GIL until `stop`; it raises OSError when a socket fails for good.
+    Packets that a predecessor on the same socket took and never answered are sent through the hook again.
     """
 
     cdef Worker worker
@@ -72,7 +75,7 @@ cdef class FastEngine:
     cdef int wake
     cdef uint32_t stopping
 
-    def __cinit__(self, Worker worker not None, queues: Sequence[tuple[int, int]]):
+    def __cinit__(self, Worker worker not None, queues: Sequence[tuple[int, int]], heads: Collection[int] = ()):
         cdef queue_t* queue
         self.worker = worker
         self.transmitter = Transmitter()
@@ -91,6 +94,7 @@ cdef class FastEngine:
             queue.fd = fd
             queue.number = htons(number)
             queue.fresh = True
+            queue.flags = HEAD if number in heads else 0
             with socket.socket(fileno=os.dup(fd)) as s:
                 queue.flush = min(FLUSH, s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2)
         self.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -213,7 +217,7 @@ cdef bint decode(queue_t* queue, uint8_t* message, uint32_t length, packet_t* pa
     packet.data = NULL
     packet.captured = 0
     packet.mark = 0
-    packet.flags = 0
+    packet.flags = queue.flags
     packet.id = 0
     while at + sizeof(nlattr) <= header.nlmsg_len:
         memcpy(&attribute, message + at, sizeof(nlattr))
@@ -228,7 +232,7 @@ cdef bint decode(queue_t* queue, uint8_t* message, uint32_t length, packet_t* pa
             packet.captured = attribute.nla_len - 4
         elif attribute.nla_type & NLA_TYPE_MASK == NFQA_SKB_INFO:
             memcpy(&value, message + at + 4, 4)
-            packet.flags = ntohl(value) & 0xff
+            packet.flags = queue.flags | ntohl(value) & NFQUEUES_FLAGS
         elif attribute.nla_type & NLA_TYPE_MASK == NFQA_MARK:
             memcpy(&value, message + at + 4, 4)
             packet.mark = ntohl(value)
@@ -256,13 +260,12 @@ cdef void answer(queue_t* queue, int count) noexcept nogil:
             queue.out[pieces + 1].iov_len = (packet.captured + 3) & ~<uint32_t>3
             size += HEADER + queue.out[pieces + 1].iov_len
             pieces += 2
-        elif i + 1 < count and queue.packets[i + 1].verdict != REWRITE \
-                and kernels(&queue.packets[i + 1]) == kernels(packet):
+        elif i + 1 < count and is_answered_alike(packet, &queue.packets[i + 1]):
             continue                                         # in the middle of a run: the last of it speaks for all
         else:
             queue.out[pieces].iov_base = put_verdict(queue, i, NFQNL_MSG_VERDICT_BATCH, kernels(packet), packet)
-            queue.out[pieces].iov_len = HEADER - 4
-            size += HEADER - 4
+            queue.out[pieces].iov_len = MARKED_HEADER if packet.verdict == MARK else HEADER - 4
+            size += queue.out[pieces].iov_len
             pieces += 1
         if size >= queue.flush:
             send(queue, pieces)
@@ -274,7 +277,14 @@ cdef void answer(queue_t* queue, int count) noexcept nogil:
 
 cdef inline uint32_t kernels(const packet_t* packet) noexcept nogil:
     """What the kernel is to do with its own copy of the packet."""
-    return NF_ACCEPT if packet.verdict == ACCEPT or packet.verdict == REWRITE else NF_DROP
+    return NF_DROP if packet.verdict == DROP or packet.verdict == TRANSMIT else NF_ACCEPT
+
+
+cdef inline bint is_answered_alike(const packet_t* packet, const packet_t* other) noexcept nogil:
+    """Whether one batch verdict is good for both."""
+    if packet.verdict == MARK or other.verdict == MARK:
+        return packet.verdict == other.verdict and packet.mark == other.mark
+    return other.verdict != REWRITE and kernels(packet) == kernels(other)
 
 
 cdef void* put_verdict(queue_t* queue, int at, int kind, uint32_t verdict, const packet_t* packet) noexcept nogil:
@@ -283,8 +293,13 @@ cdef void* put_verdict(queue_t* queue, int at, int kind, uint32_t verdict, const
     cdef nlmsghdr header
     cdef nfgenmsg general
     cdef nlattr attribute
+    cdef uint32_t mark
     cdef bint payload = packet.verdict == REWRITE and kind == NFQNL_MSG_VERDICT
-    header.nlmsg_len = (HEADER + ((packet.captured + 3) & ~<uint32_t>3)) if payload else HEADER - 4
+    header.nlmsg_len = HEADER - 4
+    if payload:
+        header.nlmsg_len = HEADER + ((packet.captured + 3) & ~<uint32_t>3)
+    elif packet.verdict == MARK:
+        header.nlmsg_len = MARKED_HEADER
     header.nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | kind
     header.nlmsg_flags = NLM_F_REQUEST
     header.nlmsg_seq = 0
@@ -304,6 +319,12 @@ cdef void* put_verdict(queue_t* queue, int at, int kind, uint32_t verdict, const
         attribute.nla_len = 4 + packet.captured
         attribute.nla_type = NFQA_PAYLOAD
         memcpy(to + 32, &attribute, 4)
+    elif packet.verdict == MARK:
+        mark = htonl(packet.mark)
+        attribute.nla_len = 8
+        attribute.nla_type = NFQA_MARK
+        memcpy(to + 32, &attribute, 4)
+        memcpy(to + 36, &mark, 4)
     return to
 
 

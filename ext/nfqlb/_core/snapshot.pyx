@@ -49,17 +49,22 @@ cdef enum:
 cdef class Hop:
     """Where frames for a real server leave: interface index, MTU of the route, the next hop's link-layer address and
     our own (6 bytes each, or none where the interface has no such header), our IP address there (16 bytes). `local`:
-    the real server is this machine.
+    the real server is this machine. With `mask` nothing is sent from here: these bits of a packet's mark become `mark`,
+    and the kernel routes it by that (direct routing only).
     """
 
     def __cinit__(self, uint32_t interface, uint32_t mtu, destination: bytes = b"", source: bytes = b"",
-                  address: bytes = bytes(16), bint local = False):
+                  address: bytes = bytes(16), bint local = False, uint32_t mark = 0, uint32_t mask = 0):
         if len(destination) not in (0, 6) or len(source) != len(destination):
             raise ValueError("a link-layer address is 6 bytes")
+        if mark & ~mask:
+            raise ValueError("a mark is inside its mask")
         self.hop.interface = interface
         self.hop.mtu = mtu
         self.hop.ethernet = len(destination) == 6
         self.hop.local = local
+        self.hop.mark = mark
+        self.hop.mask = mask
         self.hop.own = address_from(address)
         memcpy(self.hop.destination, <const char*>destination, len(destination))
         memcpy(self.hop.source, <const char*>source, len(source))

@@ -13,6 +13,7 @@ from nfqlb._core.types cimport (
     BAD_CHECKSUM,
     DROP,
     ERROR_FORWARDED,
+    ERROR_MARKED,
     ERROR_REISSUED,
     ERROR_RETURNED,
     ERROR_ROUTED,
@@ -21,6 +22,8 @@ from nfqlb._core.types cimport (
     ICMP_MESSAGE,
     LOCAL,
     MALFORMED,
+    MARK,
+    MARKED,
     NO_CONNECTION,
     NO_NEIGHBOUR,
     NO_SERVER,
@@ -69,11 +72,13 @@ _TABLE = (
     (TOO_BIG,            "too_big",          DROP,    "longer than the next MTU and not to be cut; the client is told"),
     (TUNNELLED,          "tunnelled",       TRANSMIT, "client's packet, sent to the server inside another one (tun)"),
     (ERROR_REISSUED,     "error_reissued",   ACCEPT,  "ICMP error about a packet in a tunnel; the client is told"),
+    (MARKED,             "marked",           MARK,    "client's packet, routed to the real server by the kernel (dr)"),
+    (ERROR_MARKED,       "error_marked",     MARK,    "ICMP error about a reply, sent as requests are (dr)"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)
 MEANINGS: dict[str, str] = {name: meaning for _, name, _, meaning in _TABLE}
-VERDICT_NAMES: tuple[str, ...] = ("accept", "drop", "rewrite", "transmit")
+VERDICT_NAMES: tuple[str, ...] = ("accept", "drop", "rewrite", "transmit", "mark")
 
 for _reason, _, _verdict, _ in _TABLE:
     VERDICTS[_reason] = _verdict

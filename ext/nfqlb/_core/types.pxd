@@ -23,6 +23,7 @@ cdef enum:
     CHECKSUM_NOT_READY = 1       # the sender left the transport checksum to the card
     SUPER_PACKET = 2             # GSO: one header, many segments; the kernel finishes the checksums of each
     CHECKSUM_NOT_VERIFIED = 4
+    HEAD = 8                     # not NFQUEUE's: the queue copies what parse needs, the rest stays in the kernel
 
     TCP = 6
     UDP = 17
@@ -37,6 +38,7 @@ cdef enum verdict_t:
     DROP = 1
     REWRITE = 2                  # accept with the changed bytes
     TRANSMIT = 3                 # drop, and send it as a frame to the real server (packet_t.hop)
+    MARK = 4                     # accept with another mark (packet_t.mark), by which the kernel routes it
 
 
 cdef enum method_t:              # forwarding method of a real server
@@ -72,6 +74,8 @@ cdef enum reason_t:
     TOO_BIG
     TUNNELLED
     ERROR_REISSUED
+    MARKED
+    ERROR_MARKED
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 
@@ -81,7 +85,8 @@ cdef struct address_t:
     uint64_t low                 # bytes 8-15
 
 
-# How frames reach a real server: the route to it and its next hop. Never written after it was made.
+# The way to a real server: the route to it and its next hop for frames, or the mark by which the kernel routes there.
+# Never written after it was made.
 cdef struct hop_t:
     address_t own                # this machine's address on that route: the outer source of a tunnel
     uint32_t interface           # index
@@ -90,6 +95,8 @@ cdef struct hop_t:
     uint8_t source[6]
     uint8_t ethernet             # frames have a link-layer header
     uint8_t local                # the real server is this machine
+    uint32_t mark
+    uint32_t mask                # bits of a packet's mark that are replaced; 0: packets leave as frames
 
 
 cdef enum:
@@ -99,12 +106,12 @@ cdef enum:
 cdef struct packet_t:
     uint8_t* data                # first byte of the IP header; rewritten in place
     uint32_t captured            # bytes at data
-    uint32_t length              # IP total length, <= captured once parsed
+    uint32_t length              # IP total length, <= captured once parsed, but for HEAD: its headers are
     uint32_t transport           # offset of the transport header
-    uint32_t mark                # netfilter mark, only read
+    uint32_t mark                # netfilter mark; with verdict MARK the one that it goes on with
     uint32_t id                  # the queue's number for it, network order
     uint8_t hook
-    uint8_t flags                # CHECKSUM_NOT_READY | SUPER_PACKET | CHECKSUM_NOT_VERIFIED
+    uint8_t flags                # CHECKSUM_NOT_READY | SUPER_PACKET | CHECKSUM_NOT_VERIFIED | HEAD
     uint8_t version              # 4 or 6
     uint8_t protocol
     uint8_t segment              # TCP flags byte

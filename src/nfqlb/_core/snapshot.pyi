@@ -13,6 +13,8 @@ class Hop:
         source: bytes = b"",
         address: bytes = ...,
         local: bool = False,
+        mark: int = 0,
+        mask: int = 0,
     ) -> Self: ...
 
 class Locality: ...
