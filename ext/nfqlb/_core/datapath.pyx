@@ -508,7 +508,7 @@ cdef class Datapath:
         self.current = snapshot
 
     def aim(self, uint32_t slot, Hop hop) -> None:
-        """From the next batch on, frames for the real server of this slot go that way; None: there is no way."""
+        """From the next batch on, packets for the real server of this slot go that way; None: there is no way."""
         if slot >= self.table.table.slot_count:
             raise IndexError(slot)
         store_pointer(<void**>&self.hops[slot], NULL if hop is None else <void*>&hop.hop, SEQUENTIAL)

@@ -15,7 +15,7 @@ from nfqlb._core.checksum cimport add_bytes, fold, update
 from nfqlb._core.connection cimport enter, leave, new_reader, take
 from nfqlb._core.datapath cimport Datapath, Worker, run_batch, worker_t
 from nfqlb._core.transmit cimport Transmitter, send_frames
-from nfqlb._core.types cimport BATCH, FREE, ICMP, ICMP6, LONGEST, REARM, TICK, connection_t, packet_t, table_t
+from nfqlb._core.types cimport BATCH, FREE, HEAD, ICMP, ICMP6, LONGEST, REARM, TICK, connection_t, packet_t, table_t
 from nfqlb._core.wire cimport (
     ICMP_CHECKSUM,
     ICMP_HEADER,
@@ -138,15 +138,17 @@ cdef class Player:
 
     def every_way(self, packet: bytes) -> None:
         """One packet under every configuration, at every hook, with all that NFQUEUE may say of its checksum; as it
-        is, and mended.
+        is, and mended; as a whole one, and as the head of one.
         """
         cdef const uint8_t* data = packet
         cdef uint32_t length = min(<uint32_t>len(packet), <uint32_t>LONGEST_PACKET)
         cdef int way
-        for number, snapshot in enumerate(self.snapshots):
-            self.datapath.publish(snapshot)
+        cdef uint8_t flags
+        for number in range(2 * len(self.snapshots)):
+            self.datapath.publish(self.snapshots[number // 2])
             for way in range(2 * HOOKS * FLAGS):
-                if put(self, way, data, length, way % HOOKS, way // HOOKS % FLAGS) == NULL:
+                flags = way // HOOKS % FLAGS | (HEAD if number % 2 else 0)
+                if put(self, way, data, length, way % HOOKS, flags) == NULL:
                     raise MemoryError
                 if way >= HOOKS * FLAGS:
                     mend(self.batch[way].data, length)
