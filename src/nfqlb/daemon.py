@@ -25,6 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -35,13 +36,14 @@ from nfqlb import runconfig, state
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
 from nfqlb._core.snapshot import Hop
-from nfqlb.control.compile import Compiler, compile_plan, packed
+from nfqlb.control.compile import Compiler, compile_plan, packed, steered
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
-from nfqlb.kernel.plan import Plan
+from nfqlb.kernel.plan import Plan, Way, marks
 from nfqlb.kernel.queues import queues as listeners
-from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
+from nfqlb.kernel.saved import numbers
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
 from nfqlb.paths import paths
 from nfqlb.runconfig import RunConfig
 from nfqlb.state import State
@@ -72,6 +74,7 @@ class Kernel(Protocol):
     def diverter(self) -> str: ...
     def require(self, plan: Plan) -> None: ...
     def apply(self, plan: Plan) -> None: ...
+    def marks(self, plan: Plan) -> dict[str, int]: ...
     def repair(self) -> list[str]: ...
     def warnings(self) -> list[str]: ...
     def withdraw(self) -> None: ...
@@ -92,6 +95,7 @@ class Director:
         queues: Sequence[Sequence[Queue]],
         holder: int,
         starts: int = 0,
+        marks: Mapping[str, int] | None = None,  # by which a predecessor steered
     ) -> None:
         self.config, self.holder, self.starts = config, holder, starts
         self._state_file, self._table, self._datapath, self._compiler = state_file, table, datapath, compiler
@@ -107,6 +111,10 @@ class Director:
         self._failure = ""  # of the last repair
         self._ways: dict[int, neighbours.Hop] = {}  # by slot: where frames go
         self._lost: set[str] = set()  # real servers to which there is no way
+        self._mask = config.dr_mask if config.dr_by != "frame" else 0
+        self._marks = marks or {}  # by which the kernel steers packets to real servers
+        self._kept: frozenset[str] = frozenset()  # VIPs of direct routing that marks do not work for
+        self._routes: Mapping[str, neighbours.Route] = {}  # to the real servers that packets are steered to
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -120,6 +128,7 @@ class Director:
         self._origin = "saved state" if restored and given is None else self.config.origin
         if remark:
             log.warning(remark)
+        self._look(self._state.intent)
         self._plan = self._plan_of(self._state.intent)
         self._snapshot = self._compiler.snapshot(self._state.intent)
         self._aim(self._state.intent, RESOLVE_SECONDS)
@@ -131,6 +140,9 @@ class Director:
             self._kernel = self._load_kernel()
             self._kernel.require(self._plan)
             self._start_workers()
+        if self._plan.ways:
+            self._marks = self._kernel.marks(self._plan)
+            self._aim(self._state.intent)
         self._kernel.apply(self._plan)
         try:
             if self._state != saved:
@@ -262,9 +274,11 @@ class Director:
             if intent == before.intent:
                 return before.revision
             held = self._plan
+            await asyncio.to_thread(self._look, intent)
             snapshot = self._compiler.snapshot(intent)
             plan = self._plan_of(intent)
-            both = plan.with_(held)
+            both = between(held, plan)
+            plan = replace(plan, ways=both.ways)  # packets are under way: the minder takes what is not used
             after = msgspec.structs.replace(before, revision=before.revision + 1, intent=intent)
             published = False
             try:
@@ -272,7 +286,7 @@ class Director:
                 await asyncio.to_thread(self._aim, intent, RESOLVE_SECONDS)
                 self._datapath.publish(snapshot)
                 published = True
-                if plan.requests != both.requests:
+                if (plan.requests, plan.heads) != (both.requests, both.heads):
                     await self._apply(plan)
                 await asyncio.to_thread(self._save, after)
             except BaseException:
@@ -291,6 +305,8 @@ class Director:
     async def _apply(self, plan: Plan) -> None:
         """Make the kernel hold `plan`, if it does not already."""
         if plan != self._plan:
+            if plan.ways:
+                self._marks = await asyncio.to_thread(self._kernel.marks, plan)
             await asyncio.to_thread(self._kernel.apply, plan)
             self._plan = plan
 
@@ -304,12 +320,20 @@ class Director:
         return compile_plan(
             intent,
             name=self.config.name,
-            gso=[queue.number for queue in self._queues if queue.gso],
-            plain=[queue.number for queue in self._queues if not queue.gso],
+            gso=[queue.number for queue in self._queues if queue.kind == "gso"],
+            plain=[queue.number for queue in self._queues if queue.kind == "plain"],
+            head=[queue.number for queue in self._queues if queue.kind == "head"],
             diverter=self.config.diverter,
             firewall=self.config.firewall,
             vip_dev=self._state.vip_dev or None,
             leaving=self._compiler.left,
+            heads=self._steered(intent),
+            ways=[
+                Way(server, route.interface, route.gateway, route.mtu)
+                for server, route in self._routes.items()
+                if not route.local
+            ],
+            mask=self._mask,
         )
 
     # --- the kernel between changes -----------------------------------------------------------------------------------
@@ -355,12 +379,53 @@ class Director:
                 service.collect(boottime(), minute % 30 == 0)
         raise AssertionError
 
-    # --- where frames go ----------------------------------------------------------------------------------------------
+    # --- where packets go ---------------------------------------------------------------------------------------------
+
+    def _steered(self, intent: Intent) -> list[Service]:
+        return steered(intent, self.config.dr_by, self._kept, self._mask // max(1, self._mask & -self._mask))
+
+    def _look(self, intent: Intent) -> bool:
+        """Find out to which real servers of direct routing the kernel is to route, and how; whether that is new."""
+        before = self._kept, self._routes
+        direct = [service for service in intent.services if service.mode == "dr" and not service.fwmark]
+        vips = {service.address for service in direct} if self._mask else set()
+        try:
+            ruled, found = (neighbours.ruled(), neighbours.routes(vips)) if vips else (set(), {})
+            local = vips if self._state.vip_dev else {vip for vip, route in found.items() if route.local}
+            self._kept = frozenset(vip for vip in vips if vip in local or family(vip) not in ruled)
+            servers = {real.address for service in self._steered(intent) for real in service.reals}
+            self._routes = neighbours.routes(servers) if servers else {}
+        except OSError as error:
+            raise KernelError(f"cannot ask for routes: {error.strerror or error}") from error
+        return (self._kept, self._routes) != before
+
+    async def _follow(self) -> None:
+        """Have packets go where the real servers are now."""
+        intent = self._state.intent
+        plan = self._plan
+        if await asyncio.to_thread(self._look, intent):
+            plan = self._plan_of(intent)
+            held = between(self._plan, plan)
+            plan = replace(plan, ways=held.ways)
+            await self._apply(held)
+        await asyncio.to_thread(self._aim, intent)
+        await self._apply(plan)
+
+    def _way(self, server: str) -> neighbours.Hop | None:
+        """Over the kernel's own route, if it has one."""
+        if server in self._routes and self._routes[server].local:
+            return neighbours.Hop(0, 0, local=True)
+        if server in self._routes and server in self._marks:
+            return neighbours.Hop(0, 0, mark=self._marks[server], mask=self._mask)
+        return None
 
     def _aim(self, intent: Intent, patience: float = 0.0) -> None:
-        """Send frames where the real servers are now; wait at most `patience` seconds for new ones. Of those that are
+        """Send packets where the real servers are now; wait at most `patience` seconds for new ones. Of those that are
         reached by NAT only the ones on this machine need a way.
+
+        Whom the kernel routes to is aimed at whether it answers or not: the kernel tells the client.
         """
+        by_mark = {service.key for service in self._steered(intent)}
         modes = {service.key: service.mode for service in intent.services}
         slots = {
             slot: (address, modes[key]) for (key, address, _), slot in self._compiler.slots.items() if key in modes
@@ -380,6 +445,11 @@ class Director:
             time.sleep(0.01)
         ways = {slot: found[address] for slot, address in wanted.items() if address in found}
         ways |= {slot: neighbours.HERE for slot, (address, mode) in slots.items() if mode == "nat" and address in here}
+        for (key, address, _), slot in self._compiler.slots.items():
+            if key in by_mark:
+                ways.pop(slot, None)
+                if way := self._way(address):
+                    ways[slot] = way
         for slot in self._ways.keys() | ways.keys():
             if self._ways.get(slot) != ways.get(slot):
                 self._datapath.aim(slot, Hop(*ways[slot]) if slot in ways else None)
@@ -406,7 +476,7 @@ class Director:
                 heard.clear()
                 async with self._lock:
                     try:
-                        await asyncio.to_thread(self._aim, self._state.intent)
+                        await self._follow()
                         if self._ways and loop.time() >= probed + PROBE_SECONDS:
                             probed = loop.time()
                             before = await asyncio.to_thread(self._probe, before)
@@ -429,6 +499,16 @@ class Director:
             if warning not in self._warnings:
                 log.warning(warning)
         self._warnings, self._warned_for = found, revision
+
+
+def between(held: Plan, wanted: Plan) -> Plan:
+    """The plan on the way from one to another: neither loses a packet by it."""
+    found = {way.server for way in wanted.ways}
+    return replace(
+        wanted.with_(held),
+        heads=wanted.heads & held.heads,  # a packet that is whole can go either way
+        ways=wanted.ways | {way for way in held.ways if way.server not in found},
+    )
 
 
 def boottime() -> int:
@@ -467,6 +547,7 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> Director:
         queues=assign(inherited(arguments.queue_fds), config.queue, listeners()),
         holder=arguments.holder,
         starts=arguments.start,
+        marks=marks(numbers(paths(config.name).kernel), config.dr_mask),
     )
 
 

@@ -33,7 +33,7 @@ from nfqlb.errors import ConfigError, NfqlbError, TakenError
 from nfqlb.paths import paths
 
 NETLINK_NETFILTER = 12
-QUEUES_PER_WORKER = 2  # gso, plain
+QUEUES_PER_WORKER = 3  # gso, plain, head
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 EVENTS = STOPS | {signal.SIGCHLD, signal.SIGIO}
 DIRECTOR = (sys.executable, "-P", "-m", "nfqlb.daemon")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from netfilterqueue import NetfilterQueue, Packet
@@ -18,15 +18,18 @@ from netfilterqueue import NetfilterQueue, Packet
 from nfqlb._core.datapath import Worker
 from nfqlb._core.transmit import Transmitter
 
+HEAD = 8  # types.pxd
 IDLE_POLL = 0.1  # seconds between looks at the timers while nothing arrives
 
 
 class ReferenceEngine:
     """Same life as queue.FastEngine, with queues that are bound here: (netlink socket or -1 for a new one, queue
-    number).
+    number). Of packets of the `heads` the headers alone are looked at.
     """
 
-    def __init__(self, worker: Worker, queues: Sequence[tuple[int, int]], maxlen: int = 16384) -> None:
+    def __init__(
+        self, worker: Worker, queues: Sequence[tuple[int, int]], heads: Collection[int] = (), maxlen: int = 16384
+    ) -> None:
         self._worker = worker
         self._transmitter = Transmitter()
         self._stopping = False
@@ -35,7 +38,8 @@ class ReferenceEngine:
         self._packets: list[int] = []  # by queue
         for fd, number in queues:
             queue = NetfilterQueue(sockfd=fd)
-            queue.bind(number, partial(self._handle, len(self._queues)), max_len=maxlen)
+            flags = HEAD if number in heads else 0
+            queue.bind(number, partial(self._handle, len(self._queues), flags), max_len=maxlen)
             self._queues.append(queue)
             self._packets.append(0)
 
@@ -62,14 +66,17 @@ class ReferenceEngine:
         """As FastEngine.statistics; netfilterqueue keeps its errors to itself."""
         return [{"packets": packets, "overruns": 0, "refused": 0, "ignored": 0} for packets in self._packets]
 
-    def _handle(self, queue: int, packet: Packet) -> None:
+    def _handle(self, queue: int, flags: int, packet: Packet) -> None:
         self._packets[queue] += 1
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        result = self._worker.process(packet.get_payload(), now, hook=packet.hook, mark=packet.get_mark())
+        payload, mark = packet.get_payload(), packet.get_mark()
+        result = self._worker.process(payload, now, hook=packet.hook, mark=mark, flags=flags)
         self._transmitter.send(self._worker)
         if result.verdict in ("drop", "transmit"):
             packet.drop()
             return
         if result.packet is not None:
             packet.set_payload(result.packet)
+        if result.verdict == "mark":
+            packet.set_mark(self._worker.mark)
         packet.accept()

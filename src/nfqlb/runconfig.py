@@ -15,8 +15,10 @@ from nfqlb.model import Intent, check_choice, check_range, parse_name
 ENGINES = ("fast", "reference")
 DIVERTERS = ("auto", "nft", "iptables")
 FIREWALLS = ("accept", "leave")
+DR_BY = ("auto", "frame", "route")
 WORKERS_MAX = 64
-QUEUES_PER_WORKER = 2  # one of class gso, one of class plain
+QUEUES = ("gso", "plain", "head")  # the classes of a worker's queues
+QUEUES_PER_WORKER = len(QUEUES)
 CONNECTIONS_MIN, CONNECTIONS_MAX = 64, 2**26
 DEVICE = re.compile(r"[^/\s]{1,15}")  # IFNAMSIZ - 1
 SOCKET_PATH_MAX = 107  # sun_path without its zero byte
@@ -37,6 +39,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     diverter: str = "auto"
     firewall: str = "accept"
     connections: int = 262_144
+    dr_by: str = "auto"
+    dr_mask: int = 0xFF000000
 
     def __post_init__(self) -> None:
         parse_name(self.name)
@@ -49,6 +53,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_choice("engine", self.engine, ENGINES)
         check_choice("diverter", self.diverter, DIVERTERS)
         check_choice("firewall", self.firewall, FIREWALLS)
+        check_choice("dr_by", self.dr_by, DR_BY)
+        check_mask("dr_mask", self.dr_mask)
         check_range("connections", self.connections, CONNECTIONS_MIN, CONNECTIONS_MAX)
 
 
@@ -58,6 +64,13 @@ def encode(config: RunConfig) -> bytes:
 
 def decode(data: bytes) -> RunConfig:
     return msgspec.json.decode(data, type=RunConfig)
+
+
+def check_mask(field: str, mask: int) -> None:
+    """Bits of a netfilter mark that follow each other."""
+    if not 0 < mask < 1 << 32 or (mask // (mask & -mask)) & (mask // (mask & -mask) + 1):
+        text = f"{mask:#x}"
+        raise ConfigError(field, text, "is no block of bits of a 32-bit mark", "write it like 0xff000000")
 
 
 def check_socket_path(path: str) -> None:

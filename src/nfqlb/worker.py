@@ -28,13 +28,14 @@ from nfqlb._core.queue import FastEngine, configure
 from nfqlb.errors import KernelError, TakenError
 from nfqlb.kernel.queues import Queue as Listener
 from nfqlb.reference import ReferenceEngine
-from nfqlb.runconfig import QUEUES_PER_WORKER
+from nfqlb.runconfig import QUEUES, QUEUES_PER_WORKER
 
 SOCKETS = Path("/proc/net/netlink")
 NETLINK_NETFILTER = 12
 FIRST = 4096
 NUMBERS = 65536
 MAXLEN = 16384
+COPIED = {"gso": 65535, "plain": 65535, "head": 128}  # bytes of a packet, by class; a head has all that parse looks at
 RECEIVE_BUFFER = 8 << 20
 SEND_BUFFER = 16 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # include/uapi/asm-generic/socket.h
@@ -52,7 +53,7 @@ class Queue:
 
     socket: socket.socket
     number: int
-    gso: bool
+    kind: str  # its class, one of runconfig.QUEUES
     bound: bool
 
 
@@ -66,7 +67,7 @@ def assign(sockets: Sequence[socket.socket], first: int | None, taken: dict[int,
         numbers, bound = _block(len(sockets), first, taken), False
     workers = len(sockets) // QUEUES_PER_WORKER  # numbers of a class follow each other
     return [
-        [Queue(sockets[i], numbers[i], True, bound), Queue(sockets[workers + i], numbers[workers + i], False, bound)]
+        [Queue(sockets[i + at * workers], numbers[i + at * workers], kind, bound) for at, kind in enumerate(QUEUES)]
         for i in range(workers)
     ]
 
@@ -110,15 +111,17 @@ class Worker:
     def start(self) -> list[str]:
         """Bind what is not bound yet and begin to answer; returns warnings."""
         warnings: list[str] = []
+        heads = [queue.number for queue in self.queues if queue.kind == "head"]
         try:
             if self._kind == "reference":
-                self._engine = ReferenceEngine(self._core, [(-1, queue.number) for queue in self.queues])
+                self._engine = ReferenceEngine(self._core, [(-1, queue.number) for queue in self.queues], heads)
             else:
                 for queue in self.queues:
                     if not queue.bound:
                         warnings += widen(queue.socket)
                         self._bind(queue)
-                self._engine = FastEngine(self._core, [(queue.socket.fileno(), queue.number) for queue in self.queues])
+                fds = [(queue.socket.fileno(), queue.number) for queue in self.queues]
+                self._engine = FastEngine(self._core, fds, heads)
         except OSError as error:
             numbers = ", ".join(str(queue.number) for queue in self.queues)
             raise KernelError(f"cannot bind queues {numbers}: {error.strerror or error}") from error
@@ -141,7 +144,7 @@ class Worker:
         return [
             {
                 "number": queue.number,
-                "class": "gso" if queue.gso else "plain",
+                "class": queue.kind,
                 "waiting": seen[queue.number].waiting if queue.number in seen else 0,
                 "queue_dropped": seen[queue.number].queue_dropped if queue.number in seen else 0,
                 "user_dropped": seen[queue.number].user_dropped if queue.number in seen else 0,
@@ -158,7 +161,8 @@ class Worker:
         binding.bind(queue.number, Packet.drop, max_len=MAXLEN, mode=COPY_NONE, sock_len=size)
         self._bindings.append(binding)
         try:
-            configure(fd, queue.number, gso=queue.gso, maxlen=MAXLEN)
+            gso = queue.kind != "plain"
+            configure(fd, queue.number, gso=gso, copy_range=COPIED[queue.kind], maxlen=MAXLEN)
         except OSError as error:
             # Settings count at once: a packet may overtake their acknowledgement, and the engine has it repeated.
             if error.errno != errno.EPROTO:

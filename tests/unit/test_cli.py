@@ -313,7 +313,8 @@ def test_run_becomes_the_holder_with_all_that_was_asked(command: Command) -> Non
 
 def test_run_takes_every_setting(command: Command) -> None:
     settings = "--workers 2 --vip-dev lo --name web --queue 7 --api a.sock --engine reference"
-    command("run", *f"{settings} --diverter iptables --firewall leave --connections 1000 --restore".split())
+    settings += " --diverter iptables --firewall leave --connections 1000 --restore --dr-by route --dr-mask 0xff0"
+    command("run", *settings.split())
     assert handed_over(command) == RunConfig(
         api=os.path.abspath("a.sock"),
         name="web",
@@ -326,6 +327,8 @@ def test_run_takes_every_setting(command: Command) -> None:
         diverter="iptables",
         firewall="leave",
         connections=1000,
+        dr_by="route",
+        dr_mask=0xFF0,
     )
 
 
@@ -427,8 +430,11 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
         ("--name a/b", "name 'a/b': cannot be used; use a letter, then letters, digits and '-', at most 15 in all"),
         ("--workers 0", "workers '0': out of range; use 1 to 64"),
         ("--workers x", "invalid value for '--workers': 'x' is not a valid integer; see `nfqlb run --help`"),
-        ("--queue 65535", "queue '65535': out of range; use 0 to 65534"),
+        ("--queue 65535", "queue '65535': out of range; use 0 to 65533"),
         ("--vip-dev a/b", "vip_dev 'a/b': is not the name of a network device; see `ip link`"),
+        ("--dr-by mark", "dr_by 'mark': is not known; choose from auto, frame, route"),
+        ("--dr-mask ff", "--dr-mask 'ff': is not a number; write it like 0xff000000"),
+        ("--dr-mask 0", "dr_mask '0x0': is no block of bits of a 32-bit mark; write it like 0xff000000"),
         ("--engine slow", "engine 'slow': is not known; choose from fast, reference"),
         ("--diverter pf", "diverter 'pf': is not known; choose from auto, nft, iptables"),
         ("--firewall drop", "firewall 'drop': is not known; choose from accept, leave"),

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nfqlb.control import registry
-from nfqlb.control.compile import Compiler, compile_plan, packed, unpacked
+from nfqlb.control.compile import Compiler, compile_plan, packed, steered, unpacked
 from nfqlb.errors import NfqlbError
 from nfqlb.kernel.plan import Members, Plan, Span, disjoint
 from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts
@@ -205,6 +205,7 @@ def test_services_of_many_ports_are_diverted_by_ranges_and_marks_and_known_by_th
         vips=frozenset({vip}),
         servers=frozenset({real, "10.0.1.12", "10.0.1.14", "10.0.1.15", "10.0.1.16"}),
         tunnels=frozenset(),
+        heads=frozenset(),
         ranges=frozenset({(6, vip, 5000, 5009), (6, vip, 6000, 6009), (17, vip, 0, 65535)}),
         real_ranges=frozenset({(6, real, 5000, 5009), (6, "10.0.1.16", 7000, 7009)}),
         anyport=frozenset({real, "10.0.1.14"}),
@@ -223,6 +224,32 @@ def test_spans_are_made_disjoint_and_lose_no_port(spans: set[tuple[int, str, int
         return sorted((protocol, address, port) for protocol, address, a, b in of for port in range(a, b + 1))
 
     assert ports(merged) == sorted(set(ports(given_)))
+
+
+DIRECT = Service("203.0.113.12", 80, mode="dr", reals=tuple(Real(f"10.0.1.{at}", 80) for at in (11, 12, 13)))
+DIRECT_UDP = msgspec.structs.replace(DIRECT, protocol="udp", address="203.0.113.11")
+
+
+@pytest.mark.parametrize(
+    ("by", "kept", "room", "expected"),
+    [
+        ("auto", (), 255, [DIRECT]),
+        ("route", (), 255, [DIRECT, DIRECT_UDP]),
+        ("frame", (), 255, []),
+        ("route", ("203.0.113.12",), 255, [DIRECT_UDP]),
+        ("route", (), 2, []),
+        ("route", (), 3, [DIRECT, DIRECT_UDP]),
+    ],
+)
+def test_packets_are_steered_by_the_kernel(by: str, kept: tuple[str, ...], room: int, expected: list[Service]) -> None:
+    assert steered(Intent((WEB, DIRECT, DIRECT_UDP)), by, kept, room) == expected
+
+
+def test_packets_that_a_mark_or_a_range_may_want_or_whose_mss_is_held_down_are_not_steered() -> None:
+    wide = msgspec.structs.replace(DIRECT, port=81, last=90, reals=())
+    assert steered(Intent((wide, DIRECT)), "route", (), 255) == [DIRECT]
+    assert steered(Intent((msgspec.structs.replace(DIRECT, mss=1400),)), "route", (), 255) == []
+    assert steered(Intent((DIRECT, Service(fwmark=7))), "route", (), 255) == []
 
 
 @given(st.ip_addresses())

@@ -24,6 +24,8 @@ workers = 2
 queue = 10
 vip_dev = "eth0"
 firewall = "leave"
+dr_by = "frame"
+dr_mask = 0xff00
 
 [timeouts]
 tcp = 600
@@ -60,7 +62,8 @@ WEB_REALS = (Real("10.0.1.11", 8080, 3), Real("10.0.1.12", 80))
 
 def test_a_whole_file() -> None:
     director, intent = loads(WHOLE, "nfqlb.toml")
-    assert director == {"name": "web", "workers": 2, "queue": 10, "vip_dev": "eth0", "firewall": "leave"}
+    given = {"name": "web", "workers": 2, "queue": 10, "vip_dev": "eth0", "firewall": "leave"}
+    assert director == given | {"dr_by": "frame", "dr_mask": 0xFF00}
     assert intent == Intent(
         (
             Service("203.0.113.10", 80, "tcp", "nat", "wrr", WEB_REALS, "web", mss=1400),
@@ -89,7 +92,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             "[director]\nthreads = 2\n",
             "f.toml:2: director.threads '2': is not known here; the keys are "
-            "name, api, vip_dev, queue, workers, engine, diverter, firewall, connections",
+            "name, api, vip_dev, queue, workers, engine, diverter, firewall, connections, dr_by, dr_mask",
         ),
         ('[director]\nworkers = "2"\n', "f.toml:2: director.workers '2': is not a whole number"),
         ("[director]\nworkers = true\n", "f.toml:2: director.workers 'True': is not a whole number"),

@@ -18,10 +18,11 @@ from nfqlb.control.compile import Compiler
 from nfqlb.daemon import Director
 from nfqlb.errors import ConfigError, KernelError, MissingError, NotFoundError, UnreachableError
 from nfqlb.kernel import neighbours
-from nfqlb.kernel.neighbours import Hop
+from nfqlb.kernel.neighbours import Hop, Route
 from nfqlb.kernel.plan import Plan
+from nfqlb.kernel.plan import marks as marks_of
 from nfqlb.model import Intent, Key, Real, Service
-from nfqlb.runconfig import RunConfig
+from nfqlb.runconfig import QUEUES, RunConfig
 from nfqlb.state import State
 from nfqlb.worker import Queue
 
@@ -59,8 +60,12 @@ class Fakes:
         self.step("require")
 
     def apply(self, plan: Plan) -> None:
-        self.step(f"kernel {len(plan.services)}/{len(plan.reals)}")
+        steered = f" {len(plan.heads)}/{len(plan.ways)}" if plan.mask else ""
+        self.step(f"kernel {len(plan.services)}/{len(plan.reals)}{steered}")
         self.plan = plan
+
+    def marks(self, plan: Plan) -> dict[str, int]:
+        return marks_of({way.server: number for number, way in enumerate(sorted(plan.ways), 1)}, plan.mask)
 
     def repair(self) -> list[str]:
         if "repair" in self.fails:
@@ -106,7 +111,9 @@ class Fakes:
 class Made:
     """A director with its fakes."""
 
-    def __init__(self, folder: Path, fakes: Fakes, *, bound: bool = False, starts: int = 0, **config: Any) -> None:
+    def __init__(
+        self, folder: Path, fakes: Fakes, *, bound: bool = False, starts: int = 0, marks: Any = None, **config: Any
+    ) -> None:
         self.fakes, self.file = fakes, folder / "state" / "state.toml"
         self.director = Director(
             RunConfig(**{"api": str(folder / "api.sock"), "intent": INTENT, **config}),
@@ -115,9 +122,10 @@ class Made:
             datapath=cast(Any, fakes),
             compiler=Compiler(lambda service, real: int(real.address.rpartition(".")[2]), service, snapshot),
             kernel=lambda: fakes,
-            queues=[[Queue(cast(Any, None), 4096, True, bound), Queue(cast(Any, None), 4097, False, bound)]],
+            queues=[[Queue(cast(Any, None), 4096 + at, kind, bound) for at, kind in enumerate(QUEUES)]],
             holder=1,
             starts=starts,
+            marks=marks,
         )
 
     def change(self, edit: Callable[[Intent], Intent]) -> int:
@@ -157,6 +165,20 @@ def made(tmp_path: Path, fakes: Fakes) -> Made:
     made.director.start()
     fakes.take()
     return made
+
+
+LOCAL = Route(True, 1, "203.0.113.20", 0, bytes(16))
+DIRECT = Service("203.0.113.20", 80, mode="dr", reals=(Real("10.0.1.11", 80), Real("10.0.1.12", 80)))
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> dict[str, Route]:
+    """The routes there are; real servers are reached over interface 7."""
+    found = {f"10.0.1.{at}": Route(False, 7, f"10.0.1.{at}", 0, bytes(16)) for at in (11, 12, 13)}
+    monkeypatch.setattr(neighbours, "routes", lambda asked: {ip: found[ip] for ip in asked if ip in found})
+    monkeypatch.setattr(neighbours, "ruled", lambda: {4})
+    monkeypatch.setattr(neighbours, "hops", lambda asked: {ip: Hop(7, 1500, b"server", b"ours..") for ip in asked})
+    return found
 
 
 def add(intent: Intent) -> Intent:
@@ -402,6 +424,7 @@ def test_frames_go_where_real_servers_are_found(
     caplog.set_level(logging.INFO)
     there = {server: Hop(7, 1500, b"first.", b"ours..") for server in ("10.0.1.11", "10.0.1.12")}
     monkeypatch.setattr(neighbours, "hops", lambda servers: {ip: there[ip] for ip in servers if ip in there})
+    monkeypatch.setattr(neighbours, "routes", lambda vips: dict.fromkeys(vips, LOCAL))
     direct = Service("203.0.113.20", 80, mode="dr", reals=(Real("10.0.1.11", 80), Real("10.0.1.12", 80)))
 
     def look() -> list[object]:
@@ -508,3 +531,77 @@ def test_a_clean_up_for_a_killed_director_withdraws_and_ends_the_crash(
     assert daemon.withdraw("main") == 0
     assert state.load(file) == State(4, True, "", INTENT)
     assert fakes.done == ["withdraw", "save", "withdraw", "save"]
+
+
+# --- packets that the kernel routes -----------------------------------------------------------------------------------
+
+
+def direct(intent: Intent) -> Intent:
+    return registry.add_service(registry.delete_service(intent, WEB.key), DIRECT)
+
+
+def test_packets_are_marked_once_the_kernel_knows_the_way(made: Made, network: dict[str, Route]) -> None:
+    made.change(direct)
+    assert made.fakes.done == ["kernel 2/2 0/2", "aim 11", "aim 12", "publish", "kernel 1/2 1/2", "save"]
+    made.fakes.take()
+    made.change(lambda intent: registry.add_real(intent, DIRECT.key, Real("10.0.1.13", 80)))
+    assert made.fakes.done == ["kernel 1/2 1/3", "aim 13", "publish", "save"]
+
+
+def test_a_removed_server_keeps_its_rule_until_the_minder_comes_by(made: Made, network: dict[str, Route]) -> None:
+    made.change(direct)
+    made.fakes.take()
+    made.change(lambda intent: registry.delete_real(intent, DIRECT.key, "10.0.1.11", 80))
+    assert made.fakes.take() == ["kernel 1/3 1/2", "no way to 11", "publish", "save"]
+    asyncio.run(made.director._repair())
+    assert made.fakes.take() == ["kernel 1/0 1/1"]
+
+
+def test_a_vip_that_becomes_local_leaves_the_head_queue_first(made: Made, network: dict[str, Route]) -> None:
+    made.change(direct)
+    made.fakes.take()
+    asyncio.run(made.director._follow())
+    assert made.fakes.take() == [], "nothing is new"
+    network["203.0.113.20"] = LOCAL
+    asyncio.run(made.director._follow())
+    assert made.fakes.take() == ["kernel 1/2 0/2", "aim 11", "aim 12"]
+    asyncio.run(made.director._repair())
+    assert made.fakes.take() == ["kernel 1/0 0/0"], "the way back of what is not NAT any more goes with it"
+    del network["203.0.113.20"]
+    asyncio.run(made.director._follow())
+    assert made.fakes.take() == ["kernel 1/0 0/2", "aim 11", "aim 12", "kernel 1/0 1/2"]
+
+
+def test_a_route_that_changes_is_followed(made: Made, network: dict[str, Route]) -> None:
+    made.change(direct)
+    made.fakes.take()
+    network["10.0.1.11"] = Route(False, 8, "10.0.9.1", 1400, bytes(16))
+    asyncio.run(made.director._follow())
+    plan = made.fakes.plan
+    assert plan is not None
+    assert plan.ways == {("10.0.1.11", 8, "10.0.9.1", 1400), ("10.0.1.12", 7, "10.0.1.12", 0)}
+    del network["10.0.1.11"]
+    asyncio.run(made.director._follow())
+    assert "no way to 11" in made.fakes.done
+
+
+@pytest.mark.parametrize(("config", "heads"), [({"dr_by": "frame"}, ""), ({"vip_dev": "lo"}, " 0/0")])
+def test_frames_are_sent_where_that_is_asked_or_the_vip_is_local(
+    tmp_path: Path, fakes: Fakes, network: dict[str, Route], config: dict[str, str], heads: str
+) -> None:
+    Made(tmp_path, fakes, **config, intent=Intent((DIRECT,))).director.start()
+    assert fakes.done == ["aim 11", "aim 12", "publish", "require", "take packets", f"kernel 1/0{heads}", "save"]
+
+
+def test_after_a_crash_packets_are_marked_as_before(tmp_path: Path, fakes: Fakes, network: dict[str, Route]) -> None:
+    known = {"10.0.1.11": 0x1000000, "10.0.1.12": 0x2000000}
+    Made(tmp_path, fakes, intent=Intent((DIRECT,)), bound=True, starts=1, marks=known).director.start()
+    assert fakes.done == ["aim 11", "aim 12", "publish", "take packets", "kernel 1/0 1/2", "save"]
+
+
+def test_frames_are_sent_where_the_kernel_has_no_rules(
+    made: Made, network: dict[str, Route], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "ruled", set)
+    made.change(direct)
+    assert made.fakes.done == ["kernel 2/2 0/0", "aim 11", "aim 12", "publish", "kernel 1/2 0/0", "save"]

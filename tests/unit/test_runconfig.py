@@ -30,6 +30,8 @@ from tests.unit.fakes import DNS, WEB
             diverter="iptables",
             firewall="leave",
             connections=64,
+            dr_by="frame",
+            dr_mask=0x1,
         ),
     ],
 )
@@ -46,13 +48,18 @@ def test_what_is_handed_over_comes_back(config: RunConfig) -> None:
         ({"vip_dev": ""}, "vip_dev '': is not the name of a network device; see `ip link`"),
         ({"vip_dev": "a/b"}, "vip_dev 'a/b': is not the name of a network device; see `ip link`"),
         ({"vip_dev": "e" * 16}, "vip_dev 'eeeeeeeeeeeeeeee': is not the name of a network device; see `ip link`"),
-        ({"queue": -1}, "queue '-1': out of range; use 0 to 65534"),
-        ({"queue": 65533, "workers": 2}, "queue '65533': out of range; use 0 to 65532"),
+        ({"queue": -1}, "queue '-1': out of range; use 0 to 65533"),
+        ({"queue": 65533, "workers": 2}, "queue '65533': out of range; use 0 to 65530"),
         ({"workers": 0}, "workers '0': out of range; use 1 to 64"),
         ({"workers": 65}, "workers '65': out of range; use 1 to 64"),
         ({"engine": "slow"}, "engine 'slow': is not known; choose from fast, reference"),
         ({"diverter": "pf"}, "diverter 'pf': is not known; choose from auto, nft, iptables"),
         ({"firewall": "drop"}, "firewall 'drop': is not known; choose from accept, leave"),
+        ({"dr_by": "mac"}, "dr_by 'mac': is not known; choose from auto, frame, route"),
+        *(
+            ({"dr_mask": mask}, f"dr_mask '{mask:#x}': is no block of bits of a 32-bit mark; write it like 0xff000000")
+            for mask in (0, -1, 0x101, 1 << 32)
+        ),
         ({"connections": 63}, "connections '63': out of range; use 64 to 67108864"),
     ],
 )

@@ -37,47 +37,51 @@ def taken(*numbers: int, portid: int = 1) -> dict[int, Listener]:
     return {number: Listener(number, portid, 0, 0, 0) for number in numbers}
 
 
-def numbers(lanes: list[list[Queue]]) -> list[list[tuple[int, bool]]]:
-    return [[(queue.number, queue.gso) for queue in lane] for lane in lanes]
+def numbers(lanes: list[list[Queue]]) -> list[list[tuple[int, str]]]:
+    return [[(queue.number, queue.kind) for queue in lane] for lane in lanes]
+
+
+def lane(*given: int) -> list[tuple[int, str]]:
+    return list(zip(given, ("gso", "plain", "head"), strict=True))
 
 
 @pytest.mark.parametrize(
     ("first", "others", "expected"),
     [
-        (None, (), [[(4096, True), (4098, False)], [(4097, True), (4099, False)]]),
-        (None, (4095, 4099, 4101), [[(4102, True), (4104, False)], [(4103, True), (4105, False)]]),
-        (7, (4096, 6, 11), [[(7, True), (9, False)], [(8, True), (10, False)]]),
+        (None, (), [lane(4096, 4098, 4100), lane(4097, 4099, 4101)]),
+        (None, (4095, 4099, 4101), [lane(4102, 4104, 4106), lane(4103, 4105, 4107)]),
+        (7, (4096, 6, 13), [lane(7, 9, 11), lane(8, 10, 12)]),
     ],
     ids=["free: from 4096 on", "partly taken: the first block that is free", "asked for"],
 )
-def test_two_workers_get(first: int | None, others: tuple[int, ...], expected: list[list[tuple[int, bool]]]) -> None:
-    lanes = assign(sockets(0, 0, 0, 0), first, taken(*others))
+def test_two_workers_get(first: int | None, others: tuple[int, ...], expected: list[list[tuple[int, str]]]) -> None:
+    lanes = assign(sockets(*[0] * 6), first, taken(*others))
     assert numbers(lanes) == expected
     assert not any(queue.bound for lane in lanes for queue in lane)
 
 
 def test_sockets_of_a_crashed_director_keep_their_queues() -> None:
-    seen = {4096 + i: Listener(4096 + i, portid, 0, 0, 0) for i, portid in enumerate((50, 51, 52, 53))}
-    lanes = assign(sockets(50, 51, 52, 53), None, {**seen, **taken(4100)})
-    assert numbers(lanes) == [[(4096, True), (4098, False)], [(4097, True), (4099, False)]]
+    seen = {4096 + i: Listener(4096 + i, portid, 0, 0, 0) for i, portid in enumerate(range(50, 56))}
+    lanes = assign(sockets(*range(50, 56)), None, {**seen, **taken(4102)})
+    assert numbers(lanes) == [lane(4096, 4098, 4100), lane(4097, 4099, 4101)]
     assert all(queue.bound for lane in lanes for queue in lane)
 
 
 def test_a_taken_queue_is_refused_with_its_number() -> None:
     with pytest.raises(TakenError, match="queue 8 is read by another process"):
-        assign(sockets(0, 0), 7, taken(8))
+        assign(sockets(0, 0, 0), 7, taken(8))
 
 
 def test_the_reader_of_a_queue_is_named_by_who_holds_its_socket() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, worker.NETLINK_NETFILTER) as reader:
         reader.bind((0, 0))
         with pytest.raises(TakenError, match=rf"\(pid {os.getpid()}\)"):
-            assign(sockets(0, 0), 7, taken(7, portid=reader.getsockname()[0]))
+            assign(sockets(0, 0, 0), 7, taken(7, portid=reader.getsockname()[0]))
 
 
 def test_no_room_at_all_is_refused() -> None:
     with pytest.raises(TakenError, match="--queue"):
-        assign(sockets(0, 0), None, taken(*range(4097, 65536, 2)))
+        assign(sockets(0, 0, 0), None, taken(*range(4097, 65536, 2)))
 
 
 class Engine:
@@ -85,7 +89,7 @@ class Engine:
 
     fault: Any = None
 
-    def __init__(self, core: object, queues_: object) -> None:
+    def __init__(self, core: object, queues_: object, heads: object) -> None:
         self.stopped: queues.Queue[bool] = queues.Queue()
 
     def run(self) -> None:
@@ -114,8 +118,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Engine]]:
 def test_an_engine_that_ends_by_itself_is_reported(engine: type[Engine], fault: Any, words: str) -> None:
     heard: queues.Queue[str] = queues.Queue()
     engine.fault = fault
-    lane = Worker(cast(Any, None), [Queue(sockets(50)[0], 4096, True, True)], "fast", heard.put)
-    assert lane.start() == []
+    worked = Worker(cast(Any, None), [Queue(sockets(50)[0], 4096, "gso", True)], "fast", heard.put)
+    assert worked.start() == []
     said = heard.get(timeout=10)
     assert "queue 4096" in said
     assert words in said
@@ -124,10 +128,10 @@ def test_an_engine_that_ends_by_itself_is_reported(engine: type[Engine], fault: 
 def test_an_engine_that_is_stopped_is_not(engine: type[Engine]) -> None:
     heard: queues.Queue[str] = queues.Queue()
     engine.fault = "none"
-    lane = Worker(cast(Any, None), [Queue(sockets(50)[0], 4096, True, True)], "fast", heard.put)
-    lane.start()
-    assert lane.info(taken(4096)) == [
+    worked = Worker(cast(Any, None), [Queue(sockets(50)[0], 4096, "gso", True)], "fast", heard.put)
+    worked.start()
+    assert worked.info(taken(4096)) == [
         {"number": 4096, "class": "gso", "waiting": 0, "queue_dropped": 0, "user_dropped": 0, "overruns": 5}
     ]
-    lane.stop()
+    worked.stop()
     assert heard.empty()

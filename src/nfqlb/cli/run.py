@@ -54,6 +54,12 @@ if TYPE_CHECKING:
 @click.option(
     "--firewall", metavar="accept|leave", help="Accept what is forwarded, or leave that to you [default: accept]."
 )
+@click.option(
+    "--dr-by",
+    metavar="auto|frame|route",
+    help="How dr sends packets: as frames, or by a mark that the kernel routes by [default: auto].",
+)
+@click.option("--dr-mask", metavar="BITS", help="The bits of such a mark [default: 0xff000000].")
 @click.option("--connections", type=int, metavar="N", help="The most connections at a time [default: 262144].")
 @director_options
 @click.pass_obj
@@ -72,6 +78,7 @@ def command(
     restore: bool,
     api: str | None,
     name: str | None,
+    dr_mask: str | None,
     **settings: str | int | None,
 ) -> None:
     """Run a director in the foreground, until SIGTERM or Ctrl-C.
@@ -98,10 +105,19 @@ def command(
     director["name"] = director_name(env, name, director.get("name"))
     director["api"] = socket_path(env, api, director["name"], director.get("api"))
     director |= {key: value for key, value in settings.items() if value is not None}
+    if dr_mask is not None:
+        director["dr_mask"] = _bits(dr_mask)
     config = runconfig.RunConfig(**director, intent=intent, restore=restore, origin=origin)
     if env.euid() != 0:
         raise MissingError("`nfqlb run` needs root: it changes packet rules of the kernel; use sudo or a root shell")
     _become_holder(env, runconfig.encode(config))
+
+
+def _bits(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ConfigError("--dr-mask", text, "is not a number", "write it like 0xff000000") from None
 
 
 def _check_together(vips: Sequence[str], about_services: Mapping[str, object], file: str | None, restore: bool) -> None:

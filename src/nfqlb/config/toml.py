@@ -46,6 +46,8 @@ DIRECTOR: Types = {
     "diverter": str,
     "firewall": str,
     "connections": int,
+    "dr_by": str,
+    "dr_mask": int,
 }
 TIMEOUTS: Types = {"tcp": int, "tcp_fin": int, "udp": int}
 ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}

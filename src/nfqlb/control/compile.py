@@ -8,12 +8,12 @@ place on. Names and text end here: below are slots, 16-byte addresses and protoc
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nfqlb.kernel.plan import Endpoint, Plan, Span
+from nfqlb.kernel.plan import Endpoint, Plan, Span, Way
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
 
 if TYPE_CHECKING:
@@ -102,6 +102,27 @@ class Compiler:
         )
 
 
+def steered(intent: Intent, by: str, kept: Collection[str], room: int) -> list[Service]:
+    """The services of direct routing whose packets the kernel routes by a mark (docs/forwarding.md says why these).
+
+    None for the VIPs that are `kept`: they are addresses of this machine, or its kernel has no rules; none that changes
+    the MSS, none of several ports, and none where services by firewall mark may want the same packets whole. `by` is
+    RunConfig.dr_by, `room` how many real servers can have a mark; services with more than are left go without.
+    """
+    found: list[Service] = []
+    servers: set[str] = set()
+    marked = {family(service.address) for service in intent.services if service.fwmark}
+    for service in intent.services:
+        fits = by == "route" or (by == "auto" and service.protocol == "tcp")
+        fits = fits and not (service.mss or service.key.wide or family(service.address) in marked)
+        if service.mode == "dr" and fits and service.address not in kept:
+            more = servers | {real.address for real in service.reals}
+            if len(more) <= room:
+                found.append(service)
+                servers = more
+    return found
+
+
 def compile_plan(
     intent: Intent,
     *,
@@ -112,11 +133,15 @@ def compile_plan(
     firewall: str,
     vip_dev: str | None,
     leaving: Iterable[SlotKey] = (),
+    head: Sequence[int] = (2,),
+    heads: Iterable[Service] = (),
+    ways: Iterable[Way] = (),
+    mask: int = 0,
 ) -> Plan:
     """What the kernel must hold so that the packets of this intent reach the queues.
 
     Replies pass with mode nat only. `leaving` are real servers that are in it no more and still have connections:
-    their replies need the way back.
+    their replies need the way back. `heads` are the services that are steered over `ways` by marks in `mask`.
     """
     services: set[Endpoint] = set()
     ranges: set[Span] = set()
@@ -162,6 +187,10 @@ def compile_plan(
         diverter=diverter,
         firewall=firewall,
         vip_dev=vip_dev,
+        head=tuple(head),
+        heads=frozenset((PROTOCOLS[service.protocol], service.address, service.port) for service in heads),
+        ways=frozenset(ways),
+        mask=mask if any(service.mode == "dr" for service in intent.services) else 0,
     )
 
 

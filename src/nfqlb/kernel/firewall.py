@@ -43,7 +43,7 @@ class Firewall:
 
     def apply(self, plan: Plan, *, afresh: bool = False) -> None:
         shape: dict[int, tuple[object, ...]] = {
-            family: (members.kinds, members.marks) for family, members in _members(plan)
+            family: (members.kinds, members.marks, plan.mask) for family, members in _members(plan)
         }
         if plan.firewall == "leave" or (self._applied == shape and not afresh):
             return
@@ -52,7 +52,7 @@ class Firewall:
             used = self._used(family)
             self._stateful = self._stateful or _tracking(used)
             for program in used:
-                program.put({"filter": self._rules(family, members)})
+                program.put({"filter": self._rules(family, members, plan.mask)})
         self._applied = shape
 
     def prune(self, plan: Plan) -> None:
@@ -86,7 +86,7 @@ class Firewall:
             in_use = programs.there(nft.program) and nft.exists("filter")
         return [default, other] if in_use and programs.there(other.program) else [default]
 
-    def _rules(self, family: int, members: Members) -> Rules:
+    def _rules(self, family: int, members: Members, mask: int) -> Rules:
         own = f"nfqlb-{self._name}"
         state = "-m conntrack --ctstate UNTRACKED " if self._stateful else ""
         ends = [("reals", "dst,dst"), ("reals", "src,src"), ("services", "src,src")]
@@ -96,6 +96,8 @@ class Firewall:
         # the user's mark came after connection tracking, and their replies have a source that nobody knows
         marked = [f"-m mark --mark {mark} {self._in('servers', family, 'dst')}" for mark in sorted(members.marks)]
         replies = [state] if members.marks and self._stateful else []
+        if mask:  # what goes to a real server by its mark
+            matches.append(f"-m mark ! --mark 0/{mask:#x} {self._in('vips', family, 'dst')}")
         for kind in ICMP_ERRORS[family]:
             matches += [f"{ICMP[family]} {kind} {self._in(title, family, direction)}" for title, direction in about]
         if not self._stateful:  # with connection tracking no fragment comes by

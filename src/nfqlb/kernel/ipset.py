@@ -1,6 +1,6 @@
 """The ipsets that iptables rules match against: the iptables diverter's, and the firewall's.
 
-Strategy: four to six sets per family, filled through one `ipset restore`. A set that has to be made anew, has outgrown
+Strategy: five to seven sets a family, filled through one `ipset restore`. A set that has to be made anew, has outgrown
 its size, or whose ranges change, is filled under another name and swapped in, so that a rule never sees it half full;
 other changes are added and deleted in place. Sizes follow the members: the default of 65,536 would overflow. A range is
 an element for each of its ports. The set of clients is filled by rules (see ruleset).
@@ -16,7 +16,13 @@ from nfqlb.kernel.programs import run, there
 
 PROTOCOL = {6: "tcp", 17: "udp", 132: "sctp"}
 FAMILY = {4: "inet", 6: "inet6"}
-TYPE = {"services": "hash:ip,port", "reals": "hash:ip,port", "vips": "hash:ip", "servers": "hash:ip"}
+TYPE = {
+    "services": "hash:ip,port",
+    "reals": "hash:ip,port",
+    "vips": "hash:ip",
+    "servers": "hash:ip",
+    "heads": "hash:ip,port",
+}
 SPANS = {"services": "ranges", "reals": "real_ranges"}  # whose members go into the same set
 CLIENTS, CLIENTS_MAX = "clients", 1 << 20
 COMPARED = 5000  # members up to which check() looks at every one; above, it compares their number

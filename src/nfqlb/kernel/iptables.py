@@ -47,7 +47,7 @@ class Iptables:
     def apply(self, plan: Plan, *, afresh: bool = False) -> None:
         for family in plan.families:
             members = plan.members(family)
-            shape = plan.gso, plan.plain, plan.idle, members.kinds, members.marks
+            shape = *plan.layout, plan.idle, members.kinds, members.marks
             if afresh or self._applied.get(family) != shape:
                 self._applied.pop(family, None)
                 self._programs[family].put({"mangle": self._mangle(family, plan), "raw": self._raw(family, members)})
@@ -90,7 +90,11 @@ class Iptables:
                 f"{own}.mark": marked,
                 f"{own}.reply": replies,
                 f"{own}.wide": [self._learn(family, plan.idle), f"-g {own}.in"] if members.learns else [],
-                f"{own}.in": self._shared(family, plan, SOURCE_PORT),
+                f"{own}.in": [
+                    *([f"{self._in('heads', family, 'dst,dst')} -g {own}.head"] if plan.mask else []),
+                    *self._shared(family, plan, SOURCE_PORT),
+                ],
+                f"{own}.head": self._spread(family, "", plan.head, SOURCE_PORT),
                 f"{own}.back": self._shared(family, plan, DESTINATION_PORT),
                 f"{own}.defrag": ["-m socket"] if _has(family, "-m socket") else [],
             },
@@ -129,15 +133,15 @@ class Iptables:
 
     def _shared(self, family: int, plan: Plan, port: str) -> list[str]:
         """What gives each packet to a queue: TCP to class gso, the rest to plain; a client's port to one worker."""
-        rules = []
-        for protocol, numbers in (("-p tcp ", plan.gso), ("", plan.plain)):
-            shares = [_share(family, port, at, len(numbers)) for at in range(len(numbers))]
-            if len(numbers) > 1 and _has(family, shares[0]):
-                pairs = zip(shares, numbers, strict=True)
-                rules += [f"{protocol}{share} -j {_queue((number,))}" for share, number in pairs]
-            else:
-                rules.append(f"{protocol}-j {_queue(numbers)}")
-        return rules
+        tcp = self._spread(family, "-p tcp ", plan.gso, port)
+        return [*tcp, *self._spread(family, "", plan.plain, port)]
+
+    def _spread(self, family: int, protocol: str, numbers: tuple[int, ...], port: str) -> list[str]:
+        shares = [_share(family, port, at, len(numbers)) for at in range(len(numbers))]
+        if len(numbers) > 1 and _has(family, shares[0]):
+            pairs = zip(shares, numbers, strict=True)
+            return [f"{protocol}{share} -j {_queue((number,))}" for share, number in pairs]
+        return [f"{protocol}-j {_queue(numbers)}"]
 
     def _in(self, title: str, family: int, direction: str, *, absent: bool = False) -> str:
         return f"-m set {'! ' if absent else ''}--match-set {set_name(self._name, title, family)} {direction}"

@@ -1,6 +1,6 @@
 """The kernel facade: makes the kernel hold a plan, keeps it so, and puts everything back.
 
-Strategy: five parts, each the owner of one kind of thing. Packets are diverted last of all, when sets, forwarding and
+Strategy: six parts, each the owner of one kind of thing. Packets are diverted last of all, when sets, forwarding and
 firewall are ready, and a VIP is announced after that, so that no packet for it ever meets the local stack; withdrawing
 goes the other way round. A part remembers what it did, so a change of members costs messages for these members and
 touches no rule; a repair trusts nothing that was remembered. What a crashed predecessor of the same name left is
@@ -22,7 +22,8 @@ from nfqlb.kernel.diverter import Diverter, Part
 from nfqlb.kernel.firewall import Firewall
 from nfqlb.kernel.ipset import Ipsets
 from nfqlb.kernel.iptables import Iptables
-from nfqlb.kernel.plan import Plan, nothing
+from nfqlb.kernel.plan import Plan, marks, nothing
+from nfqlb.kernel.policy import Policy
 from nfqlb.kernel.saved import Saved
 from nfqlb.kernel.sysctl import Sysctls
 
@@ -46,6 +47,7 @@ class Kernel:
         self._saved = Saved(saved)
         self._sets = Ipsets(name)
         self._sysctls = Sysctls(self._saved)
+        self._policy = Policy(self._saved)
         self._firewall = Firewall(name, self._saved)
         self._diverters: dict[str, Diverter] = {"nft": nft.Nft(name), "iptables": Iptables(name, self._saved)}
         self._addresses = Addresses(self._saved)
@@ -90,6 +92,11 @@ class Kernel:
                         self.withdraw()
                 raise
             self._asked, self._plan = plan, needed
+
+    def marks(self, plan: Plan) -> dict[str, int]:
+        """By which mark packets go to each real server of the plan's ways, once it is applied."""
+        with self._lock, _told():
+            return marks(self._policy.numbers(plan), plan.mask)
 
     def check(self) -> list[str]:
         """What differs from the last plan, a sentence each."""
@@ -136,7 +143,8 @@ class Kernel:
         plan = nothing(self._name)
         failed: list[str] = []
         with self._lock:
-            for part in (self._addresses, *self._diverters.values(), self._firewall, self._sets, self._sysctls):
+            rules: tuple[Part, ...] = (*self._diverters.values(), self._firewall, self._policy)
+            for part in (self._addresses, *rules, self._sets, self._sysctls):
                 try:
                     with _told():
                         part.prune(plan)
@@ -166,7 +174,8 @@ class Kernel:
 
     def _parts(self, plan: Plan) -> tuple[Part, ...]:
         """In the order in which they are made."""
-        return self._sets, self._sysctls, self._firewall, self._diverters[plan.diverter], self._addresses
+        diverter = self._diverters[plan.diverter]
+        return self._sets, self._sysctls, self._policy, self._firewall, diverter, self._addresses
 
     def _make(self, plan: Plan, *, afresh: bool = False) -> None:
         if self._plan is None:
@@ -175,6 +184,7 @@ class Kernel:
         *parts, addresses = self._parts(plan)
         for part in parts:
             part.apply(plan, afresh=afresh)
+        self._policy.prune(plan)
         if afresh or self._plan is None or _shape(plan) != _shape(self._plan):
             for kind, diverter in self._diverters.items():
                 diverter.prune(plan if kind == plan.diverter else nothing(self._name))

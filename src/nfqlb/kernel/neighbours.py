@@ -22,9 +22,10 @@ from nfqlb.kernel.netlink import CREATE, DUMP, NLMSG_DONE, NLMSG_ERROR, REQUEST,
 from nfqlb.model import family
 
 RTM_GETLINK, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 18, 22, 24, 26, 28, 30
+RTM_GETRULE = 34
 REPLACE = 0x100  # NLM_F_REPLACE
 GROUPS = 1 << 0 | 1 << 2 | 1 << 6 | 1 << 10  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_VIA, RTAX_MTU = 1, 4, 5, 7, 8, 18, 2
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_MARK, RTA_VIA, RTAX_MTU = 1, 4, 5, 7, 8, 16, 18, 2
 NDA_DST, NDA_LLADDR, IFLA_ADDRESS, IFLA_MTU, IFA_ADDRESS, IFA_LOCAL = 1, 2, 1, 4, 1, 2
 RTN_UNICAST, RTN_LOCAL = 1, 2
 NTF_USE = 0x01
@@ -35,6 +36,7 @@ ETHER = 1  # ARPHRD_ETHER
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 _ROUTE = struct.Struct("=8BI")  # rtmsg
+_RULE = struct.Struct("=B11x")  # fib_rule_hdr
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
 _ADDRESS = struct.Struct("=4BI")  # ifaddrmsg
@@ -50,6 +52,8 @@ class Hop(NamedTuple):
     source: bytes = b""
     address: bytes = bytes(16)
     local: bool = False
+    mark: int = 0
+    mask: int = 0
 
 
 HERE = Hop(0, 0, local=True)
@@ -80,10 +84,10 @@ Place = tuple[int, str]  # interface, IP address
 def hops(servers: Iterable[str]) -> dict[str, Hop]:
     """The way to each of these addresses, as far as there is one now; what is not resolved is on its way to be."""
     servers = list(servers)
-    links, neighbours, routes = _links(), _neighbours(), _routes(servers)
+    links, neighbours = _links(), _neighbours()
     found: dict[str, Hop] = {}
     unresolved = set()
-    for server, route in routes.items():
+    for server, route in routes(servers).items():
         link = links.get(route.interface)
         if route.local:
             found[server] = HERE
@@ -111,10 +115,15 @@ def own() -> set[str]:
 
 def probe(servers: Iterable[str]) -> None:
     """Have the kernel ask the next hop of each whether it is still there, unless it is asking already."""
-    places = {(route.interface, route.gateway) for route in _routes(servers).values() if not route.local}
+    places = {(route.interface, route.gateway) for route in routes(servers).values() if not route.local}
     if places:
         settled = {place: known for place, known in _neighbours().items() if known.state & SETTLED}
         _tell(_neighbour(place, PROBE, 0, settled[place].address) for place in places & settled.keys())
+
+
+def ruled() -> set[int]:
+    """The families whose packets this kernel can route by rules (CONFIG_IP_MULTIPLE_TABLES): there is one at least."""
+    return {number for number, kind in FAMILY.items() if any(True for _ in _dump(RTM_GETRULE, _RULE.pack(kind)))}
 
 
 class Events:
@@ -163,29 +172,30 @@ def _neighbours() -> Mapping[Place, Neighbour]:
     return found
 
 
-def _routes(servers: Iterable[str]) -> Mapping[str, Route]:
-    """The route to each server that has one."""
-    asked = dict(enumerate(servers, 1))
+def routes(addresses: Iterable[str], mark: int = 0) -> Mapping[str, Route]:
+    """The route that packets with that mark have to each address, where there is one."""
+    asked = dict(enumerate(addresses, 1))
     requests = []
-    for number, server in asked.items():
-        packed = ipaddress.ip_address(server).packed
-        message = _ROUTE.pack(FAMILY[family(server)], len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
-        requests.append(pack(RTM_GETROUTE, REQUEST, number, message + attribute(RTA_DST, packed)))
-    routes = {}
+    for number, address in asked.items():
+        packed = ipaddress.ip_address(address).packed
+        message = _ROUTE.pack(FAMILY[family(address)], len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
+        message += attribute(RTA_DST, packed) + attribute(RTA_MARK, _NUMBER.pack(mark))
+        requests.append(pack(RTM_GETROUTE, REQUEST, number, message))
+    found = {}
     for kind, number, body in _answers(requests):
         if kind != RTM_NEWROUTE or body[7] not in (RTN_UNICAST, RTN_LOCAL):
             continue
         fields = dict(attributes(body[_ROUTE.size :]))
         gateway = fields.get(RTA_GATEWAY) or fields.get(RTA_VIA, b"")[2:]
         metrics = dict(attributes(fields.get(RTA_METRICS, b"")))
-        routes[asked[number]] = Route(
+        found[asked[number]] = Route(
             body[7] == RTN_LOCAL,
             _NUMBER.unpack(fields[RTA_OIF])[0],
             _text(gateway) if gateway else asked[number],
             _NUMBER.unpack(metrics[RTAX_MTU])[0] if RTAX_MTU in metrics else 0,
             _mapped(fields.get(RTA_PREFSRC, bytes(4))),
         )
-    return routes
+    return found
 
 
 def _neighbour(place: Place, state: int, flags: int, address: bytes = b"") -> bytes:

@@ -132,7 +132,7 @@ def tables(family: int) -> set[str]:
 
 def _shape(family: int, plan: Plan) -> tuple[object, ...]:
     """What the rules follow from."""
-    return plan.gso, plan.plain, plan.idle, plan.members(family).kinds
+    return *plan.layout, plan.idle, plan.members(family).kinds
 
 
 def _elements(table: str, name: str, family: int) -> set[bytes]:

@@ -6,7 +6,7 @@ table, chain or set: those follow from the director's name. A family that no ser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Self, TypeVar
@@ -18,6 +18,15 @@ Span = tuple[int, str, int, int]  # protocol number, address, first and last por
 T = TypeVar("T")
 
 
+class Way(NamedTuple):
+    """The route to a real server that packets go by a mark: over which interface (index), to which next hop."""
+
+    server: str
+    interface: int
+    gateway: str
+    mtu: int = 0  # of the route; 0: the interface's
+
+
 class Members(NamedTuple):
     """The members of one family's sets; the spans of a set do not overlap."""
 
@@ -26,6 +35,7 @@ class Members(NamedTuple):
     vips: frozenset[str]
     servers: frozenset[str]
     tunnels: frozenset[str]
+    heads: frozenset[Endpoint]
     ranges: frozenset[Span]
     real_ranges: frozenset[Span]
     anyport: frozenset[str]
@@ -34,7 +44,7 @@ class Members(NamedTuple):
     @property
     def kinds(self) -> frozenset[str]:
         """Which of the less common sets are there: rules that would match nothing are left out."""
-        return frozenset(name for name in self._fields[5:] if getattr(self, name))
+        return frozenset(name for name in self._fields[6:] if getattr(self, name))
 
     @property
     def learns(self) -> bool:
@@ -60,6 +70,10 @@ class Plan:
     anyport: frozenset[str] = frozenset()  # real servers that answer from whichever port a client asked
     marks: frozenset[tuple[int, int]] = frozenset()  # services by family and netfilter mark
     idle: int = 900  # seconds after which a client of these is forgotten
+    head: tuple[int, ...] = (2,)  # queue numbers of class head (payload stays in the kernel), one per worker
+    heads: frozenset[Endpoint] = frozenset()  # the services whose packets go there
+    ways: frozenset[Way] = frozenset()
+    mask: int = 0  # the bits of marks that lead over these ways; 0: none ever do
 
     @cached_property
     def families(self) -> tuple[int, ...]:
@@ -80,6 +94,11 @@ class Plan:
         names = "services", "reals", "tunnels", "ranges", "real_ranges", "anyport", "marks"
         return replace(self, **{name: getattr(self, name) | getattr(other, name) for name in names})
 
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What a diverter's rules depend on, and not its sets."""
+        return self.gso, self.plain, self.head, self.mask != 0
+
     def members(self, number: int) -> Members:
         """What belongs to family `number`; nothing where no service uses it."""
         if number not in self.families:
@@ -94,6 +113,7 @@ class Plan:
             frozenset(map(_address, (*services, *ranges))),
             frozenset(map(_address, (*reals, *real_ranges))) | anyport,
             tunnels,
+            _of(number, self.heads, _address),
             disjoint(ranges),
             disjoint(real_ranges),
             anyport,
@@ -120,6 +140,11 @@ def disjoint(spans: Iterable[Span]) -> frozenset[Span]:
         else:
             found.append((protocol, address, first, last))
     return frozenset(found)
+
+
+def marks(numbers: Mapping[str, int], mask: int) -> dict[str, int]:
+    """Each real server's mark, by their numbers."""
+    return {server: number * (mask & -mask) for server, number in numbers.items()}
 
 
 def nothing(name: str) -> Plan:

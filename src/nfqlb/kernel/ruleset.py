@@ -55,9 +55,9 @@ CHAINS = (
     "of-server",
 )
 CLIENTS, CLIENTS_MAX = "clients", 1 << 20
-COMMON = ("services", "reals", "vips", "servers", "tunnels")
+COMMON = ("services", "reals", "vips", "servers", "tunnels", "heads")
 INTERVALS = ("ranges", "real_ranges")  # sets whose keys are a first and a last one, in one
-CLASSES = ("gso", "plain")
+CLASSES = ("gso", "plain", "head")
 PROTOCOL, ADDRESS, SERVICE, ICMP_TYPE, MARK = 12, {4: 7, 6: 8}, 13, {4: 14, 6: 29}, 19  # nft's data type numbers
 HOST_ORDER = struct.pack("=BBI", 0, 4, 1)  # user data of a set that lets the nft program print its keys right
 ICMP = {4: 1, 6: 58}
@@ -175,6 +175,11 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
     def about_client(client: tuple[int, int]) -> list[bytes]:
         return [*_quoted_endpoint(family, client), x.lookup(CLIENTS)]
 
+    heads = (
+        [("request", [*_endpoint(family, destination), x.lookup("heads"), *to("head", *_client(family, source))])]
+        if plan.mask
+        else []
+    )
     rules = [
         ("untracked-output", [*_endpoint(family, destination), x.lookup("reals"), *untracked]),
         ("untracked", [*request, *untracked]),
@@ -184,6 +189,7 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
         ("requests", [*request, *not_from_server, x.verdict(x.GOTO, "request")]),
         ("requests", [*icmp, *to_vip, *errors_to(destination)]),
         ("requests", [*fragment, *to_vip, *to("plain", *_address(family, source))]),
+        *heads,
         ("request", [*tcp, *to("gso", *_client(family, source))]),
         ("request", to("plain", *_client(family, source))),
         ("replies", [*of_server, x.verdict(x.JUMP, "of-server")]),  # by the address alone: most packets stop here

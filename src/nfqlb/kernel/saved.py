@@ -1,4 +1,4 @@
-"""What was found before it was changed, in a file that outlives a crash.
+"""What was found before it was changed, in a file that outlives a crash; with it the numbers that rules were given.
 
 Strategy: an original is written to disk (temp file, fsync, rename) before the kernel is touched, and never replaced by
 a later value; so whoever withdraws, this process or the next, puts back what was there before the first director. The
@@ -27,30 +27,38 @@ class Originals(NamedTuple):
     sysctls: dict[str, str]  # path below /proc/sys -> value as found
     addresses: list[list[str]]  # [interface, address] that was added
     chains: list[list[str]]  # [ip or ip6, nftables table, base chain or nothing] that iptables made
+    numbers: dict[str, int]  # real server -> number of the rule and the table that lead to it
 
 
 class Saved:
-    """Originals of sysctls, addresses that we added, chains that iptables created for us."""
+    """Originals of sysctls, addresses that we added, chains that iptables created for us, numbers of our rules."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         found = _load(path)
         self.adopted = found is not None  # a predecessor left the file
-        self.sysctls, self.addresses, self.chains = found or Originals({}, [], [])
+        self.sysctls, self.addresses, self.chains, self.numbers = found or Originals({}, [], [], {})
 
     def others(self) -> Originals:
         """What the other directors of this namespace wrote down."""
-        union = Originals({}, [], [])
+        union = Originals({}, [], [], {})
         for path in self._path.parent.parent.glob(f"*/{self._path.name}"):
             if path != self._path and (found := _load(path)):
                 union.sysctls.update(found.sysctls)
                 union.addresses.extend(found.addresses)
                 union.chains.extend(found.chains)
+                union.numbers.update({f"{path.parent.name} {server}": n for server, n in found.numbers.items()})
         return union
 
     def write(self) -> None:
         """Make the file say what this object says."""
-        found = {"where": _where(), "sysctls": self.sysctls, "addresses": self.addresses, "chains": self.chains}
+        found = {
+            "where": _where(),
+            "sysctls": self.sysctls,
+            "addresses": self.addresses,
+            "chains": self.chains,
+            "numbers": self.numbers,
+        }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_suffix(".new")
         with new.open("w") as file:
@@ -61,15 +69,21 @@ class Saved:
 
     def clear(self) -> None:
         """Everything was put back: the file goes."""
-        self.sysctls, self.addresses, self.chains, self.adopted = {}, [], [], False
+        self.sysctls, self.addresses, self.chains, self.numbers, self.adopted = {}, [], [], {}, False
         self._path.unlink(missing_ok=True)
+
+
+def numbers(path: Path) -> dict[str, int]:
+    """Those that a predecessor wrote down there."""
+    found = _load(path)
+    return found.numbers if found else {}
 
 
 def _load(path: Path) -> Originals | None:
     with suppress(OSError, ValueError):
         found: dict[str, Any] = json.loads(path.read_text())
         if found["where"] == _where():
-            return Originals(found["sysctls"], found["addresses"], found["chains"])
+            return Originals(found["sysctls"], found["addresses"], found["chains"], found["numbers"])
     return None
 
 
