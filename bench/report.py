@@ -26,7 +26,14 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("bulk", "fast2", "plain", 0.42),
     ("bulk", "fast2", "haproxy2", 1.2),  # as many threads as HAProxy has
     ("udp", "dr", "plain", 0.5),
+    ("udp", "dr-local", "plain", 0.4),
     ("udp", "tun", "plain", 0.45),
+    ("bulk", "dr-mark", "plain", 0.5),
+    ("bulk", "dr-local", "plain", 0.4),
+    # by which direct routing chooses its way
+    ("udp", "dr-mark", "dr", None),
+    ("bulk", "dr-mark", "dr", None),
+    ("connections", "dr-mark", "dr", None),
     # what one worker reaches, and the ceiling: no bars
     ("bulk", "fast", "plain", None),
     ("bulk", "fast", "haproxy2", None),
@@ -36,6 +43,7 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("bulk", "accept", "haproxy2", None),
     ("connections", "fast2", "haproxy2", None),
 ]
+ADDED = ["fast", "dr", "dr-mark", "dr-local", "tun"]  # whose added latency is told on the terminal
 CALLBACK_BAR = 55_000.0  # packets per second of a callback that is no straw man
 INTRODUCTION = """# nfqlb beside its peers
 
@@ -72,6 +80,10 @@ def lines(rounds: Sequence[Round]) -> tuple[list[str], bool]:
     found.append(("Ratios", True))
     for measure, way, peer, bar in BARS:
         found.append(figures.line(f"  {measure}, {way} / {peer}", ratios(rounds, measure, way, peer), ".2f", bar))
+    found.append(("Added to plain forwarding's round trip, µs", True))
+    for way in ADDED:
+        for title, key in (("median", "figure"), ("p99", "p99")):
+            found.append(figures.line(f"  {PEERS[way].title}, {title}", added(rounds, way, key), ".1f"))
     for measure, key in (("connections", "errors"), ("latency", "lost")):
         totals = {PEERS[way].title: sum(values(rounds, measure, way, key)) for way in ways_of(measure)}
         found += [(f"  {title}: {total:.0f} {key} in {measure}", True) for title, total in totals.items() if total]

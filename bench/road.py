@@ -39,14 +39,20 @@ class Reading(NamedTuple):
 class Way:
     """One director: its namespace, its addresses, where clients send to, and the processes that do the work."""
 
-    def __init__(self, number: int, director: Director, servers: Sequence[Host]) -> None:
-        self.number, self.director, self.servers = number, director, servers
+    def __init__(self, number: int, director: Director, sender: Host, servers: Sequence[Host]) -> None:
+        self.number, self.director, self.sender, self.servers = number, director, sender, servers
         director.instance += f"-{number}"  # several are nfqlb
         self.device, self.client, self.vip = f"to-{director.name}", f"10.1.{number}.2", f"10.1.{number}.100"
         self.reals = [f"10.2.{number * 10 + server}.2" for server in SERVERS]
         self.targets = [self.vip] * len(self.reals)  # where a client's connections go, in turn
         self.pids: list[int] = []
         self.mac = ""
+
+
+def cable(a: Host, device: str, address: str, b: Host, peer: str, other: str) -> None:
+    a.ip(f"link add {device} type veth peer name {peer} netns {b.namespace}")
+    a.ip(f"address add {address}/24 dev {device}", f"link set {device} up")
+    b.ip(f"address add {other}/24 dev {peer}", f"link set {peer} up")
 
 
 class Road(Machines):
@@ -59,7 +65,8 @@ class Road(Machines):
         pages = Storage(tag, "pages", folder)  # its folder alone
         self.servers = [WebServer(tag, f"s{number}", folder, pages) for number in SERVERS]
         self.ways = {
-            name: Way(number, Director(tag, name, folder), self.servers) for number, name in enumerate(ways, 1)
+            name: Way(number, Director(tag, name, folder), self.client, self.servers)
+            for number, name in enumerate(ways, 1)
         }
         self.hosts = [self.client, *self.servers, *(way.director for way in self.ways.values())]
 
@@ -82,20 +89,15 @@ class Road(Machines):
     def _build(self, way: Way) -> None:
         director = way.director
         director.sysctl("net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
-        self._cable(self.client, way.device, way.client, director, "uplink", f"10.1.{way.number}.1")
+        cable(self.client, way.device, way.client, director, "uplink", f"10.1.{way.number}.1")
         director.ip(f"address add {way.vip}/32 dev uplink")
         for number, server, address in zip(SERVERS, self.servers, way.reals, strict=True):
             gateway = f"{address[:-1]}1"
-            self._cable(director, f"to-s{number}", gateway, server, f"from-{director.name}", address)
+            cable(director, f"to-s{number}", gateway, server, f"from-{director.name}", address)
             server.ip(f"route add {way.client}/32 via {gateway}")
             self.client.ip(f"route add {address}/32 via 10.1.{way.number}.1")
         self.client.ip(f"route add {way.vip}/32 via 10.1.{way.number}.1")
         way.mac = director.run(["cat", "/sys/class/net/uplink/address"]).stdout.strip()
-
-    def _cable(self, a: Host, device: str, address: str, b: Host, peer: str, other: str) -> None:
-        a.ip(f"link add {device} type veth peer name {peer} netns {b.namespace}")
-        a.ip(f"address add {address}/24 dev {device}", f"link set {device} up")
-        b.ip(f"address add {other}/24 dev {peer}", f"link set {peer} up")
 
     def start(self, host: Host, module: str, *words: str) -> Process:
         """`python -m MODULE WORDS` on a host, before other programs."""

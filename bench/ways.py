@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench.road import COUNTED, ECHO, HTTP, SINK, Way
+from bench.road import COUNTED, ECHO, HTTP, SINK, Way, cable
 from netns import Host
 from netns.director import NFQLB
 
@@ -94,26 +94,40 @@ def loop(kind: str) -> Callable[[Way], list[int]]:
     return start
 
 
-def nfqlb(kind: str, workers: int = 1, mode: str = "nat") -> Callable[[Way], list[int]]:
+def nfqlb(
+    kind: str, workers: int = 1, mode: str = "nat", *options: str, local: bool = False
+) -> Callable[[Way], list[int]]:
     """nfqlb itself, its services and real servers set up as an operator would.
 
     Answers of dr and tun pass the director's kernel here, on the only way there is; so the VIP is not its address.
+    Where it is (`local`), they have a way of their own.
     """
 
     def start(way: Way) -> list[int]:
-        if mode != "nat":
+        if local:
+            past(way)
+        elif mode != "nat":
             way.director.ip(f"address delete {way.vip}/32 dev uplink")
+        if mode != "nat":
             for server in way.servers:
                 server.run([NFQLB, "real-server", "setup", "--mode", mode, "--vip", way.vip], env=own(server))
         services = [f"{COUNTED}/udp", f"{ECHO}/udp", f"{HTTP}/tcp", f"{SINK}/tcp"]
         words = [word for service in services for word in ("--vip", f"{way.vip}:{service}")]
         words += [word for real in way.reals for word in ("--real", real)]
         holder = way.director.nfqlb(
-            "--engine", kind, "--workers", str(workers), "--mode", mode, "--scheduler", "rr", *words
+            "--engine", kind, "--workers", str(workers), "--mode", mode, "--scheduler", "rr", *options, *words
         )
         return [holder.pid, way.director.director_pid()]
 
     return start
+
+
+def past(way: Way) -> None:
+    """A cable from each server to the client, and the answers on it."""
+    for number, server in enumerate(way.servers, 1):
+        net = f"10.3.{way.number * 10 + number}"
+        cable(server, f"past-{way.director.name}", f"{net}.1", way.sender, f"past-{way.number}-s{number}", f"{net}.2")
+        server.ip(f"route replace {way.client}/32 via {net}.2")
 
 
 def own(server: Host) -> dict[str, str]:
@@ -157,8 +171,10 @@ PEERS = {
     "reference": Peer("nfqlb, reference engine", nfqlb("reference")),
     "fast": Peer("nfqlb, fast engine", nfqlb("fast")),
     "fast2": Peer("nfqlb, fast engine, 2 workers", nfqlb("fast", 2)),
-    "dr": Peer("nfqlb, direct routing", nfqlb("fast", mode="dr")),
-    "tun": Peer("nfqlb, tunnelling", nfqlb("fast", mode="tun")),
+    "dr": Peer("nfqlb, direct routing by frames", nfqlb("fast", 1, "dr", "--dr-by", "frame")),
+    "dr-mark": Peer("nfqlb, direct routing by marks", nfqlb("fast", 1, "dr", "--dr-by", "route")),
+    "dr-local": Peer("nfqlb, direct routing, the VIP local", nfqlb("fast", 1, "dr", local=True)),
+    "tun": Peer("nfqlb, tunnelling", nfqlb("fast", 1, "tun")),
 }
 
 
