@@ -37,7 +37,7 @@ DNS, RESOLVER = "203.0.113.1:53", "10.0.0.2:5353"
 CLIENT6, WEB6, FIRST6 = "[2001:db8:1::10]:40000", "[2001:db8::1]:80", "[fd00::2]:8080"
 DNS6, RESOLVER6 = "[2001:db8::1]:53", "[fd00::2]:5353"
 
-OWN, OWN_REAL = "203.0.113.26:80", "10.0.0.16:8080"  # NAT to this machine
+OWN, OWN_REAL = "203.0.113.36:80", "10.0.0.36:8080"  # NAT to this machine
 
 DRAINED, DRAINED6 = "203.0.113.1:81", "[2001:db8::1]:81"
 
