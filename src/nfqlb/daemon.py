@@ -43,6 +43,7 @@ from nfqlb.kernel.netlink import Events
 from nfqlb.kernel.plan import Plan, Way, marks
 from nfqlb.kernel.queues import queues as listeners
 from nfqlb.kernel.saved import numbers
+from nfqlb.logs import Voice
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
 from nfqlb.paths import paths
 from nfqlb.runconfig import RunConfig
@@ -60,6 +61,7 @@ FOLLOW_SECONDS = 0.02  # between hearing of a neighbour and looking
 COLLECT_SECONDS = 60.0  # between looks for destinations that a scheduler can forget
 PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
 RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
+BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CRASHED = 70  # exit code (EX_SOFTWARE)
 PR_SET_PDEATHSIG = 1
@@ -156,31 +158,34 @@ class Director:
         if self._table.adopted:
             log.info("connections of the last director that go on: %d", self._table.adopted)
 
-    async def run(self, ready: Callable[[], None]) -> int:
-        """Serve the API, say `ready`, and mind the kernel until a signal; the exit code."""
+    async def run(self, ready: Callable[[], None], alive: Callable[[], None] | None = None) -> int:
+        """Serve the API, say `ready`, and mind the kernel until a signal; the exit code.
+
+        `alive` is called again and again, as long as the loop runs and packets that wait are taken.
+        """
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in STOPS:
             loop.add_signal_handler(number, stop.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        runners: list[AppRunner] = []
         try:
-            runner = await self._serve()
+            for serve in (self._serve, self._serve_metrics):
+                runners += filter(None, [await serve()])
         except NfqlbError as error:
             log.error("%s", error)
+            await _close(runners)
             await asyncio.to_thread(self.finish)
             return error.exit_code
         ready()
-        minders = [
-            asyncio.create_task(minder)
-            for minder in (self._mind_kernel(), self._mind_neighbours(), self._mind_destinations())
-        ]
+        minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations()]
+        minding += [self._beat(alive)] if alive else []
+        minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
         async with self._lock:
             self._closing = True
         for minder in minders:
             minder.cancel()
-        if runner:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(runner.cleanup(), 3)
+        await _close(runners)
         return await asyncio.to_thread(self.finish)
 
     def finish(self) -> int:
@@ -217,6 +222,29 @@ class Director:
                 raise
             log.error("no API, packets are taken nevertheless: %s", error)
             return None
+
+    async def _serve_metrics(self) -> AppRunner | None:
+        if not self.config.metrics:
+            return None
+        from nfqlb.metrics import serve
+
+        try:
+            return await serve(self, self.config.metrics)
+        except NfqlbError as error:
+            if self.starts == 0:
+                raise
+            log.error("no metrics, packets are taken nevertheless: %s", error)
+            return None
+
+    async def _beat(self, alive: Callable[[], None]) -> NoReturn:
+        """Signs of life for a watchdog; none while a worker leaves packets waiting."""
+        before: dict[object, object] = {}
+        while True:
+            queues = [queue for worker in self._workers for queue in worker.info(listeners())]
+            if not any(queue["waiting"] and before.get(queue["number"]) == queue.get("packets") for queue in queues):
+                alive()
+            before = {queue["number"]: queue.get("packets") for queue in queues}
+            await asyncio.sleep(BEAT_SECONDS)
 
     # --- what the API sees --------------------------------------------------------------------------------------------
 
@@ -511,6 +539,12 @@ def between(held: Plan, wanted: Plan) -> Plan:
     )
 
 
+async def _close(runners: Sequence[AppRunner]) -> None:
+    for runner in runners:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(runner.cleanup(), 3)
+
+
 def boottime() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
@@ -575,10 +609,23 @@ def die_with(holder: int) -> None:
 
 
 class Lines(logging.Formatter):
-    """`nfqlb: TEXT`, warnings named as such."""
+    """Records as the director's voice says them."""
+
+    def __init__(self, voice: Voice) -> None:
+        super().__init__()
+        self._voice = voice
 
     def format(self, record: logging.LogRecord) -> str:
-        return ("nfqlb: warning: " if record.levelno == logging.WARNING else "nfqlb: ") + super().format(record)
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        return self._voice.line(record.getMessage(), record.levelname.lower(), record.created, trace)
+
+
+def listen_to(voice: Voice) -> None:
+    """Send all that is logged through `voice`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines(voice))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log.setLevel(logging.INFO)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -595,12 +642,11 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     die_with(arguments.holder)
     faulthandler.enable()
-    handler = logging.StreamHandler()
-    handler.setFormatter(Lines())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    log.setLevel(logging.INFO)
+    voice = Voice()
+    listen_to(voice)
     try:
         config = runconfig.decode(os.pread(arguments.config_fd, os.fstat(arguments.config_fd).st_size, 0))
+        voice.form, voice.name = config.log_format, config.name
         if arguments.withdraw:
             return withdraw(config.name)
         director = build(config, arguments)
@@ -609,14 +655,21 @@ def main(argv: Sequence[str]) -> int:
         log.error("%s", error)
         return error.exit_code
 
-    def ready() -> None:
-        with contextlib.suppress(OSError):  # whoever read this may be gone
-            print("ready", file=sys.stderr, flush=True)
-        os.write(arguments.ready_fd, b"1")
-        os.close(arguments.ready_fd)
+    watched = "WATCHDOG_USEC" in os.environ
 
+    def tell() -> None:
+        with contextlib.suppress(OSError):  # a holder that is stopped reads nothing
+            os.write(arguments.ready_fd, b"1")
+
+    def ready() -> None:
+        voice.ready()
+        tell()
+        if not watched:
+            os.close(arguments.ready_fd)
+
+    os.set_blocking(arguments.ready_fd, False)
     try:
-        return asyncio.run(director.run(ready))
+        return asyncio.run(director.run(ready, tell if watched else None))
     except BaseException:
         log.exception("the director fails")
         crash("it is left to the next one")

@@ -9,6 +9,9 @@ same things, and packets wait in the kernel meanwhile, because a queue belongs t
 - The director inherits the lock: the name is free again when both are gone.
 - What tells a restarted director which queue a socket is bound to is the kernel (its port id in
   /proc/net/netfilter/nfnetlink_queue), so the holder has nothing to remember.
+- It speaks to systemd: ready, stopping, and the watchdog's signs of life, which the director gives and it passes on.
+- It gives up all capabilities but two before it starts the director; uid 0 stays, for files that are root's alone
+  (/proc/net/ip_tables_names, xtables.lock, the table and the state of a director that was started by hand).
 - Where a director could not clean up (killed before `ready`, or while it stopped, or not running because of the
   back-off), `nfqlb.daemon --withdraw` does that part of its work.
 """
@@ -30,6 +33,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nfqlb.errors import ConfigError, NfqlbError, TakenError
+from nfqlb.kernel.capabilities import NET_ADMIN, NET_RAW, keep_only
+from nfqlb.logs import Voice
 from nfqlb.paths import paths
 
 NETLINK_NETFILTER = 12
@@ -57,6 +62,7 @@ class Holder:
         self.name = str(config["name"])
         self.api = Path(config["api"])
         self.workers = int(config.get("workers", 1))
+        self.voice = Voice(config.get("log_format", "console"), self.name)
         self.paths = paths(self.name)
         self.config_fd, self.director = config_fd, director
         self.patience, self.grace = patience, grace
@@ -72,6 +78,7 @@ class Holder:
         self._take_name()
         try:
             self._make()
+            keep_only(NET_ADMIN, NET_RAW)
             code = self._keep_running()
         finally:
             self._clean()
@@ -145,12 +152,13 @@ class Holder:
             code = self._wait(pid)
             if code == 0 or not self.ready or self.stopping:
                 if code < 0 or (code > 0 and self.stopping):
-                    say(f"director {pid} {_ended(code)} before it cleaned up; doing that for it")
+                    self.voice.say(f"director {pid} {_ended(code)} before it cleaned up; doing that for it", "error")
                     self._withdraw()
                 return code
             if time.monotonic() - born >= self.sound_life:
                 pause = self.first_pause
-            say(f"director {pid} {_ended(code)}; starting it again in {pause:g} s")
+            self.voice.say(f"director {pid} {_ended(code)}; starting it again in {pause:g} s", "error")
+            self._alive()
             if self._stopped_within(pause):
                 return self._withdraw()
             pause = min(2 * pause, self.longest_pause)
@@ -184,7 +192,7 @@ class Holder:
         while True:
             event = signal.sigtimedwait(EVENTS, 3600 if deadline is None else max(0, deadline - time.monotonic()))
             if event and event.si_signo in STOPS:
-                self.stopping = True
+                self._stop()
                 deadline = deadline or time.monotonic() + self.grace
             ended, status = os.waitpid(pid, os.WNOHANG)
             self._listen()
@@ -194,32 +202,55 @@ class Holder:
             if event and event.si_signo in STOPS:
                 os.kill(pid, event.si_signo)
             elif deadline and time.monotonic() >= deadline:
-                say(f"director {pid} did not end within {self.grace:g} s: killed")
+                self.voice.say(f"director {pid} did not end within {self.grace:g} s: killed", "error")
                 os.kill(pid, signal.SIGKILL)
                 deadline = None
 
     def _listen(self) -> None:
-        """Hear the director's byte, once; systemd takes the news from its main process only, which is this one."""
+        """Hear the director: its first byte says ready, each further one that it is well."""
         try:
-            heard = os.read(self.ready_fd, 1)
+            heard = os.read(self.ready_fd, 64)
         except BlockingIOError:
             return
         if heard and not self.ready:
             self.ready = True
-            notify("READY=1")
+            self._notify("READY=1")
+        elif heard:
+            self._alive()
+
+    def _alive(self) -> None:
+        if "WATCHDOG_USEC" in os.environ:
+            self._notify("WATCHDOG=1")
+
+    def _stop(self) -> None:
+        if not self.stopping:
+            self.stopping = True
+            self._notify("STOPPING=1")
+
+    def _notify(self, state: str) -> None:
+        """Tell systemd, where it asked for that (sd_notify(3)); it listens to its main process only, this one."""
+        path = os.environ.get("NOTIFY_SOCKET", "")
+        if path:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+                try:
+                    out.sendto(state.encode(), "\0" + path[1:] if path[0] == "@" else path)
+                except OSError as error:
+                    self.voice.say(f"cannot notify {path}: {error.strerror}", "warning")
 
     def _stopped_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while not self.stopping and (left := deadline - time.monotonic()) > 0:
             event = signal.sigtimedwait(EVENTS, left)
-            self.stopping = bool(event and event.si_signo in STOPS)
+            if event and event.si_signo in STOPS:
+                self._stop()
         return self.stopping
 
     def _withdraw(self) -> int:
-        self.stopping = True
+        self._stop()
         code = self._wait(self._start("--withdraw"))
         if code:
-            say(f"the clean-up {_ended(code)}: what is left of {self.name!r} goes with the next start under that name")
+            rest = f"what is left of {self.name!r} goes with the next start under that name"
+            self.voice.say(f"the clean-up {_ended(code)}: {rest}", "error")
         return code
 
     def _clean(self) -> None:
@@ -234,22 +265,6 @@ class Holder:
         os.close(self.lock_fd)
         with contextlib.suppress(OSError):
             self.paths.run.rmdir()
-
-
-def notify(state: str) -> None:
-    """Tell systemd, where it asked for that."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-            try:
-                out.sendto(state.encode(), "\0" + path[1:] if path[0] == "@" else path)
-            except OSError as error:
-                say(f"cannot notify {path}: {error.strerror}")
-
-
-def say(text: str) -> None:
-    with contextlib.suppress(OSError):  # whoever read this may be gone; that is no reason to end
-        print(f"nfqlb: {text}", file=sys.stderr, flush=True)
 
 
 def _read_config(fd: int) -> dict[str, Any]:
@@ -267,16 +282,19 @@ def _ended(code: int) -> str:
 
 
 def main() -> NoReturn:
+    voice = Voice()
     try:
         arguments = sys.argv[1:]
         if len(arguments) != 2 or arguments[0] != "--config-fd" or not arguments[1].isdigit():
             raise ConfigError("arguments", " ".join(arguments), "are not --config-fd N", "start nfqlb by `nfqlb run`")
-        code = Holder(int(arguments[1])).run()
+        holder = Holder(int(arguments[1]))
+        voice = holder.voice
+        code = holder.run()
     except NfqlbError as error:
-        say(str(error))
+        voice.say(str(error), "error")
         code = error.exit_code
     except OSError as error:
-        say(str(error))
+        voice.say(str(error), "error")
         code = 1
     sys.exit(code)
 

@@ -339,6 +339,16 @@ def parse_real(text: str, service: Key) -> Real:
     return Real(address, _number("real port", port) if port else 0 if service.wide else service.port, **numbers)
 
 
+def parse_listener(field: str, text: str) -> tuple[str, int]:
+    """Read ADDRESS:PORT to listen on; 0.0.0.0 and :: are every address."""
+    address, digits = _split(field, text)
+    if not digits:
+        raise ConfigError(field, text, "has no port", "write ADDRESS:PORT, as in 127.0.0.1:9105")
+    port = _number(f"{field} port", digits)
+    check_range(f"{field} port", port, 1, PORT_MAX)
+    return address if address in ANY_ADDRESS.values() else canonical(field, address), port
+
+
 def parse_name(text: str) -> str:
     """The name of a director: it becomes part of set, table and file names, so it is short and plain."""
     if not (

@@ -10,7 +10,8 @@ import re
 import msgspec
 
 from nfqlb.errors import ConfigError
-from nfqlb.model import Intent, check_choice, check_range, parse_name
+from nfqlb.logs import FORMATS
+from nfqlb.model import Intent, check_choice, check_range, parse_listener, parse_name
 
 ENGINES = ("fast", "reference")
 DIVERTERS = ("auto", "nft", "iptables")
@@ -41,6 +42,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     connections: int = 262_144
     dr_by: str = "auto"
     dr_mask: int = 0xFF000000
+    metrics: str = ""  # ADDRESS:PORT to serve them on, nothing for not at all
+    log_format: str = "console"
 
     def __post_init__(self) -> None:
         parse_name(self.name)
@@ -56,6 +59,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_choice("dr_by", self.dr_by, DR_BY)
         check_mask("dr_mask", self.dr_mask)
         check_range("connections", self.connections, CONNECTIONS_MIN, CONNECTIONS_MAX)
+        if self.metrics:
+            parse_listener("metrics", self.metrics)
+        check_choice("log_format", self.log_format, FORMATS)
 
 
 def encode(config: RunConfig) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 SRC = Path(__file__).parents[2] / "src"
 FACES = {"nfqlb.api.client", "nfqlb.cli", "nfqlb.config", "nfqlb.errors", "nfqlb.model"}
 FACES |= {"nfqlb.paths", "nfqlb.runconfig"}
-HOLDER = {"nfqlb.errors", "nfqlb.paths"}
+HOLDER = {"nfqlb.errors", "nfqlb.kernel.capabilities", "nfqlb.logs", "nfqlb.paths"}
 USERS_OF_THE_CORE = {"nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.reference", "nfqlb.testing", "nfqlb.worker"}
 
 

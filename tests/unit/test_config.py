@@ -92,7 +92,8 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             "[director]\nthreads = 2\n",
             "f.toml:2: director.threads '2': is not known here; the keys are "
-            "name, api, vip_dev, queue, workers, engine, diverter, firewall, connections, dr_by, dr_mask",
+            "name, api, vip_dev, queue, workers, engine, diverter, firewall, connections, dr_by, dr_mask, "
+            "metrics, log_format",
         ),
         ('[director]\nworkers = "2"\n', "f.toml:2: director.workers '2': is not a whole number"),
         ("[director]\nworkers = true\n", "f.toml:2: director.workers 'True': is not a whole number"),
@@ -100,9 +101,8 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ("[director]\nname = 7\n", "f.toml:2: director.name '7': is not a string in quotes"),
         ('director.engine = "slow"\n', "f.toml:1: director.engine 'slow': is not known; choose from fast, reference"),
         (
-            '[director]\nmetrics = "127.0.0.1:9105"\n',
-            "f.toml:2: director.metrics '127.0.0.1:9105': "
-            "this version of nfqlb does not do metrics; take it out of the file",
+            '[director]\nmetrics = "127.0.0.1"\n',
+            "f.toml:2: director.metrics '127.0.0.1': has no port; write ADDRESS:PORT, as in 127.0.0.1:9105",
         ),
         ("[timeouts]\ntcp = 0\n", "f.toml:2: timeouts.tcp '0': out of range; use 1 to 2147483 seconds"),
         (

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
+import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +24,7 @@ from nfqlb.kernel import neighbours
 from nfqlb.kernel.neighbours import Hop, Route
 from nfqlb.kernel.plan import Plan
 from nfqlb.kernel.plan import marks as marks_of
+from nfqlb.logs import Voice
 from nfqlb.model import Intent, Key, Real, Service
 from nfqlb.runconfig import QUEUES, RunConfig
 from nfqlb.state import State
@@ -480,6 +484,20 @@ def test_a_first_start_without_its_api_is_taken_back(made: Made, caplog: pytest.
     assert len(caplog.messages) == 1
 
 
+def test_metrics_that_cannot_be_served_end_a_first_start_only(
+    tmp_path: Path, fakes: Fakes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        first = Made(tmp_path, fakes, metrics=where)
+        first.director.start()
+        assert asyncio.run(first.director.run(lambda: pytest.fail("ready"))) == ConfigError.exit_code
+        assert f"metrics '{where}': cannot listen there: " in caplog.text
+        again = Made(tmp_path, fakes, bound=True, starts=1, metrics=where)
+        assert asyncio.run(again.director._serve_metrics()) is None
+    assert "packets are taken nevertheless" in caplog.text
+
+
 def test_a_restart_without_its_api_takes_packets(
     tmp_path: Path, fakes: Fakes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -514,10 +532,50 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_lines_say_what_is_a_warning() -> None:
     def line(level: int) -> str:
-        return daemon.Lines().format(logging.LogRecord("nfqlb", level, "", 1, "text %d", (1,), None))
+        return daemon.Lines(Voice()).format(logging.LogRecord("nfqlb", level, "", 1, "text %d", (1,), None))
 
     assert line(logging.WARNING) == "nfqlb: warning: text 1"
     assert line(logging.INFO) == line(logging.ERROR) == "nfqlb: text 1"
+
+
+def test_lines_for_machines_have_stable_keys() -> None:
+    try:
+        raise ZeroDivisionError("oh")
+    except ZeroDivisionError:
+        record = logging.LogRecord("nfqlb", logging.ERROR, "", 1, "text %s", ("ü",), sys.exc_info())
+    record.created = 1_700_000_000.25
+    told = json.loads(daemon.Lines(Voice("json", "web")).format(record))
+    assert told.pop("trace").endswith("ZeroDivisionError: oh")
+    assert told == {
+        "time": "2023-11-14T22:13:20.250Z",
+        "level": "error",
+        "message": "text ü",
+        "name": "web",
+        "pid": os.getpid(),
+    }
+
+
+def test_signs_of_life_end_where_packets_wait_and_nobody_takes_them(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue: dict[str, object] = {"number": 4096, "waiting": 0, "packets": 7}
+    beats: list[object] = []
+    monkeypatch.setattr(made.fakes, "info", lambda seen: [dict(queue)])
+    monkeypatch.setattr(daemon, "BEAT_SECONDS", 0.001)
+
+    async def live() -> None:
+        beating = asyncio.create_task(made.director._beat(lambda: beats.append(dict(queue))))
+        await until(lambda: len(beats) > 2)  # nothing waits
+        queue["waiting"] = 5
+        await asyncio.sleep(0.01)
+        stuck = len(beats)
+        await asyncio.sleep(0.02)
+        assert len(beats) == stuck
+        queue["packets"] = 8
+        await until(lambda: len(beats) > stuck)
+        beating.cancel()
+
+    asyncio.run(live())
 
 
 def test_a_clean_up_for_a_killed_director_withdraws_and_ends_the_crash(

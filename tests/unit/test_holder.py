@@ -26,14 +26,16 @@ nfqlb.holder.Holder = functools.partial(nfqlb.holder.Holder, **json.loads(sys.ar
 nfqlb.holder.main()
 """
 
-# What to do comes as a list of orders, one per start: "ready" says so, a number exits, "kill" dies of SIGKILL, "serve"
+# What to do comes as a list of orders, one per start: "ready" says so, "beat" that
+# it is well, a number exits, "kill" dies of SIGKILL, "serve"
 # ends well on a stop, "deaf" never ends. --withdraw takes its order from the end of the list.
 DIRECTOR = """
-import json, os, signal, sys
+import fcntl, json, os, signal, struct, sys, termios
 log, orders, arguments = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
 option = lambda name: arguments[arguments.index(name) + 1]
 withdraw = "--withdraw" in arguments
 fds = [int(fd) for fd in [option("--config-fd"), option("--table-fd"), *option("--queue-fds").split(",")]]
+heard = lambda: struct.unpack("i", fcntl.ioctl(int(option("--ready-fd")), termios.FIONREAD, bytes(4)))[0]
 order = orders[-1] if withdraw else orders[int(option("--start"))]
 with open(log, "a") as file:
     print(json.dumps({
@@ -41,8 +43,10 @@ with open(log, "a") as file:
         "fds": [[fd, os.fstat(fd).st_ino] for fd in fds], "config": os.pread(fds[0], 1 << 16, 0).decode(),
     }), file=file)
 for word in order.split():
-    if word == "ready":
+    if word in ("ready", "beat"):
         os.write(int(option("--ready-fd")), b"1")
+        while word == "ready" and "WATCHDOG_USEC" in os.environ and heard():  # else two bytes may be read as one
+            pass
     elif word == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif word == "deaf":
@@ -303,6 +307,44 @@ def test_ready_is_told_to_systemd_once(bench: Bench) -> None:
         notified.setblocking(False)
         with pytest.raises(BlockingIOError):
             notified.recv(100)
+
+
+def test_signs_of_life_and_the_stop_are_passed_on_to_systemd(bench: Bench) -> None:
+    path = str(bench.folder / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(path)
+        notified.settimeout(10)
+        env = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "10000000"}
+        holder = bench.start("ready beat kill", "ready serve", env=env)
+        bench.events(2)
+        heard = [notified.recv(100)]
+        while len(heard) < 4:  # ready, a beat, the crash is in hand, the next one's ready is a sign of life
+            heard.append(notified.recv(100))
+        assert heard == [b"READY=1", *[b"WATCHDOG=1"] * 3]
+        holder.terminate()
+        assert notified.recv(100) == b"STOPPING=1"
+        assert holder.wait(10) == 0
+
+
+def test_the_director_gets_two_capabilities_at_most_and_its_programs_no_more(bench: Bench) -> None:
+    bench.start("ready serve")
+    [event] = bench.events(1)
+    allowed = 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW
+    for pid in (event["pid"], event["holder"]):
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        for field in ("CapEff", "CapPrm", "CapInh", *(["CapBnd"] if os.geteuid() == 0 else [])):
+            assert int(status[field], 16) & ~allowed == 0, field
+        assert status["NoNewPrivs"] == "1"
+
+
+def test_a_holder_can_speak_json(bench: Bench) -> None:
+    config = json.dumps({"name": bench.name, "api": str(bench.api), "log_format": "json"}).encode()
+    bench.start("ready 7", "ready serve", config=config)
+    bench.events(2)
+    [line] = [json.loads(line) for line in bench.said().splitlines()]
+    assert sorted(line) == ["level", "message", "name", "pid", "time"]
+    assert (line["level"], line["name"]) == ("error", bench.name)
+    assert line["message"].endswith("exited with code 7; starting it again in 0.02 s")
 
 
 @pytest.mark.parametrize("config", [b"{", b"\xff"])

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 )
 @click.option("--dr-mask", metavar="BITS", help="The bits of such a mark [default: 0xff000000].")
 @click.option("--connections", type=int, metavar="N", help="The most connections at a time [default: 262144].")
+@click.option("--metrics", metavar="ADDR:PORT", help="Serve metrics for Prometheus there [default: not at all].")
+@click.option("--log-format", metavar="console|json", help="How lines on stderr look [default: console].")
 @director_options
 @click.pass_obj
 def command(

@@ -48,6 +48,8 @@ DIRECTOR: Types = {
     "connections": int,
     "dr_by": str,
     "dr_mask": int,
+    "metrics": str,
+    "log_format": str,
 }
 TIMEOUTS: Types = {"tcp": int, "tcp_fin": int, "udp": int}
 ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}
@@ -69,7 +71,6 @@ FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int}
 LATER = {
     "health": "health checks",
-    "metrics": "metrics",
     "offload": "offload",
 }
 TYPE_NAMES = {

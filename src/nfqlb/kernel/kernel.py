@@ -18,6 +18,7 @@ from pathlib import Path
 from nfqlb.errors import ConfigError, KernelError, MissingError, NfqlbError
 from nfqlb.kernel import nft, programs, routes
 from nfqlb.kernel.addresses import Addresses, interface_exists
+from nfqlb.kernel.capabilities import NET_ADMIN, NET_RAW, capable
 from nfqlb.kernel.diverter import Diverter, Part
 from nfqlb.kernel.firewall import Firewall
 from nfqlb.kernel.ipset import Ipsets
@@ -27,7 +28,6 @@ from nfqlb.kernel.policy import Policy
 from nfqlb.kernel.saved import Saved
 from nfqlb.kernel.sysctl import Sysctls
 
-NET_ADMIN, NET_RAW = 12, 13  # capabilities
 PROGRAMS = (
     "iptables",
     "iptables-save",
@@ -62,9 +62,9 @@ class Kernel:
 
     def require(self, plan: Plan) -> None:
         """MissingError, or ConfigError for --vip-dev, naming the first thing without which `plan` cannot be applied."""
-        if not _capable(NET_ADMIN):
+        if not capable(NET_ADMIN):
             raise MissingError("nfqlb needs CAP_NET_ADMIN to divert packets: run it as root")
-        if plan.vip_dev and not _capable(NET_RAW):
+        if plan.vip_dev and not capable(NET_RAW):
             raise MissingError("nfqlb needs CAP_NET_RAW to announce the VIPs of --vip-dev: run it as root")
         plan = _diverted(plan)
         if plan.firewall == "accept" or plan.diverter == "iptables":
@@ -202,12 +202,6 @@ def _diverted(plan: Plan) -> Plan:
 def _shape(plan: Plan) -> tuple[object, ...]:
     """What decides which parts are there at all."""
     return plan.families, plan.diverter, plan.firewall
-
-
-def _capable(bit: int) -> bool:
-    status = Path("/proc/self/status").read_text()
-    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> bit & 1)
 
 
 @contextmanager

@@ -1,0 +1,121 @@
+"""What a director counts, for Prometheus, over HTTP at /metrics.
+
+Strategy: nothing is counted here. Each scrape asks the director as the API does (`drained`, `info`) and writes what it
+says; the library knows the two text formats and which one the scraper wants. It takes 0.3 s to load, so it is
+loaded when metrics are asked for, after packets are taken. Sums are left to queries: `sum by (service)`. A label is a
+promise like a key of the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from nfqlb.api.director import Director
+from nfqlb.api.schema import Counters
+from nfqlb.errors import ConfigError
+from nfqlb.model import endpoint, parse_listener
+
+SHUTDOWN_SECONDS = 1.0
+SERVER = ("service", "real")
+QUEUE = ("queue", "class")
+
+
+async def serve(director: Director, listener: str) -> web.AppRunner:
+    """Answer scrapes on `listener` (ADDRESS:PORT) until the runner's cleanup(); ConfigError where that cannot be."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(director))
+    ProcessCollector(registry=registry)
+
+    async def scrape(request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", scrape)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    await runner.setup()
+    address, port = parse_listener("metrics", listener)
+    try:
+        await web.TCPSite(runner, address, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        fix = "choose another port, or an address of this machine"
+        raise ConfigError("metrics", endpoint(address, port), f"cannot listen there: {error.strerror}", fix) from error
+    return runner
+
+
+class _Collector(Collector):
+    def __init__(self, director: Director) -> None:
+        self._director = director
+
+    def describe(self) -> list[Metric]:
+        """Nothing: a registry would collect once to find the names out, and there is only this one."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        drained, info = self._director.drained(), self._director.info()
+        packets = CounterMetricFamily("nfqlb_packets", "Packets by the reason that decided them.", labels=["reason"])
+        for reason, count in drained.reasons.items():
+            packets.add_metric([reason], count)
+        yield packets
+        yield CounterMetricFamily("nfqlb_batches", "Batches of packets taken from the queues.", drained.batches)
+        yield from self._services(drained.slots)
+        yield from _queues(info)
+        yield from _daemon(info)
+
+    def _services(self, counted: Mapping[int, tuple[int, ...]]) -> Iterator[Metric]:
+        services = InfoMetricFamily("nfqlb_service", "A virtual service.", labels=["service"])
+        weights = GaugeMetricFamily("nfqlb_weight", "Weight of a real server; 0: no new connections.", None, SERVER)
+        made = CounterMetricFamily("nfqlb_connections", "Connections that a real server got.", None, SERVER)
+        live = GaugeMetricFamily("nfqlb_live_connections", "Connections now.", None, (*SERVER, "state"))
+        packets = CounterMetricFamily("nfqlb_real_packets", "Packets to and from it.", None, (*SERVER, "direction"))
+        octets = CounterMetricFamily("nfqlb_real_bytes", "Bytes to and from it.", None, (*SERVER, "direction"))
+        slots = self._director.slots()
+        for service in self._director.intent().services:
+            about = {"name": service.name, "mode": service.mode, "scheduler": service.scheduler}
+            services.add_metric([str(service.key)], about)
+            for real in service.reals:
+                labels = [str(service.key), str(real)]
+                counters = Counters(*counted.get(slots.get((service.key, real.address, real.port), -1), ()))
+                weights.add_metric(labels, real.weight)
+                made.add_metric(labels, counters.conns)
+                live.add_metric([*labels, "active"], counters.active)
+                live.add_metric([*labels, "inactive"], counters.inactive)
+                packets.add_metric([*labels, "in"], counters.inpkts)
+                packets.add_metric([*labels, "out"], counters.outpkts)
+                octets.add_metric([*labels, "in"], counters.inbytes)
+                octets.add_metric([*labels, "out"], counters.outbytes)
+        yield from (services, weights, made, live, packets, octets)
+
+
+def _queues(info: Mapping[str, Any]) -> Iterator[Metric]:
+    waiting = GaugeMetricFamily("nfqlb_queue_waiting", "Packets that wait in the kernel.", None, QUEUE)
+    taken = CounterMetricFamily("nfqlb_queue_packets", "Packets taken from the queue.", None, QUEUE)
+    lost = CounterMetricFamily(
+        "nfqlb_queue_dropped", "Packets that the kernel dropped: no room in queue or socket.", None, (*QUEUE, "full")
+    )
+    for queue in info["queues"]:
+        labels = [str(queue["number"]), queue["class"]]
+        waiting.add_metric(labels, queue["waiting"])
+        taken.add_metric(labels, queue["packets"])
+        lost.add_metric([*labels, "queue"], queue["queue_dropped"])
+        lost.add_metric([*labels, "socket"], queue["user_dropped"])
+    yield from (waiting, taken, lost)
+
+
+def _daemon(info: Mapping[str, Any]) -> Iterator[Metric]:
+    about = {"name": info["name"], "version": info["version"], "engine": info["engine"], "diverter": info["diverter"]}
+    yield InfoMetricFamily("nfqlb_director", "The director.", about)
+    yield GaugeMetricFamily("nfqlb_uptime_seconds", "Since the director started.", info["uptime"])
+    yield CounterMetricFamily("nfqlb_restarts", "Times that the director was started again.", info["restarts"])
+    yield CounterMetricFamily("nfqlb_repairs", "Changes by others in the kernel that were put right.", info["repairs"])
+    yield GaugeMetricFamily("nfqlb_warnings", "What looks wrong now; `nfqlb doctor` says more.", len(info["warnings"]))
+    yield GaugeMetricFamily("nfqlb_table_capacity", "The most connections at a time.", info["table"]["capacity"])
+    yield GaugeMetricFamily("nfqlb_table_used", "Connections in the table.", info["table"]["used"])
