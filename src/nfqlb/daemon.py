@@ -342,7 +342,8 @@ class Director:
         try:
             state.save(self._state_file, value)
         except OSError as error:
-            raise KernelError(f"cannot save {self._state_file}: {error.strerror}") from error
+            why = f"{error.strerror}; NFQLB_STATE_DIR names another folder"
+            raise KernelError(f"cannot save {self._state_file}: {why}") from error
 
     def _plan_of(self, intent: Intent) -> Plan:
         return compile_plan(

@@ -294,7 +294,9 @@ def main() -> NoReturn:
         voice.say(str(error), "error")
         code = error.exit_code
     except OSError as error:
-        voice.say(str(error), "error")
+        where = f"{error.filename}: " if error.filename else ""
+        fix = "; NFQLB_RUN_DIR, NFQLB_STATE_DIR and NFQLB_TABLE_DIR name other folders" if where else ""
+        voice.say(f"{where}{error.strerror or error}{fix}", "error")
         code = 1
     sys.exit(code)
 

@@ -1,7 +1,8 @@
 """Where one director keeps its files: everything follows from its name.
 
-`NFQLB_RUN_DIR` and `NFQLB_STATE_DIR` move the two folders, for tests and for machines that want them elsewhere. Nothing
-here touches the file system. Commands that only ask a director need `api_socket` and are spared the import of pathlib.
+`NFQLB_RUN_DIR`, `NFQLB_STATE_DIR` and `NFQLB_TABLE_DIR` move the folders, for tests and where the usual ones cannot be
+written. Nothing here touches the file system. Commands that only ask a director need `api_socket` and are spared the
+import of pathlib.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def paths(name: str = DEFAULT_NAME, environ: Mapping[str, str] = os.environ) -> 
         lock=api.parent / "lock",
         kernel=api.parent / "kernel.json",
         state=Path(environ.get("NFQLB_STATE_DIR") or "/var/lib/nfqlb", name, "state.toml"),
-        table=Path("/dev/shm", f"nfqlb-{name}"),
+        table=Path(environ.get("NFQLB_TABLE_DIR") or "/dev/shm", f"nfqlb-{name}"),
     )
 
 

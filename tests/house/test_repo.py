@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 AGREED = {".ci", ".git", ".gitignore", "Makefile", "pyproject.toml", "setup.py", "LICENSE"}
-AGREED |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench", "docs", "ext", "netns", "src", "tests"}
+AGREED |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench", "docs", "ext", "netns", "src", "systemd", "tests"}
 IGNORED = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
 
 

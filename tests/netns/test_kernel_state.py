@@ -371,7 +371,8 @@ def test_read_only_sysctls_are_named(host: Host, plan: Plan) -> None:
     read_only = 'mount -o bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
     said = run_require(host, ["unshare", "-m", "sh", "-c", read_only, "sh"], plan, verb="apply")
     reason = "cannot be changed from here (Read-only file system)"
-    assert said == f"MissingError sysctl net.ipv4.ip_forward is 0 and {reason}: set it to 1"
+    assert said.startswith(f"MissingError sysctls {reason}: set them by `sysctl -w net.ipv4.ip_forward=1 ")
+    assert said.endswith(" net.ipv6.conf.all.forwarding=1`")
     assert changed(host, found) == ""
 
 

@@ -39,7 +39,10 @@ class Sysctls:
         for name, value in self._wanted(plan):
             if read(name) != value:
                 self._keep(name)
-                write(name, value)
+                try:
+                    write(name, value)
+                except MissingError as error:
+                    raise self._all_missing(plan, error) from error
         self._families = plan.families
 
     def prune(self, plan: Plan) -> None:
@@ -59,6 +62,14 @@ class Sysctls:
     def check(self, plan: Plan) -> list[str]:
         wanted = ((name, value, read(name)) for name, value in self._wanted(plan))
         return [f"sysctl {title(name)} was {now}, not {value}" for name, value, now in wanted if now != value]
+
+    def _all_missing(self, plan: Plan, error: MissingError) -> MissingError:
+        """The same sentence, with all that is still to be set where that is more."""
+        missing = [f"{title(name)}={value}" for name, value in self._wanted(plan) if read(name) != value]
+        if len(missing) < 2:
+            return error
+        why = f"cannot be changed from here ({getattr(error.__cause__, 'strerror', error)})"
+        return MissingError(f"sysctls {why}: set them by `sysctl -w {' '.join(missing)}`")
 
     def _wanted(self, plan: Plan) -> Iterator[tuple[str, str]]:
         """Names and values in the order in which they are to be set; what is not there is not wanted."""

@@ -1,0 +1,45 @@
+"""The systemd unit, judged by systemd's own tools; no systemd has to run."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "systemd" / "nfqlb@.service"
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit as an instance, with the program where it is here: systemd looks in /usr and /usr/local."""
+    program = Path(sys.executable).with_name("nfqlb")
+    path = tmp_path / "nfqlb@web.service"
+    path.write_text(UNIT.read_text().replace("ExecStart=nfqlb ", f"ExecStart={program} "))
+    return path
+
+
+def test_systemd_understands_every_line(unit: Path) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+
+
+def test_the_service_is_exposed_to_little(unit: Path) -> None:
+    """Of 10, as systemd counts: it must have the network, packet sockets and CAP_NET_ADMIN."""
+    subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=30", unit], capture_output=True, check=True
+    )
+
+
+def test_it_is_told_of_ready_and_of_life() -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(UNIT.read_text())
+    service = parser["Service"]
+    assert service["Type"] == "notify"
+    assert int(service["WatchdogSec"]) > 0
+    assert service["CapabilityBoundingSet"] == "CAP_NET_ADMIN CAP_NET_RAW"
+    assert service.get("ProtectKernelTunables", "no") == "no"  # it would take forwarding away
