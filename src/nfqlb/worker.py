@@ -26,6 +26,7 @@ from netfilterqueue import COPY_NONE, NetfilterQueue, Packet
 from nfqlb._core.datapath import Worker as CoreWorker
 from nfqlb._core.queue import FastEngine, configure
 from nfqlb.errors import KernelError, TakenError
+from nfqlb.kernel.queues import RECEIVE_BUFFER
 from nfqlb.kernel.queues import Queue as Listener
 from nfqlb.reference import ReferenceEngine
 from nfqlb.runconfig import QUEUES, QUEUES_PER_WORKER
@@ -36,7 +37,6 @@ FIRST = 4096
 NUMBERS = 65536
 MAXLEN = 16384
 COPIED = {"gso": 65535, "plain": 65535, "head": 128}  # bytes of a packet, by class; a head has all that parse looks at
-RECEIVE_BUFFER = 8 << 20
 SEND_BUFFER = 16 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # include/uapi/asm-generic/socket.h
 
@@ -148,6 +148,7 @@ class Worker:
                 "waiting": seen[queue.number].waiting if queue.number in seen else 0,
                 "queue_dropped": seen[queue.number].queue_dropped if queue.number in seen else 0,
                 "user_dropped": seen[queue.number].user_dropped if queue.number in seen else 0,
+                **({"buffer": _room(queue.socket, socket.SO_RCVBUF)} if self._kind == "fast" else {}),
                 **counts,
             }
             for queue, counts in zip(self.queues, counted, strict=True)
@@ -156,7 +157,7 @@ class Worker:
     def _bind(self, queue: Queue) -> None:
         fd = queue.socket.fileno()
         # The package sets the receive buffer too: asked for what it is already, it changes nothing and does not warn.
-        size = queue.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+        size = _room(queue.socket, socket.SO_RCVBUF)
         binding = NetfilterQueue(sockfd=fd)
         binding.bind(queue.number, Packet.drop, max_len=MAXLEN, mode=COPY_NONE, sock_len=size)
         self._bindings.append(binding)
@@ -190,10 +191,15 @@ def widen(sock: socket.socket) -> list[str]:
             sock.setsockopt(socket.SOL_SOCKET, force, size)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, option, size)
-        got = sock.getsockopt(socket.SOL_SOCKET, option) // 2  # the kernel doubles it for its bookkeeping
+        got = _room(sock, option)
         if got < size:
             warnings.append(f"the buffer of a queue is {got} bytes, bursts will be lost: sysctl -w {sysctl}={size}")
     return warnings
+
+
+def _room(sock: socket.socket, option: int) -> int:
+    """The size of a buffer as it was asked for: the kernel doubles it for its bookkeeping."""
+    return sock.getsockopt(socket.SOL_SOCKET, option) // 2
 
 
 def inherited(fds: Sequence[int]) -> list[socket.socket]:

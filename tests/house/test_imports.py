@@ -14,6 +14,10 @@ import pytest
 SRC = Path(__file__).parents[2] / "src"
 FACES = {"nfqlb.api.client", "nfqlb.cli", "nfqlb.config", "nfqlb.errors", "nfqlb.model"}
 FACES |= {"nfqlb.paths", "nfqlb.runconfig"}
+LOOK_AROUND = {  # commands about the machine that they run on
+    "nfqlb.cli.real_server": {"nfqlb.kernel.realserver"},
+    "nfqlb.cli.doctor": {"nfqlb.kernel.doctor", "nfqlb.kernel.queues"},
+}
 HOLDER = {"nfqlb.errors", "nfqlb.kernel.capabilities", "nfqlb.logs", "nfqlb.paths"}
 USERS_OF_THE_CORE = {"nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.reference", "nfqlb.testing", "nfqlb.worker"}
 
@@ -46,7 +50,7 @@ def below(name: str, roots: set[str]) -> bool:
 @pytest.mark.parametrize("module", [name for name in MODULES if below(name, {"nfqlb.cli"})])
 def test_a_face_imports_the_client_and_plain_values(module: str) -> None:
     ours = {name for name in imports(module) if below(name, {"nfqlb"})}
-    own = {"nfqlb.kernel.realserver"} if module == "nfqlb.cli.real_server" else set()  # a real server has no director
+    own = LOOK_AROUND.get(module, set())
     assert {name for name in ours if not below(name, FACES | own) and name != "nfqlb"} == set()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+RECEIVE_BUFFER = 8 << 20  # bytes of a queue's socket that bursts take
 TABLE = Path("/proc/net/netfilter/nfnetlink_queue")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
@@ -26,7 +28,11 @@ def warnings(plan: Plan) -> list[str]:
             for vip in remote
         ),
         *(f"there is no route to the real server {server}" for server in lost),
-        *_dropping(plan),
+        *(
+            f"the chain {chain} of nftables table {title} {table} drops forwarded packets by default: "
+            "it has to accept those to the real servers and from the VIPs"
+            for title, table, chain in dropping(plan.firewall, plan.families)
+        ),
     ]
 
 
@@ -38,9 +44,10 @@ def _route(ip: IPRoute, address: str) -> int | None:
         return None
 
 
-def _dropping(plan: Plan) -> list[str]:
-    """Chains of others that drop what is forwarded unless told otherwise, and that our accept does not reach."""
-    found = []
+def dropping(firewall: str, families: Collection[int]) -> Iterator[tuple[str, str, str]]:
+    """Chains of others (family, table, name) that drop what is forwarded unless told otherwise, and that our accept
+    does not reach.
+    """
     for family in (4, 6, nl.BOTH):
         for body in nl.dump(nl.GETCHAIN, family):
             fields = dict(nl.attributes(body))
@@ -48,10 +55,6 @@ def _dropping(plan: Plan) -> list[str]:
                 continue
             table, chain = fields[1][:-1].decode(), fields[3][:-1].decode()
             hook = int.from_bytes(dict(nl.attributes(fields[4]))[1], "big")
-            ours = plan.firewall == "accept" and table == "filter" and chain == "FORWARD" and family != nl.BOTH
-            if hook == FORWARD and not ours and family in (*plan.families, nl.BOTH):
-                found.append(
-                    f"the chain {chain} of nftables table {TITLE[family]} {table} drops forwarded packets by default: "
-                    "it has to accept those to and from the real servers"
-                )
-    return found
+            ours = firewall == "accept" and table == "filter" and chain == "FORWARD" and family != nl.BOTH
+            if hook == FORWARD and not ours and family in (*families, nl.BOTH):
+                yield TITLE[family], table, chain
