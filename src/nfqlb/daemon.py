@@ -36,7 +36,10 @@ from nfqlb import runconfig, state
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
 from nfqlb._core.snapshot import Hop
+from nfqlb.api.director import DrainView
+from nfqlb.control import drains
 from nfqlb.control.compile import Compiler, compile_plan, packed, steered
+from nfqlb.control.drains import Drain, Phase
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
@@ -61,6 +64,8 @@ FOLLOW_SECONDS = 0.02  # between hearing of a neighbour and looking
 COLLECT_SECONDS = 60.0  # between looks for destinations that a scheduler can forget
 PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
 RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
+DRAIN_SECONDS = 0.5  # between looks at real servers that are drained
+DRAINED_MAX = 256  # ends that are remembered for those who ask
 BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CRASHED = 70  # exit code (EX_SOFTWARE)
@@ -117,6 +122,7 @@ class Director:
         self._marks = marks or {}  # by which the kernel steers packets to real servers
         self._kept: frozenset[str] = frozenset()  # VIPs of direct routing that marks do not work for
         self._routes: Mapping[str, neighbours.Route] = {}  # to the real servers that packets are steered to
+        self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -177,7 +183,7 @@ class Director:
             await asyncio.to_thread(self.finish)
             return error.exit_code
         ready()
-        minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations()]
+        minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
         minding += [self._beat(alive)] if alive else []
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
@@ -258,6 +264,19 @@ class Director:
     async def change(self, edit: Callable[[Intent], Intent]) -> int:
         """Apply, publish and save an edit; the new revision. An error leaves everything as it was."""
         return await asyncio.shield(asyncio.create_task(self._change(edit)))  # whoever asked may go away
+
+    async def drain(self, key: Key, real: Real, seconds: float, keep: bool) -> DrainView:
+        """Give the real server weight 0, and remove it when it is empty or time is up, unless it is kept."""
+        await self.change(lambda intent: drains.quiesce(intent, key, real))
+        drain = drains.Drain(str(key), str(real), time.time() + seconds, keep)
+        self._drained.pop((drain.service, drain.real), None)
+        async with self._lock:
+            await self._set_drains([*(one for one in self._state.drains if not _same(one, drain)), drain])
+        return self._drain_view(drain, Phase.DRAINING)
+
+    def drains(self) -> list[DrainView]:
+        """Those that go on, and how the others ended."""
+        return [*self._drained.values(), *(self._drain_view(one, Phase.DRAINING) for one in self._state.drains)]
 
     def drained(self) -> Drained:
         return self._datapath.drain()
@@ -408,6 +427,46 @@ class Director:
                 service.collect(boottime(), minute % 30 == 0)
         raise AssertionError
 
+    # --- drains -------------------------------------------------------------------------------------------------------
+
+    async def _mind_drains(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(DRAIN_SECONDS)
+            for drain in self._state.drains:
+                try:
+                    await self._go_on(drain)
+                except NfqlbError as error:
+                    log.error("drain of %s: %s", drain.real, error)
+
+    async def _go_on(self, drain: Drain) -> None:
+        """Look after one drain; at its end, the server goes."""
+        phase = drains.phase(drain, self._state.intent, sum(self._load(drain)), time.time())
+        if phase is Phase.DRAINING:
+            return
+        view = self._drain_view(drain, phase)
+        if phase in (Phase.EMPTY, Phase.DEADLINE) and not drain.keep:
+            await self.change(lambda intent: drains.leave(intent, drain))
+        async with self._lock:
+            await self._set_drains([one for one in self._state.drains if one != drain])
+        self._drained[drain.service, drain.real] = view
+        while len(self._drained) > DRAINED_MAX:
+            del self._drained[next(iter(self._drained))]
+        log.info("drain of %s, a real server of %s: %s", drain.real, drain.service, phase)
+
+    async def _set_drains(self, wanted: Sequence[Drain]) -> None:
+        after = msgspec.structs.replace(self._state, drains=tuple(wanted))
+        await asyncio.to_thread(self._save, after)
+        self._state = after
+
+    def _load(self, drain: Drain) -> tuple[int, int]:
+        """The connections that the server has, active and inactive."""
+        slot = self._compiler.slots.get((drain.key, drain.server.address, drain.server.port))
+        return (0, 0) if slot is None else self._table.load(slot)
+
+    def _drain_view(self, drain: Drain, phase: Phase) -> DrainView:
+        left = max(0, round(drain.until - time.time()))
+        return DrainView(drain.service, drain.real, str(phase), *self._load(drain), left, drain.keep)
+
     # --- where packets go ---------------------------------------------------------------------------------------------
 
     def _steered(self, intent: Intent) -> list[Service]:
@@ -544,6 +603,10 @@ async def _close(runners: Sequence[AppRunner]) -> None:
     for runner in runners:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(runner.cleanup(), 3)
+
+
+def _same(one: Drain, other: Drain) -> bool:
+    return (one.service, one.real) == (other.service, other.real)
 
 
 def boottime() -> int:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import msgspec
 import tomli_w
 
+from nfqlb.control.drains import Drain
 from nfqlb.errors import ConfigError, NfqlbError
 from nfqlb.model import Intent
 
@@ -33,6 +34,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     origin: str
     intent: Intent
     vip_dev: str = ""
+    drains: tuple[Drain, ...] = ()
 
 
 class Choice(NamedTuple):
@@ -84,7 +86,7 @@ def choose(saved: State | None, given: Intent | None, vip_dev: str, *, restore: 
     origin = digest(given)
     crashed = saved is not None and not saved.clean
     if saved is not None and (restore or (crashed and (given is None or origin == saved.origin))):
-        after = State(saved.revision, False, saved.origin, saved.intent, vip_dev or saved.vip_dev)
+        after = State(saved.revision, False, saved.origin, saved.intent, vip_dev or saved.vip_dev, saved.drains)
         return Choice(after, True, None)
     remark = None
     if saved is None and restore:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from nfqlb.api.client import Client
-from nfqlb.api.director import Connection
+from nfqlb.api.director import Connection, DrainView
 from nfqlb.api.server import serve
 from nfqlb.cli import main
 from nfqlb.cli.env import Env
+from nfqlb.control import drains
 from nfqlb.model import Intent, Key, Real, Service
 
 WEB = Service(
@@ -41,6 +42,8 @@ class FakeDirector:
         self.revision, self._intent = 1, Intent((WEB, DNS))
         self.failure: Exception | None = None
         self.rows: list[Connection] = []
+        self.draining: list[DrainView] = []
+        self.end = "empty"
 
     def intent(self) -> Intent:
         return self._intent
@@ -51,6 +54,18 @@ class FakeDirector:
             raise self.failure
         self._intent, self.revision = intent, self.revision + 1
         return self.revision
+
+    async def drain(self, key: Key, real: Real, seconds: float, keep: bool) -> DrainView:
+        self._intent = drains.quiesce(self._intent, key, real)
+        self.draining = [DrainView(str(key), str(real), "draining", 1, 2, int(seconds), keep)]
+        return self.draining[0]
+
+    def drains(self) -> Sequence[DrainView]:
+        """One connection less each time somebody looks; then it ends as `end` says."""
+        self.draining = [
+            one._replace(active=one.active - 1) if one.active else one._replace(phase=self.end) for one in self.draining
+        ]
+        return self.draining
 
     def drained(self) -> Drained:
         slots = {0: (7, 60, 50, 6000, 50000, 2, 5), 1: (3, 20, 10, 2000, 10000, 1, 2), 3: (4, 8, 8, 400, 800, 0, 4)}

@@ -133,6 +133,59 @@ def test_connections_can_be_limited(live: Command, director: FakeDirector) -> No
     assert len(json.loads(live("show", "connections", "--json", "--limit", "3").out)["connections"]) == 3
 
 
+# --- drain
+
+
+@pytest.mark.parametrize(
+    ("end", "args", "code", "last"),
+    [
+        ("empty", ["--timeout", "2m"], 0, "10.0.1.11:8080: its last connection has ended; it is deleted"),
+        ("empty", ["--keep"], 0, "10.0.1.11:8080: its last connection has ended; it is still there"),
+        ("deadline", [], 1, "10.0.1.11:8080: time was up, 2 connections were left; it is deleted"),
+        ("called off", [], 1, "10.0.1.11:8080: called off, its weight is no longer 0; it is still there"),
+    ],
+)
+def test_a_drain_is_waited_for(
+    live: Command,
+    director: FakeDirector,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+    args: list[str],
+    code: int,
+    last: str,
+) -> None:
+    monkeypatch.setattr("nfqlb.cli.drain.POLL", 0.0)
+    director.end = end
+    ended = live("drain", VIP, REAL, *args)
+    seconds = 120 if args[:1] == ["--timeout"] else 300
+    assert ended.out.splitlines() == [
+        f"10.0.1.11:8080: 1 active and 2 inactive connections, {seconds} s left",
+        f"10.0.1.11:8080: 0 active and 2 inactive connections, {seconds} s left",
+        last,
+    ]
+    assert (ended.code, ended.err) == (code, "")
+    assert director.intent().services[0].reals[0] == Real("10.0.1.11", 8080, 0)
+
+
+def test_a_drain_need_not_be_waited_for(live: Command) -> None:
+    ended = live("real", "drain", VIP, REAL, "--no-wait", "--timeout", "1h")
+    assert ended == (0, "10.0.1.11:8080: 1 active and 2 inactive connections, 3600 s left\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ([VIP, REAL, "--timeout", "soon"], 2, "--timeout 'soon': is not a time; write 90, 90s, 5m, 2h or 1d"),
+        ([VIP, REAL, "--timeout", "31d"], 2, "timeout '2678400.0': out of range"),
+        ([VIP, "10.0.1.99"], 1, "has no real server 10.0.1.99:80"),
+    ],
+)
+def test_a_drain_that_cannot_be(live: Command, args: list[str], code: int, words: str) -> None:
+    ended = live("drain", *args)
+    assert (ended.code, ended.out) == (code, "")
+    assert words in ended.err
+
+
 # --- which director
 
 

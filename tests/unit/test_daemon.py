@@ -376,6 +376,77 @@ def test_a_change_goes_on_when_whoever_asked_goes_away(made: Made) -> None:
     assert made.director.intent() == weigh(add(INTENT))
 
 
+# --- drains -----------------------------------------------------------------------------------------------------------
+
+
+def drain(made: Made, keep: bool = False, seconds: float = 60) -> None:
+    asyncio.run(made.director.drain(WEB.key, OLD, seconds, keep))
+
+
+def look(made: Made) -> tuple[str, int]:
+    """After one look at the first drain: its phase, and the weight of its server, -1 where it is gone."""
+    asyncio.run(made.director._go_on(made.director._state.drains[0]))
+    [view] = made.director.drains()
+    weights = [real.weight for real in made.director.intent().services[0].reals if real.address == OLD.address]
+    return view.phase, weights[0] if weights else -1
+
+
+@pytest.mark.parametrize(("keep", "weight"), [(False, -1), (True, 0)])
+def test_a_drained_server_leaves_with_its_last_connection(made: Made, keep: bool, weight: int) -> None:
+    made.fakes.loads = {11: (1, 2)}
+    drain(made, keep)
+    assert look(made) == ("draining", 0)
+    made.fakes.loads = {11: (0, 1)}
+    assert look(made) == ("draining", 0)
+    made.fakes.loads = {}
+    assert look(made) == ("empty", weight)
+    assert made.saved().drains == ()
+    assert made.saved().intent == made.director.intent()
+
+
+def test_a_drain_ends_when_time_is_up(made: Made) -> None:
+    made.fakes.loads = {11: (1, 2)}
+    drain(made, seconds=0)
+    assert look(made) == ("deadline", -1)
+    assert made.director.drains()[0][3:5] == (1, 2)
+
+
+def test_a_weight_calls_a_drain_off(made: Made) -> None:
+    made.fakes.loads = {11: (1, 2)}
+    drain(made)
+    made.change(weigh)
+    assert look(made) == ("called off", 5)
+
+
+def test_a_server_that_is_removed_meanwhile_is_gone(made: Made) -> None:
+    drain(made)
+    made.change(delete)
+    assert look(made) == ("gone", -1)
+
+
+def test_a_second_order_replaces_the_first(made: Made) -> None:
+    drain(made)
+    drain(made, keep=True)
+    [view] = made.director.drains()
+    assert view.keep
+
+
+def test_a_drain_goes_on_after_a_crash(tmp_path: Path, fakes: Fakes, made: Made) -> None:
+    fakes.loads = {11: (1, 0)}
+    drain(made)
+    again = Made(tmp_path, fakes, bound=True, starts=1)
+    again.director.start()
+    assert look(again) == ("draining", 0)
+    fakes.loads = {}
+    assert look(again) == ("empty", -1)
+
+
+def test_what_cannot_be_drained_is_refused(made: Made) -> None:
+    with pytest.raises(NotFoundError):
+        asyncio.run(made.director.drain(WEB.key, NEW, 60, False))
+    assert made.director.drains() == []
+
+
 # --- between changes and end ------------------------------------------------------------------------------------------
 
 

@@ -131,10 +131,18 @@ def test_an_engine_that_ends_by_itself_is_reported(engine: type[Engine], fault: 
 def test_an_engine_that_is_stopped_is_not(engine: type[Engine]) -> None:
     heard: queues.Queue[str] = queues.Queue()
     engine.fault = "none"
-    worked = Worker(cast(Any, None), [Queue(sockets(50)[0], 4096, "gso", True)], "fast", heard.put)
-    worked.start()
-    assert worked.info(taken(4096)) == [
-        {"number": 4096, "class": "gso", "waiting": 0, "queue_dropped": 0, "user_dropped": 0, "overruns": 5}
+    lane = Worker(cast(Any, None), [Queue(sockets(50)[0], 4096, "gso", True)], "fast", heard.put)
+    lane.start()
+    assert lane.info(taken(4096)) == [
+        {
+            "number": 4096,
+            "class": "gso",
+            "waiting": 0,
+            "queue_dropped": 0,
+            "user_dropped": 0,
+            "buffer": 8 << 20,
+            "overruns": 5,
+        }
     ]
     worked.stop()
     assert heard.empty()

@@ -69,6 +69,13 @@ class Client:
     def delete_real(self, key: str, endpoint: str) -> Any:
         return self.call("DELETE", f"{_service(key)}/reals/{_quoted(endpoint)}")
 
+    def drain(self, key: str, endpoint: str, timeout: float, keep: bool) -> Any:
+        order = {"timeout": timeout, "keep": keep}
+        return self.call("POST", f"{_service(key)}/reals/{_quoted(endpoint)}/drain", order)
+
+    def drains(self) -> Any:
+        return self.call("GET", "/v1/drains")
+
     def set_timeouts(self, timeouts: Mapping[str, int]) -> Any:
         return self.call("PUT", "/v1/timeouts", timeouts)
 

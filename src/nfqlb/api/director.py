@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from nfqlb.model import Intent, Key
+from nfqlb.model import Intent, Key, Real
 
 if TYPE_CHECKING:
     from nfqlb._core.datapath import Drained
@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 # protocol number, client and port, virtual address and port, server and port, state number, seconds left, template
 Connection = tuple[int, bytes, int, bytes, int, bytes, int, int, int, bool]
 Slots = Mapping[tuple[Key, str, int], int]
+
+
+class DrainView(NamedTuple):
+    """A drain as it is now, or was when it ended: `phase` is one of control.drains.Phase."""
+
+    service: str
+    real: str
+    phase: str
+    active: int
+    inactive: int
+    seconds_left: int
+    keep: bool
 
 
 class Director(Protocol):
@@ -25,6 +37,12 @@ class Director(Protocol):
 
     async def change(self, edit: Callable[[Intent], Intent]) -> int:
         """Edit, apply, publish and save, one change at a time; the new revision. An NfqlbError has changed nothing."""
+
+    async def drain(self, key: Key, real: Real, seconds: float, keep: bool) -> DrainView:
+        """Take a real server out when its connections have ended, or after `seconds`; it goes on without who asked."""
+
+    def drains(self) -> Sequence[DrainView]:
+        """Those that go on, and how the others ended."""
 
     def drained(self) -> Drained:
         """Totals since the start, over all workers."""

@@ -56,6 +56,13 @@ class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
     lower: int | msgspec.UnsetType = msgspec.UNSET
 
 
+class DrainOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """`timeout` in seconds; with `keep` the server stays, with weight 0."""
+
+    timeout: float = 300
+    keep: bool = False
+
+
 class Changed(msgspec.Struct):
     revision: int
 

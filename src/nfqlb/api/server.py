@@ -35,6 +35,7 @@ from nfqlb.runconfig import check_socket_path
 
 MODE = 0o660
 BODY_MAX = 16 * 2**20
+DRAIN_MAX = 30 * 86400
 SHUTDOWN_SECONDS = 1.0
 SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python does not name it
 GROUPS_BYTES = 1024  # the most that Python's getsockopt takes: 256 groups
@@ -71,6 +72,8 @@ class _Routes:
             web.get("/v1/services", self.services),
             web.post("/v1/services", self.add_service),
             web.post(service + "/reals", self.add_real),
+            web.post(service + "/reals/{endpoint}/drain", self.drain),
+            web.get("/v1/drains", self.drains),
             web.patch(service + "/reals/{endpoint}", self.edit_real),
             web.delete(service + "/reals/{endpoint}", self.delete_real),
             web.get(service, self.service),
@@ -122,6 +125,15 @@ class _Routes:
     async def delete_real(self, request: web.Request) -> web.Response:
         key, real = _key(request), _endpoint(request)
         return await self._change(lambda intent: registry.delete_real(intent, key, real.address, real.port))
+
+    async def drain(self, request: web.Request) -> web.Response:
+        key, real, order = _key(request), _endpoint(request), await _body(request, schema.DrainOrder)
+        if not 0 <= order.timeout <= DRAIN_MAX:
+            raise ConfigError("timeout", order.timeout, "out of range", f"use 0 to {DRAIN_MAX} seconds")
+        return _json((await self.director.drain(key, real, order.timeout, order.keep))._asdict(), 202)
+
+    async def drains(self, _: web.Request) -> web.Response:
+        return _json({"drains": [drain._asdict() for drain in self.director.drains()]})
 
     async def connections(self, request: web.Request) -> web.Response:
         limit = request.query.get("limit", "0")

@@ -23,6 +23,7 @@ COMMANDS = {
     "show": "Show what a director does.",
     "service": "Add, edit or delete a virtual service.",
     "real": "Add, edit or delete a real server of a service.",
+    "drain": "Take a real server out when its connections have ended.",
     "doctor": "Say what is wrong, and what to do.",
     "real-server": "Set up this machine as a real server for dr or tun.",
 }

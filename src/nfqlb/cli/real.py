@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import click
 
+from nfqlb.cli import drain
 from nfqlb.cli.env import Env, client, director_options
 
 
 @click.group("real", short_help="Add, edit or delete a real server of a service.")
 def command() -> None:
-    """Add, edit or delete a real server of a service.
+    """Add, edit, drain or delete a real server of a service.
 
     VIP is ADDRESS:PORT[-LAST][/tcp|/udp] or fwmark:N[/ipv6], REAL is ADDRESS[:PORT]; IPv6 as [ADDRESS]:PORT. Without a
     port it is the VIP's, or that of the packet where the VIP has many.
     """
+
+
+command.add_command(drain.command)
 
 
 @command.command("add")

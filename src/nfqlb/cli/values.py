@@ -8,6 +8,16 @@ from typing import Any
 from nfqlb.errors import ConfigError
 from nfqlb.model import Persistence, Service, parse_real, parse_vip
 
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(field: str, text: str) -> int:
+    """Read 90, 90s, 5m, 2h or 1d."""
+    digits, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1)
+    if not (digits.isascii() and digits.isdigit()):
+        raise ConfigError(field, text, "is not a time", "write 90, 90s, 5m, 2h or 1d")
+    return int(digits) * unit
+
 
 def service(
     vip: str, reals: Sequence[str], mode: str | None, scheduler: str | None, flags: Sequence[str] = (), **more: object
