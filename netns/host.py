@@ -164,6 +164,11 @@ class Host:
         lines = self.run(["ss", "-Hltn"]).stdout.splitlines()
         return Counter(int(line.split()[3].rpartition(":")[2]) for line in lines)
 
+    def narrow(self, prefix: str, device: str, mtu: int) -> None:
+        """Give the route to a network that is on this device a smaller MTU."""
+        metric = " metric 256" if ":" in prefix else ""  # of the route that is there
+        self.ip(f"route replace {prefix} dev {device}{metric} mtu {mtu}")
+
     def argv(self, argv: Sequence[str]) -> list[str]:
         return ["ip", "netns", "exec", self.namespace, *argv]
 

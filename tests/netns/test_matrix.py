@@ -352,12 +352,6 @@ def test_a_packet_whose_time_is_over_is_told_to_the_client(cell: Cell) -> None:
     assert cell.watch.check().errors == 1
 
 
-def route(host: Host, prefix: str, device: str, mtu: int) -> None:
-    """Give the route to a network that is on this device an MTU."""
-    metric = " metric 256" if ":" in prefix else ""  # of the route that is there
-    host.ip(f"route replace {prefix} dev {device}{metric} mtu {mtu}")
-
-
 def forget(*hosts: Host) -> None:
     """All that was learnt of path MTUs."""
     for host in hosts:
@@ -368,11 +362,11 @@ def forget(*hosts: Host) -> None:
 @pytest.mark.cell(kind="pmtu-to-client")
 def test_a_smaller_mtu_towards_the_client_is_heard_by_the_server(cell: Cell) -> None:
     towards_client = lan(1).prefixes.of(cell.family)
-    route(cell.net.router, towards_client, "lan1", 1300)
+    cell.net.router.narrow(towards_client, "lan1", 1300)
     try:
         cell.check_answers(talk(cell, 2, 20_000))
     finally:
-        route(cell.net.router, towards_client, "lan1", MTU)
+        cell.net.router.narrow(towards_client, "lan1", MTU)
         forget(*cell.net.servers, cell.net.director)
     account = cell.watch.check()
     assert cell.mode == "local" or account.errors > 0

@@ -9,7 +9,6 @@ import pytest
 from netns import Host, Net, load
 from netns.wiring import lan
 from tests import sizes
-from tests.netns.test_nat_packets import narrow
 
 FILTERED = {4: ["iptables", "icmp", "fragmentation-needed"], 6: ["ip6tables", "icmpv6", "packet-too-big"]}
 PATIENCE = "2"  # seconds in which a megabyte would have passed many times
@@ -53,7 +52,7 @@ def test_an_upload_through_a_tunnel_needs_no_icmp(make_net: Callable[..., Net], 
 def test_a_narrow_way_to_the_client_needs_no_icmp(make_net: Callable[..., Net], mode: str, family: int) -> None:
     """The client's SYN passes the director whatever the mode, and bounds what the server sends."""
     net = make_net(servers=1, mode=mode)
-    narrow(net.router, lan(1).prefixes.of(family), "lan1")
+    net.router.narrow(lan(1).prefixes.of(family), "lan1", 1300)
     deafen(net.router, family, "OUTPUT")
     service = start(net, family)
     whole = net.storage.fill("whole", sizes.MIB)

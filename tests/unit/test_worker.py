@@ -144,5 +144,5 @@ def test_an_engine_that_is_stopped_is_not(engine: type[Engine]) -> None:
             "overruns": 5,
         }
     ]
-    worked.stop()
+    lane.stop()
     assert heard.empty()
