@@ -2,6 +2,8 @@
 
     NfqlbError
     |-- ConfigError       what the user asked for is not valid: names the field, the value and the fix
+    |-- ConfigErrors      several of them: all that is wrong with one file
+    |-- ConflictError     somebody else changed the configuration meanwhile
     |-- MissingError      a program, capability or kernel feature is not there: names it and how to get it
     |-- TakenError        a name, queue or socket belongs to another process: names its pid where known
     |-- NotFoundError     a service or real server that does not exist
@@ -11,6 +13,8 @@
 
 The text of each is one sentence that a user can act on; `exit_code` is what the command line ends with.
 """
+
+from collections.abc import Iterable
 
 
 class NfqlbError(Exception):
@@ -27,6 +31,22 @@ class ConfigError(NfqlbError):
     def __init__(self, field: str, value: object, problem: str, fix: str = "") -> None:
         self.field, self.value, self.problem, self.fix = field, value, problem, fix
         super().__init__(f"{field} {str(value)!r}: {problem}" + (f"; {fix}" if fix else ""))
+
+
+class ConfigErrors(NfqlbError):
+    """All that is wrong with one file, in the order of its lines; a line of text each."""
+
+    exit_code = 2
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(map(str, self.errors)))
+
+
+class ConflictError(NfqlbError):
+    """The change was asked of another revision than the one there is: of two writers, this one came second."""
+
+    exit_code = 7
 
 
 class MissingError(NfqlbError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import re
 from typing import NamedTuple
 
 import msgspec
@@ -36,6 +37,9 @@ REAL_OPTIONS = ("weight", "upper", "lower")
 MARK_MAX = 2**32 - 1
 THRESHOLD_MAX = 2**32 - 1
 MSS_MIN, MSS_MAX = 536, 65495  # what every host takes (RFC 9293, 3.7.1), and what the longest IPv4 packet holds
+OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+# what IPv4 servers have, canonical as it is: ipaddress takes ten times as long, and files have many
+UNICAST = re.compile(rf"(?:[1-9]|[1-9]\d|1\d\d|2[01]\d|22[0-3])(?:\.{OCTET}){{3}}", re.ASCII)
 
 
 def check_range(field: str, value: int, low: int, high: int) -> None:
@@ -260,6 +264,10 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answers: Answers = Answers()
 
     def __post_init__(self) -> None:
+        names = [service.name for service in self.services if service.name]
+        if len(names) != len(set(names)):
+            twice = next(name for at, name in enumerate(names) if name in names[:at])
+            raise ConfigError("name", twice, "is there twice", "give each service a name of its own")
         seen: set[Key] = set()
         ranges: dict[tuple[str, str], list[Key]] = {}
         for key in (service.key for service in self.services):
@@ -277,6 +285,8 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def canonical(field: str, text: str) -> str:
     """The address as the rest of nfqlb writes it; refuses what no server can have."""
+    if UNICAST.fullmatch(text):
+        return text
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

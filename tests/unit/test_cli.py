@@ -18,6 +18,7 @@ from nfqlb import __version__, runconfig
 from nfqlb.api.client import Client
 from nfqlb.cli import COMMANDS, main
 from nfqlb.cli.env import Env
+from nfqlb.config.schema import schema
 from nfqlb.model import SCHEDULERS, Answers, Intent, Real, Service
 from nfqlb.runconfig import RunConfig
 from tests.unit.fakes import DNS, WEB, Command, FakeDirector
@@ -521,6 +522,22 @@ def test_a_file_that_is_not_text_is_refused(command: Command, tmp_path: Path) ->
         "",
         f"nfqlb: config '{tmp_path / 'a.toml'}': is not UTF-8 text\n",
     )
+
+
+def test_every_mistake_in_a_file_is_told_at_once(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('[director]\nworkers = 0\n[[service]]\nvip = "203.0.113.10"\n')
+    assert command("run", "--config", str(file)) == (
+        2,
+        "",
+        f"nfqlb: {file}:2: director.workers '0': out of range; use 1 to 64\n"
+        f"nfqlb: {file}:4: service.vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80\n",
+    )
+    assert not command.executed
+
+
+def test_the_schema_of_the_file_is_printed(command: Command) -> None:
+    assert json.loads(command("schema").out) == schema()
 
 
 def test_ctrl_c_ends_with_130() -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import tomllib
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import tomli_w
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
-from nfqlb.config.toml import loads
-from nfqlb.errors import ConfigError
+from nfqlb.config.schema import WORDS, schema
+from nfqlb.config.toml import ANSWERS, DIRECTOR, PERSISTENCE, REAL, TIMEOUTS, Loaded, dumps, loads
+from nfqlb.config.toml import SERVICE as SERVICE_KEYS
+from nfqlb.errors import ConfigErrors
 from nfqlb.model import SCHEDULERS, Answers, Intent, Real, Service, Timeouts
+from nfqlb.runconfig import ENGINES
+from tests.intents import intents
 from tests.sizes import EXAMPLES
 
 KNOWN = ", ".join(SCHEDULERS)
@@ -54,9 +60,10 @@ vip = "[2001:db8::10]:53/udp"
 real = [{ address = "[2001:db8:1::11]:5353", weight = 0 }]
 """
 SERVICE = '[[service]]\nvip = "203.0.113.10:80"\n'
-REAL = '[[service.real]]\naddress = "10.0.1.11"\n'
+SERVER = '[[service.real]]\naddress = "10.0.1.11"\n'
 
 
+VALIDATOR = Draft202012Validator(schema())
 WEB_REALS = (Real("10.0.1.11", 8080, 3), Real("10.0.1.12", 80))
 
 
@@ -192,25 +199,25 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "f.toml:3: service.real '': has no address; write address = \"ADDRESS:PORT\"",
         ),
         (
-            SERVICE + REAL + "weight = -1\n",
+            SERVICE + SERVER + "weight = -1\n",
             "f.toml:5: service.real.weight '-1': out of range; use 0 to 2147483647, 0 takes no new connections",
         ),
-        (SERVICE + REAL + "weight = 1.5\n", "f.toml:5: service.real.weight '1.5': is not a whole number"),
+        (SERVICE + SERVER + "weight = 1.5\n", "f.toml:5: service.real.weight '1.5': is not a whole number"),
         (
             SERVICE + '[[service.real]]\naddress = "10.0.1.11,weight=2"\n',
             "f.toml:4: service.real.address '10.0.1.11,weight=2': holds more than the address; write weight = N",
         ),
         (
-            SERVICE + REAL + '[[service.real]]\naddress = "web1:80"\n',
+            SERVICE + SERVER + '[[service.real]]\naddress = "web1:80"\n',
             "f.toml:6: service.real.address 'web1': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]",
         ),
         (
-            SERVICE + REAL + '[[service.real]]\naddress = "[2001:db8::1]:80"\n',
+            SERVICE + SERVER + '[[service.real]]\naddress = "[2001:db8::1]:80"\n',
             "f.toml:6: service.real.address '[2001:db8::1]:80': is not of the VIP's family (203.0.113.10); "
             "mode nat cannot mix IPv4 and IPv6",
         ),
         (
-            SERVICE + REAL + REAL,
+            SERVICE + SERVER + SERVER,
             "f.toml:6: service.real.address '10.0.1.11:80': "
             "is there twice; name each real server once and give it a weight",
         ),
@@ -219,15 +226,177 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "f.toml:4: service.real.weight '-1': out of range; use 0 to 2147483647, 0 takes no new connections",
         ),
         (
-            SERVICE + REAL + SERVICE.replace("80", "81") + REAL + REAL + "weight = 'x'\n",
+            SERVICE + SERVER + SERVICE.replace("80", "81") + SERVER + SERVER + "weight = 'x'\n",
+            "f.toml:10: service.real.address '10.0.1.11:81': "
+            "is there twice; name each real server once and give it a weight\n"
             "f.toml:11: service.real.weight 'x': is not a whole number",
         ),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_its_fix(text: str, sentence: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigErrors) as error:
         loads(text, "f.toml")
     assert str(error.value) == sentence
+
+
+BROKEN = """\
+[director]
+workers = 0
+threads = 2
+queue = "ten"
+
+[timeouts]
+tcp = 0
+udp = 0
+
+[[service]]
+name = "web"
+vip = "203.0.113.10:80"
+mode = "proxy"
+scheduler = "best"
+
+  [[service.real]]
+  address = "10.0.1.11,weight=2"
+
+  [[service.real]]
+  address = "web1"
+  weight = -1
+
+  [[service.real]]
+  address = "10.0.1.12"
+
+  [[service.real]]
+  address = "10.0.1.12"
+  weight = 2
+
+[[service]]
+name = "web"
+vip = 80
+mode = 1
+
+[[service]]
+vip = "203.0.113.10:http"
+scheduler = "rr"
+real = [{ address = "[::1" }, { weight = "2" }]
+
+[[service]]
+vip = "203.0.113.10:80/tcp"
+
+[[service]]
+vip = "203.0.113.11:80"
+mode = "dr"
+real = [{ address = "10.0.1.1:81" }, { address = "10.0.1.2:82" }, { address = "203.0.113.11:80" }]
+"""
+
+
+def test_one_reading_finds_every_mistake_in_the_order_of_the_lines() -> None:
+    with pytest.raises(ConfigErrors) as error:
+        loads(BROKEN, "f.toml")
+    assert str(error.value).splitlines() == [
+        "f.toml:2: director.workers '0': out of range; use 1 to 64",
+        "f.toml:3: director.threads '2': is not known here; the keys are "
+        "name, api, vip_dev, queue, workers, engine, diverter, firewall, connections, dr_by, dr_mask, "
+        "metrics, log_format",
+        "f.toml:4: director.queue 'ten': is not a whole number",
+        "f.toml:7: timeouts.tcp '0': out of range; use 1 to 2147483 seconds",
+        "f.toml:8: timeouts.udp '0': out of range; use 1 to 2147483 seconds",
+        "f.toml:13: service.mode 'proxy': is not known; choose from nat, dr, tun",
+        "f.toml:14: service.scheduler 'best': is not known; choose from rr, wrr, lc, wlc, "
+        "lblc, lblcr, dh, sh, mh, sed, nq, fo, ovf, twos",
+        "f.toml:17: service.real.address '10.0.1.11,weight=2': holds more than the address; write weight = N",
+        "f.toml:20: service.real.address 'web1': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]",
+        "f.toml:21: service.real.weight '-1': out of range; use 0 to 2147483647, 0 takes no new connections",
+        "f.toml:27: service.real.address '10.0.1.12:80': "
+        "is there twice; name each real server once and give it a weight",
+        "f.toml:31: service.name 'web': is there twice; give each service a name of its own",
+        "f.toml:32: service.vip '80': is not a string in quotes",
+        "f.toml:33: service.mode '1': is not a string in quotes",
+        "f.toml:36: service.vip 'http': is not a whole number",
+        "f.toml:38: service.real.address '[::1': is not [ADDRESS]:PORT; close the bracket before the port",
+        "f.toml:38: service.real.weight '2': is not a whole number",
+        "f.toml:38: service.real '': has no address; write address = \"ADDRESS:PORT\"",
+        "f.toml:41: service.vip '203.0.113.10:80/tcp': is there twice; put all its real servers into one service",
+        "f.toml:46: service.real.address '81': is not the service's; mode dr changes no port: use 80",
+        "f.toml:46: service.real.address '82': is not the service's; mode dr changes no port: use 80",
+        "f.toml:46: service.real.address '203.0.113.11:80': "
+        "is the virtual service itself; name the address of a real server",
+    ]
+
+
+def test_a_file_is_written_as_one_writes_it() -> None:
+    loaded = loads(WHOLE, "nfqlb.toml")
+    assert dumps(loaded).startswith('[director]\nname = "web"\nvip_dev = "eth0"\n')
+    assert '  { address = "10.0.1.11:8080", weight = 3 },\n' in dumps(loaded)
+    assert dumps(loads("", "nfqlb.toml")) == ""
+
+
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.just("web"),
+        "vip_dev": st.just("eth0"),
+        "queue": st.integers(0, 99),
+        "workers": st.integers(1, 64),
+        "engine": st.sampled_from(ENGINES),
+        "connections": st.integers(64, 9999),
+    },
+)
+
+
+@settings(max_examples=EXAMPLES // 2)
+@given(SETTINGS, intents())
+def test_what_is_written_is_read_as_the_same(director: dict[str, Any], intent: Intent) -> None:
+    text = dumps(Loaded(director, intent))
+    assert loads(text, "f.toml") == (director, intent)
+    assert dumps(loads(text, "f.toml")) == text
+
+
+@settings(max_examples=EXAMPLES // 10)
+@given(SETTINGS, intents())
+def test_the_schema_takes_what_the_reader_takes(director: dict[str, Any], intent: Intent) -> None:
+    VALIDATOR.validate(tomllib.loads(dumps(Loaded(director, intent))))
+
+
+def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None:
+    Draft202012Validator.check_schema(schema())
+    tables = schema()["properties"]
+    service = tables["service"]["items"]
+    shown = {
+        "director": tables["director"],
+        "timeouts": tables["timeouts"],
+        "answers": tables["answers"],
+        "service": service,
+        "persistence": service["properties"]["persistence"],
+        "real": service["properties"]["real"]["items"],
+    }
+    read = {"director": DIRECTOR, "timeouts": TIMEOUTS, "answers": ANSWERS, "service": SERVICE_KEYS}
+    read |= {"persistence": PERSISTENCE, "real": REAL}
+    assert {name: list(table["properties"]) for name, table in shown.items()} == {n: list(k) for n, k in read.items()}
+    wordless = [(name, key) for name, known in read.items() for key in known if (name, key) not in WORDS]
+    assert wordless == [("service", "real")]
+    assert WORDS.keys() == {(name, key) for name, known in read.items() for key in known if key != "real"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name = 1\n",
+        "[director]\nthreads = 2\n",
+        "[director]\nworkers = 0\n",
+        '[director]\nengine = "slow"\n',
+        "[timeouts]\ntcp = '9'\n",
+        "[answers]\nsloppy_tcp = 1\n",
+        '[[service]]\nmode = "nat"\n',
+        SERVICE + "fwmark = 7\n",
+        SERVICE + 'mode = "proxy"\n',
+        SERVICE + "[[service.real]]\nweight = 1\n",
+        SERVICE + SERVER + "weight = -1\n",
+    ],
+)
+def test_the_schema_refuses_what_the_reader_refuses(text: str) -> None:
+    assert not VALIDATOR.is_valid(tomllib.loads(text))
+    with pytest.raises(ConfigErrors):
+        loads(text, "f.toml")
 
 
 TABLES = st.recursive(
@@ -246,5 +415,5 @@ TABLES = st.recursive(
 def test_any_toml_is_an_intent_or_a_refusal(tables: dict[str, object]) -> None:
     text = tomli_w.dumps(tables)
     assert tomllib.loads(text) == tables
-    with suppress(ConfigError):
+    with suppress(ConfigErrors):
         loads(text, "f.toml")

@@ -1,8 +1,8 @@
 """The `nfqlb` command.
 
 Strategy: scripts call it thousands of times, so each command lives in a module of its own that is imported when it is
-called, and what only some commands need is imported inside them. Every failure is one sentence on stderr and the exit
-code of its class in nfqlb.errors; wrong usage ends with 2.
+called, and what only some commands need is imported inside them. Every failure is one sentence on stderr (about a file,
+one for each mistake in it) and the exit code of its class in nfqlb.errors; wrong usage ends with 2.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ COMMANDS = {
     "drain": "Take a real server out when its connections have ended.",
     "doctor": "Say what is wrong, and what to do.",
     "real-server": "Set up this machine as a real server for dr or tun.",
+    "schema": "Print the JSON schema of the configuration file, for editors.",
 }
 
 
@@ -66,8 +67,9 @@ def main(args: Sequence[str] | None = None, env: Env | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _fail(sentence: str, code: int) -> int:
-    click.echo(f"nfqlb: {sentence}", err=True)
+def _fail(sentences: str, code: int) -> int:
+    for sentence in sentences.splitlines():
+        click.echo(f"nfqlb: {sentence}", err=True)
     return code
 
 

@@ -1,22 +1,30 @@
-"""The configuration file of `nfqlb run --config`, in TOML: text in, options of the director and an intent out. No I/O.
+"""The configuration file, in TOML: text in, options of the director and an intent out, and back. No I/O.
 
-Strategy: tomllib reads, the values of the model check themselves, and what is here is the map between keys and fields.
-A key that nobody knows is refused, so is one that this version cannot honour yet: a file never means less than it
-says. Each error names file, line, key, value and fix; tomllib keeps no line numbers of keys, so `_lines` finds them
-again, and where a key stands inside an inline table the line is that of the nearest header or key around it.
+Strategy: tomli reads (tomllib, compiled: files may be large), the values of the model check themselves, and what is
+here is the map between keys and fields. A key that nobody knows is refused, so is one that this version cannot honour
+yet: a file never means less than it says. What is wrong is noted and left out, and the rest is looked at as if it had
+not been there, so one reading finds every error. Each names file, line, key, value and fix; tomli keeps no line numbers
+of keys, so `_lines` finds them again, and where a key stands inside an inline table the line is that of the nearest
+header or key around it.
+
+Written is what differs from the default, in the order of the tables of keys below, so equal configurations are equal
+files.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from itertools import count
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import tomli
+import tomli_w
 
-from nfqlb.errors import ConfigError
+from nfqlb.errors import ConfigError, ConfigErrors
 from nfqlb.model import (
     Answers,
     Intent,
@@ -34,6 +42,7 @@ from nfqlb.runconfig import RunConfig
 
 Path = tuple[str | int, ...]
 Types = Mapping[str, type]
+T = TypeVar("T")
 
 TOP: Types = {"director": dict, "timeouts": dict, "answers": dict, "service": list}
 DIRECTOR: Types = {
@@ -80,13 +89,9 @@ TYPE_NAMES = {
     dict: "a table",
     list: "a list",
 }
-KEY_OF_FIELD = {
-    **{f"persistence {key}": f"persistence.{key}" for key in PERSISTENCE},
-    "vip port": "vip",
-    "protocol": "vip",
-    "real": "address",
-    "real port": "address",
-}
+KEY_OF_FIELD = {"vip port": "vip", "protocol": "vip", "real": "address", "real port": "address"}
+SECTIONS = "timeout ", "persistence "  # what the model puts before a field of theirs
+STAND_IN = Key("tcp", "192.0.2.1", 0)  # for a service whose address is wrong, so that the rest of it is looked at
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
 KEY = re.compile(r"\s*([\w.-]+)\s*=")
@@ -100,113 +105,227 @@ class Loaded(NamedTuple):
 
 
 def loads(text: str, file: str) -> Loaded:
-    """Read a configuration; `file` is its name for messages."""
+    """Read a configuration; `file` is its name for messages. ConfigErrors holds everything that is wrong with it."""
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError("config", file, f"is not TOML: {error}") from None
-    return _Reader(file, _lines(text)).load(tables)
+        tables = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ConfigErrors([ConfigError("config", file, f"is not TOML: {error}")]) from None
+    return _Reader(text, file).load(tables)
+
+
+def dumps(loaded: Loaded) -> str:
+    """The file that `loads` reads as this."""
+    director, intent = loaded
+    document = {
+        "director": {key: director[key] for key in DIRECTOR if key in director},
+        "timeouts": _changed(intent.timeouts, TIMEOUTS),
+        "answers": _changed(intent.answers, ANSWERS),
+        "service": [_service(service) for service in intent.services],
+    }
+    return tomli_w.dumps({key: table for key, table in document.items() if table})
+
+
+def _service(service: Service) -> dict[str, Any]:
+    if service.fwmark:
+        family = {} if ":" not in service.address else {"family": "ipv6"}
+        identity = {"fwmark": service.fwmark, **family}
+    else:
+        identity = {"vip": str(service.key)}
+    reals = [{"address": str(real), **_changed(real, REAL, "address")} for real in service.reals]
+    values = _changed(service, SERVICE, *identity, "fwmark")
+    return {**identity, **values, **({"real": reals} if reals else {})}
+
+
+def _changed(value: msgspec.Struct, known: Types, *but: str) -> dict[str, Any]:
+    """The fields that have a key of their own and are not what they are by default."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(value)}
+    found = {key: getattr(value, key) for key in known if key in defaults and key not in but}
+    return {key: msgspec.to_builtins(one) for key, one in found.items() if one != defaults[key]}
 
 
 class _Reader:
-    def __init__(self, file: str, lines: Mapping[Path, int]) -> None:
-        self.file, self.lines = file, lines
+    """`errors` are what was found so far, each with its line."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self.text, self.file = text, file
         self.names: dict[str, Path] = {}
+        self.errors: list[tuple[int, ConfigError]] = []
+
+    @cached_property
+    def lines(self) -> dict[Path, int]:
+        return _lines(self.text)
 
     def load(self, tables: dict[str, Any]) -> Loaded:
         top = self.table((), tables, TOP)
         director = self.table(("director",), top.get("director", {}), DIRECTOR)
-        with self.at(("director",)):
-            RunConfig(**{"api": "", **director})
-        timeouts = self.table(("timeouts",), top.get("timeouts", {}), TIMEOUTS)
-        with self.at(("timeouts",)):
-            times = Timeouts(**timeouts)
-        answers = self.table(("answers",), top.get("answers", {}), ANSWERS)
-        with self.at(("answers",)):
-            told = Answers(**answers)
-        services = [self.service(("service", index), one) for index, one in enumerate(top.get("service", []))]
-        keys = [service.key for service in services]
-        try:
-            return Loaded(director, Intent(tuple(services), times, told))
-        except ConfigError as error:  # two services want the same: the later one is too many
-            at = max(index for index, key in enumerate(keys) if key == error.value)
-            raise self.error(("service", at, "vip"), error.value, error.problem, error.fix) from None
+        self.make(("director",), RunConfig, {"api": "", **director})
+        timeouts = self.section("timeouts", top, TIMEOUTS, Timeouts)
+        answers = self.section("answers", top, ANSWERS, Answers)
+        services = {
+            at: service
+            for at, one in enumerate(top.get("service", []))
+            if (service := self.service(("service", at), one))
+        }
+        intent = self.intent(services, timeouts, answers)
+        if self.errors:
+            raise ConfigErrors(error for _, error in sorted(self.errors, key=itemgetter(0)))
+        return Loaded(director, intent)
 
-    def service(self, path: Path, table: object) -> Service:
+    def section(self, name: str, top: dict[str, Any], known: Types, kind: Callable[..., T]) -> T:
+        values = self.table((name,), top.get(name, {}), known)
+        return self.make((name,), kind, values) or kind()
+
+    def make(self, path: Path, kind: Callable[..., T], values: dict[str, Any]) -> T | None:
+        """A value of the model. What it refuses is noted and left out, to see what else is wrong; None if it must not
+        be left out.
+        """
+        while True:
+            try:
+                return kind(**values)
+            except ConfigError as error:
+                key = self.note(path, error)
+                if key not in values:
+                    return None
+                values = {name: value for name, value in values.items() if name != key}
+
+    def intent(self, services: dict[int, Service], timeouts: Timeouts, answers: Answers) -> Intent:
+        while True:
+            try:
+                return Intent(tuple(services.values()), timeouts, answers)
+            except ConfigError as error:  # two services want the same: the later one is too many
+                at = max(at for at, service in services.items() if service.key == error.value)
+                self.note(("service", at), error)
+                del services[at]
+
+    def service(self, path: Path, table: object) -> Service | None:
         values = self.table(path, table, SERVICE)
-        if ("vip" in values) == ("fwmark" in values):
-            problem = "has a vip and a fwmark" if "vip" in values else "has no vip"
-            raise self.error(path, "", problem, 'write vip = "ADDRESS:PORT/tcp", or fwmark = N')
         name = values.get("name")
         if name is not None and self.names.setdefault(name, path) != path:
-            raise self.error((*path, "name"), name, "is there twice", "give each service a name of its own")
-        with self.at(path):
-            key = self.key(values)
-        reals = [self.real((*path, "real", index), one, key) for index, one in enumerate(values.pop("real", []))]
-        flags = values.get("flags", [])
-        if not all(isinstance(flag, str) for flag in flags):
-            raise self.error((*path, "flags"), _short(flags), "is not a list of strings")
+            self.refuse((*path, "name"), name, "is there twice", "give each service a name of its own")
+            del values["name"]
+        key = self.key(path, table, values)
+        self.flags(path, values)
         if "persistence" in values:
-            table = self.table((*path, "persistence"), values["persistence"], PERSISTENCE)
-            with self.at(path):
-                values["persistence"] = Persistence(**table)
-        with self.at(path, reals):
-            values |= {"flags": tuple(flags)}
-            values |= {"reals": tuple(reals), "last": key.last, "fwmark": key.mark}
-            return Service(key.address, key.port, key.protocol, **values)
+            where = (*path, "persistence")
+            sticky = self.table(where, values["persistence"], PERSISTENCE)
+            values["persistence"] = self.make(where, Persistence, sticky)
+        places = ((*path, "real", at) for at in count())
+        found = (
+            (place, self.real(place, one, key or STAND_IN))
+            for place, one in zip(places, values.pop("real", []), strict=False)
+        )
+        reals = {place: real for place, real in found if real}
+        if key is None:
+            self.make(path, partial(Service, STAND_IN.address), values)
+            return None
+        while True:
+            identity: dict[str, Any] = {"address": key.address, "port": key.port, "protocol": key.protocol}
+            identity |= {"last": key.last, "fwmark": key.mark}
+            try:
+                return Service(**identity, **values, reals=tuple(reals.values()))
+            except ConfigError as error:
+                place = next((place for place in reversed(reals) if _is_about(error, reals[place])), None)
+                wrong = self.note(place or path, error)
+                if place:
+                    del reals[place]
+                elif wrong in values:
+                    del values[wrong]
+                else:
+                    return None
 
-    def key(self, values: dict[str, Any]) -> Key:
-        """What the service is addressed by, taken out of its table."""
-        if "vip" in values:
-            if "family" in values:
-                raise ConfigError("family", values["family"], "belongs to a fwmark", "the vip says its own family")
-            return parse_vip(values.pop("vip"))
-        family = values.pop("family", "ipv4")
-        check_choice("family", family, tuple(FAMILIES))
-        return key_of_mark(values.pop("fwmark"), FAMILIES[family])
+    def flags(self, path: Path, values: dict[str, Any]) -> None:
+        """Those of the scheduler, as the model has them."""
+        flags = values.pop("flags", [])
+        if all(isinstance(flag, str) for flag in flags):
+            values["flags"] = tuple(flags)
+        else:
+            self.refuse((*path, "flags"), _short(flags), "is not a list of strings")
 
-    def real(self, path: Path, table: object, service: Key) -> Real:
+    def key(self, path: Path, table: object, values: dict[str, Any]) -> Key | None:
+        """What the service is addressed by, taken out of its values; None where that is wrong."""
+        vip, mark, version = (values.pop(name, None) for name in ("vip", "fwmark", "family"))
+        if not isinstance(table, dict):
+            return None
+        if ("vip" in table) == ("fwmark" in table):
+            problem = "has a vip and a fwmark" if "vip" in table else "has no vip"
+            self.refuse(path, "", problem, 'write vip = "ADDRESS:PORT/tcp", or fwmark = N')
+            return None
+        if vip is None and mark is None:  # of another type
+            return None
+        try:
+            if vip is not None:
+                if version is not None:
+                    raise ConfigError("family", version, "belongs to a fwmark", "the vip says its own family")
+                key = parse_vip(vip)
+            else:
+                check_choice("family", version or "ipv4", tuple(FAMILIES))
+                key = key_of_mark(mark, FAMILIES[version or "ipv4"])
+            Service(key.address, key.port, key.protocol, last=key.last, fwmark=key.mark)
+        except ConfigError as error:
+            self.note(path, error)
+            return None
+        return key
+
+    def real(self, path: Path, table: object, service: Key) -> Real | None:
         values = self.table(path, table, REAL)
-        if "address" not in values:
-            raise self.error(path, "", "has no address", 'write address = "ADDRESS:PORT"')
-        if "," in values["address"]:
-            raise self.error((*path, "address"), values["address"], "holds more than the address", "write weight = N")
-        with self.at(path):
-            real = parse_real(values["address"], service)
-            del values["address"]
-            return msgspec.structs.replace(real, **values)
+        end = None
+        if "address" in values:
+            end = self.end(path, values.pop("address"), service)
+        elif isinstance(table, dict) and "address" not in table:
+            self.refuse(path, "", "has no address", 'write address = "ADDRESS:PORT"')
+        made = self.make(path, partial(Real, *(end or STAND_IN[1:3])), values)
+        return made if end else None
+
+    def end(self, path: Path, text: str, service: Key) -> tuple[str, int] | None:
+        if "," in text:
+            self.refuse((*path, "address"), text, "holds more than the address", "write weight = N")
+            return None
+        try:
+            real = parse_real(text, service)
+        except ConfigError as error:
+            self.note(path, error)
+            return None
+        return real.address, real.port
 
     def table(self, path: Path, table: object, known: Types) -> dict[str, Any]:
-        """The table, if it is one and has only known keys of the right type."""
+        """What is right in the table: known keys of the right type; nothing if it is no table."""
         if not isinstance(table, dict):
-            raise self.error(path, table, "is not a table")
+            self.refuse(path, table, "is not a table")
+            return {}
+        found = {}
         for key, value in table.items():
             where = (*path, key)
             if key in LATER:
                 fix = "take it out of the file"
-                raise self.error(where, _short(value), f"this version of nfqlb does not do {LATER[key]}", fix)
-            if key not in known:
-                raise self.error(where, _short(value), "is not known here", f"the keys are {', '.join(known)}")
-            if not isinstance(value, known[key]) or isinstance(value, bool) != (known[key] is bool):
-                raise self.error(where, _short(value), f"is not {TYPE_NAMES[known[key]]}")
-        return dict(table)
+                self.refuse(where, _short(value), f"this version of nfqlb does not do {LATER[key]}", fix)
+            elif key not in known:
+                self.refuse(where, _short(value), "is not known here", f"the keys are {', '.join(known)}")
+            elif not isinstance(value, known[key]) or isinstance(value, bool) != (known[key] is bool):
+                self.refuse(where, _short(value), f"is not {TYPE_NAMES[known[key]]}")
+            else:
+                found[key] = value
+        return found
 
-    @contextmanager
-    def at(self, path: Path, reals: list[Real] | None = None) -> Iterator[None]:
-        """Errors of the model, with the place in the file."""
-        try:
-            yield
-        except ConfigError as error:
-            field = error.field.removeprefix("timeout ")
-            if isinstance(error.value, Real) and reals:  # of two equal ones, the second is too many
-                path = (*path, "real", len(reals) - 1 - reals[::-1].index(error.value))
-            where = KEY_OF_FIELD.get(field, field).split(".")
-            raise self.error((*path, *where), error.value, error.problem, error.fix) from None
+    def note(self, path: Path, error: ConfigError) -> str:
+        """Keep an error of the model, with its place in the file; the key that it is about."""
+        field = next((error.field[len(one) :] for one in SECTIONS if error.field.startswith(one)), error.field)
+        key = KEY_OF_FIELD.get(field, field)
+        if field in PERSISTENCE and path[-1] not in ("timeouts", "persistence"):  # told by the service
+            self.refuse((*path, "persistence", key), error.value, error.problem, error.fix)
+            return "persistence"
+        self.refuse((*path, key), error.value, error.problem, error.fix)
+        return key
 
-    def error(self, path: Path, value: object, problem: str, fix: str = "") -> ConfigError:
+    def refuse(self, path: Path, value: object, problem: str, fix: str = "") -> None:
         known = (self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines)
-        place = f"{self.file}:{line}" if (line := next(known, 0)) else self.file
-        return ConfigError(f"{place}: {'.'.join(step for step in path if isinstance(step, str))}", value, problem, fix)
+        line = next(known, 0)
+        place = f"{self.file}:{line}" if line else self.file
+        field = f"{place}: {'.'.join(step for step in path if isinstance(step, str))}"
+        self.errors.append((line, ConfigError(field, value, problem, fix)))
+
+
+def _is_about(error: ConfigError, real: Real) -> bool:
+    return error.value == (real.port if error.field == "real port" else real)
 
 
 def _lines(text: str) -> dict[Path, int]:

@@ -1,0 +1,147 @@
+"""The configuration file as a JSON schema, for editors that complete and check as one types.
+
+Strategy: keys and types come from the tables that the reader goes by, defaults from the values of the model, so the
+schema cannot know more or less than they do. What a key is for stands here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nfqlb.config.toml import ANSWERS, DIRECTOR, FAMILIES, PERSISTENCE, REAL, SERVICE, TIMEOUTS, TOP, Types
+from nfqlb.logs import FORMATS
+from nfqlb.model import (
+    FLAGS,
+    MARK_MAX,
+    MODES,
+    MSS_MAX,
+    NO_CONNECTION,
+    NO_SERVER,
+    QUIESCENT,
+    SCHEDULERS,
+    THRESHOLD_MAX,
+    WEIGHT_MAX,
+    Answers,
+    Persistence,
+    Real,
+    Service,
+    Timeouts,
+)
+from nfqlb.runconfig import (
+    CONNECTIONS_MAX,
+    CONNECTIONS_MIN,
+    DIVERTERS,
+    DR_BY,
+    ENGINES,
+    FIREWALLS,
+    WORKERS_MAX,
+    RunConfig,
+)
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+NAMES = {str: "string", int: "integer", bool: "boolean", dict: "object", list: "array"}
+SECONDS = {"minimum": 1, "maximum": 2**31 // 1000}
+WORDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("director", "name"): {"description": "Names socket, sets, tables and files of this director."},
+    ("director", "api"): {"description": "The path of the API socket."},
+    ("director", "vip_dev"): {"description": "The device that the VIPs are added to."},
+    ("director", "queue"): {"description": "The first queue number.", "minimum": 0, "maximum": 65535},
+    ("director", "workers"): {"description": "Threads that take packets.", "minimum": 1, "maximum": WORKERS_MAX},
+    ("director", "engine"): {"description": "How packets are taken.", "enum": [*ENGINES]},
+    ("director", "diverter"): {"description": "What brings packets to the queues.", "enum": [*DIVERTERS]},
+    ("director", "firewall"): {"description": "Accept what is forwarded, or leave that to you.", "enum": [*FIREWALLS]},
+    ("director", "connections"): {
+        "description": "The most connections at a time.",
+        "minimum": CONNECTIONS_MIN,
+        "maximum": CONNECTIONS_MAX,
+    },
+    ("director", "dr_by"): {"description": "What direct routing sends packets by.", "enum": [*DR_BY]},
+    ("director", "dr_mask"): {
+        "description": "The bits of the packet mark that are ours.",
+        "minimum": 1,
+        "maximum": MARK_MAX,
+    },
+    ("director", "metrics"): {"description": "ADDRESS:PORT that serves metrics for Prometheus."},
+    ("director", "log_format"): {"description": "Lines for people or for machines.", "enum": [*FORMATS]},
+    ("timeouts", "tcp"): {"description": "Seconds, of established TCP.", **SECONDS},
+    ("timeouts", "tcp_fin"): {"description": "Seconds, of TCP after a FIN.", **SECONDS},
+    ("timeouts", "udp"): {"description": "Seconds, of UDP.", **SECONDS},
+    ("answers", "no_server"): {"description": "The answer where no real server has a weight.", "enum": [*NO_SERVER]},
+    ("answers", "no_connection"): {
+        "description": "The answer to mid-stream TCP without a connection.",
+        "enum": [*NO_CONNECTION],
+    },
+    ("answers", "sloppy_tcp"): {"description": "Whether mid-stream TCP may begin a connection."},
+    ("service", "name"): {"description": "For people; no two services have the same."},
+    ("service", "vip"): {
+        "description": "ADDRESS:PORT[-LAST][/tcp|/udp], IPv6 as [ADDRESS]:PORT; port 0 is every port."
+    },
+    ("service", "fwmark"): {"description": "The netfilter mark, in place of a vip.", "minimum": 1, "maximum": MARK_MAX},
+    ("service", "family"): {"description": "Of a fwmark.", "enum": [*FAMILIES], "default": "ipv4"},
+    ("service", "mode"): {"description": "How packets reach the real servers.", "enum": [*MODES]},
+    ("service", "scheduler"): {"description": "Which real server gets the next connection.", "enum": [*SCHEDULERS]},
+    ("service", "flags"): {
+        "description": "Of the scheduler.",
+        "items": {"enum": sorted(flag for flags in FLAGS.values() for flag in flags)},
+    },
+    ("service", "persistence"): {"description": "A client stays with its real server."},
+    ("service", "one_packet"): {"description": "Each datagram is scheduled on its own."},
+    ("service", "mss"): {
+        "description": "Bytes that a SYN may announce at most, 0 for any.",
+        "minimum": 0,
+        "maximum": MSS_MAX,
+    },
+    ("persistence", "timeout"): {"description": "Seconds after a client's last connection began.", **SECONDS},
+    ("persistence", "netmask"): {"description": "The prefix that makes clients one.", "minimum": 1, "maximum": 128},
+    ("persistence", "quiescent"): {"description": "Where clients of a server of weight 0 go.", "enum": [*QUIESCENT]},
+    ("real", "upper"): {
+        "description": "Connections from which on it gets no new ones, 0 for no limit.",
+        "minimum": 0,
+        "maximum": THRESHOLD_MAX,
+    },
+    ("real", "lower"): {
+        "description": "Below these it gets some again, 0 for three quarters of upper.",
+        "minimum": 0,
+        "maximum": THRESHOLD_MAX,
+    },
+    ("real", "address"): {"description": "ADDRESS[:PORT]; without a port it is that of the vip."},
+    ("real", "weight"): {
+        "description": "The share of connections; 0 takes no new ones.",
+        "minimum": 0,
+        "maximum": WEIGHT_MAX,
+    },
+}
+
+
+def schema() -> dict[str, Any]:
+    """A JSON schema of what `nfqlb.config.toml.loads` takes, as far as one can say that."""
+    real = _table("real", REAL, Real, required=["address"])
+    service = _table("service", SERVICE, Service)
+    service["properties"]["persistence"] |= _table("persistence", PERSISTENCE, Persistence)
+    service["properties"]["real"] = {"type": "array", "items": real}
+    service["oneOf"] = [{"required": ["vip"]}, {"required": ["fwmark"]}]
+    tables = {
+        "director": _table("director", DIRECTOR, RunConfig),
+        "timeouts": _table("timeouts", TIMEOUTS, Timeouts),
+        "answers": _table("answers", ANSWERS, Answers),
+        "service": {"type": "array", "items": service},
+    }
+    return {
+        "$schema": DIALECT,
+        "title": "The configuration of nfqlb",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: tables[name] for name in TOP},
+    }
+
+
+def _table(name: str, known: Types, kind: type[msgspec.Struct], **more: Any) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    keys = {}
+    for key, python in known.items():
+        default = defaults.get(key)
+        stated = {"default": default} if isinstance(default, str | int) and default != "" else {}
+        keys[key] = {"type": NAMES[python], **stated, **WORDS.get((name, key), {})}
+    return {"type": "object", "additionalProperties": False, "properties": keys, **more}

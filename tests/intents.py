@@ -1,0 +1,78 @@
+"""Strategies that draw what an operator may ask for."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from nfqlb.model import (
+    ANY_ADDRESS,
+    MARK_MAX,
+    MODES,
+    NO_CONNECTION,
+    NO_SERVER,
+    PROTOCOLS,
+    QUIESCENT,
+    SCHEDULERS,
+    WEIGHT_MAX,
+    Answers,
+    Intent,
+    Persistence,
+    Real,
+    Service,
+    Timeouts,
+)
+
+PORTS = st.integers(1, 65535)
+ADDRESSES = {
+    4: st.integers(1, 254).map("10.0.0.{}".format),
+    6: st.integers(1, 0xFFFF).map("2001:db8::{:x}".format),
+}
+VIPS = {4: "203.0.113.{}".format, 6: "2001:db8:1::{:x}".format}
+SECONDS = st.integers(1, 9999)
+
+
+def persistences(version: int) -> st.SearchStrategy[Persistence]:
+    netmask = st.none() | st.integers(1, 32 if version == 4 else 128)
+    return st.builds(Persistence, SECONDS, netmask, st.sampled_from(QUIESCENT))
+
+
+@st.composite
+def reals(draw: st.DrawFn, address: str, port: int) -> Real:
+    upper = draw(st.integers(0, 999))
+    return Real(address, port, draw(st.integers(0, WEIGHT_MAX)), upper, draw(st.integers(0, upper)))
+
+
+@st.composite
+def services(draw: st.DrawFn) -> Service:
+    version = draw(st.sampled_from((4, 6)))
+    kind = draw(st.sampled_from(("port", "range", "every port", "mark")))
+    port = 0 if kind in ("every port", "mark") else draw(st.integers(1, 65534))
+    wide, mode = kind != "port", draw(st.sampled_from(MODES))
+    ports = PORTS if mode == "nat" else st.just(port)
+    if wide:
+        ports = st.just(0) | PORTS if mode == "nat" else st.just(0)
+    ends = draw(st.lists(st.tuples(ADDRESSES[version], ports), unique=True, max_size=4))
+    mark = kind == "mark"
+    return Service(
+        ANY_ADDRESS[version] if mark else VIPS[version](draw(st.integers(1, 99))),
+        port,
+        "" if mark else draw(st.sampled_from(sorted(PROTOCOLS))),
+        mode,
+        draw(st.sampled_from(SCHEDULERS)),
+        tuple(draw(reals(*end)) for end in ends),
+        draw(st.just("") | st.text(st.characters(codec="utf-8"), max_size=8)),
+        draw(st.integers(port + 1, 65535)) if kind == "range" else 0,
+        draw(st.integers(1, MARK_MAX)) if mark else 0,
+        persistence=draw(st.none() | persistences(version)),
+    )
+
+
+@st.composite
+def intents(draw: st.DrawFn, most: int = 4) -> Intent:
+    """No two services share a name, or a port of one address."""
+    found = draw(st.lists(services(), max_size=most, unique_by=lambda service: (service.address, service.fwmark)))
+    names = [service.name for service in found]
+    found = [service for at, service in enumerate(found) if not service.name or service.name not in names[:at]]
+    timeouts = draw(st.builds(Timeouts, SECONDS, SECONDS, SECONDS))
+    answers = st.builds(Answers, st.sampled_from(NO_SERVER), st.sampled_from(NO_CONNECTION), st.booleans())
+    return Intent(tuple(found), timeouts, draw(answers))
