@@ -37,9 +37,16 @@ def persistences(version: int) -> st.SearchStrategy[Persistence]:
 
 
 @st.composite
-def reals(draw: st.DrawFn, address: str, port: int) -> Real:
+def reals(draw: st.DrawFn, address: str, port: int, mode: str) -> Real:
     upper = draw(st.integers(0, 999))
-    return Real(address, port, draw(st.integers(0, WEIGHT_MAX)), upper, draw(st.integers(0, upper)))
+    return Real(
+        address,
+        port,
+        draw(st.integers(0, WEIGHT_MAX)),
+        upper,
+        draw(st.integers(0, upper)),
+        draw(st.sampled_from(("", mode))),
+    )
 
 
 @st.composite
@@ -59,7 +66,7 @@ def services(draw: st.DrawFn) -> Service:
         "" if mark else draw(st.sampled_from(sorted(PROTOCOLS))),
         mode,
         draw(st.sampled_from(SCHEDULERS)),
-        tuple(draw(reals(*end)) for end in ends),
+        tuple(draw(reals(*end, mode)) for end in ends),
         draw(st.just("") | st.text(st.characters(codec="utf-8"), max_size=8)),
         draw(st.integers(port + 1, 65535)) if kind == "range" else 0,
         draw(st.integers(1, MARK_MAX)) if mark else 0,

@@ -40,6 +40,7 @@ from nfqlb.api.director import DrainView
 from nfqlb.control import drains
 from nfqlb.control.compile import Compiler, compile_plan, packed, steered
 from nfqlb.control.drains import Drain, Phase
+from nfqlb.control.rates import TICK_SECONDS, Meter
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
@@ -110,6 +111,7 @@ class Director:
         self._queues = [queue for lane in queues for queue in lane]
         self._workers = [Worker(datapath.worker(), lane, config.engine, crash) for lane in queues]
         self._born = time.monotonic()
+        self.meter = Meter()
         self._lock = asyncio.Lock()
         self._closing = False
         self._warnings: list[str] = []
@@ -184,7 +186,7 @@ class Director:
             return error.exit_code
         ready()
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
-        minding += [self._beat(alive)] if alive else []
+        minding += [self._mind_rates(), *([self._beat(alive)] if alive else [])]
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
         async with self._lock:
@@ -427,6 +429,11 @@ class Director:
                 service.collect(boottime(), minute % 30 == 0)
         raise AssertionError
 
+    async def _mind_rates(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.meter.tick(self._datapath.drain().slots)
+
     # --- drains -------------------------------------------------------------------------------------------------------
 
     async def _mind_drains(self) -> NoReturn:
@@ -514,10 +521,12 @@ class Director:
         Whom the kernel routes to is aimed at whether it answers or not: the kernel tells the client.
         """
         by_mark = {service.key for service in self._steered(intent)}
-        modes = {service.key: service.mode for service in intent.services}
-        slots = {
-            slot: (address, modes[key]) for (key, address, _), slot in self._compiler.slots.items() if key in modes
+        modes = {
+            (service.key, real.address, real.port): service.mode_of(real)
+            for service in intent.services
+            for real in service.reals
         }
+        slots = {slot: (end[1], modes[end]) for end, slot in self._compiler.slots.items() if end in modes}
         if not slots and not self._ways:
             return
         wanted = {slot: address for slot, (address, mode) in slots.items() if mode != "nat"}

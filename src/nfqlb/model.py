@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -110,7 +110,7 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     that of the packet, for services with more than one.
 
     From `upper` connections on, active or not, it gets no new ones until there are fewer than `lower` (0: three
-    quarters of `upper`); 0 is no limit.
+    quarters of `upper`); 0 is no limit. `mode` is how packets get there, if not as the service says.
     """
 
     address: str
@@ -118,6 +118,7 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     weight: int = 1
     upper: int = 0
     lower: int = 0
+    mode: str = ""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "address", canonical("real", self.address))
@@ -130,6 +131,8 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         check_range("lower", self.lower, 0, THRESHOLD_MAX)
         if self.lower > self.upper:
             raise ConfigError("lower", self.lower, f"is above upper ({self.upper})", "use at most as many")
+        if self.mode:
+            check_choice("mode", self.mode, MODES)
 
     def __str__(self) -> str:
         return endpoint(self.address, self.port)
@@ -202,21 +205,23 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         msgspec.structs.force_setattr(self, "address", self.address or ANY_ADDRESS[4])
         msgspec.structs.force_setattr(self, "protocol", ANY_PROTOCOL)
 
+    def mode_of(self, real: Real) -> str:
+        return real.mode or self.mode
+
     def _check_real(self, real: Real) -> None:
+        mode = self.mode_of(real)
         if family(real.address) != family(self.address):
             raise ConfigError(
                 "real",
                 real,
                 f"is not of the VIP's family ({self.address})",
-                f"mode {self.mode} cannot mix IPv4 and IPv6",
+                f"mode {mode} cannot mix IPv4 and IPv6",
             )
         if real.port == 0 and not self.key.wide:
             raise ConfigError("real", real, "has no port", f"write {endpoint(real.address, self.port)}")
-        if self.mode != "nat" and real.port != (0 if self.key.wide else self.port):
+        if mode != "nat" and real.port != (0 if self.key.wide else self.port):
             fix = "leave it out" if self.key.wide else f"use {self.port}"
-            raise ConfigError(
-                "real port", real.port, "is not the service's", f"mode {self.mode} changes no port: {fix}"
-            )
+            raise ConfigError("real port", real.port, "is not the service's", f"mode {mode} changes no port: {fix}")
         if real.address == self.address and (real.port == self.port or self.key.wide):
             raise ConfigError("real", real, "is the virtual service itself", "name the address of a real server")
 
@@ -339,7 +344,7 @@ def parse_real(text: str, service: Key) -> Real:
     """
     where, *options = text.split(",")
     address, port = _split("real", where)
-    numbers: dict[str, int] = {}
+    numbers: dict[str, Any] = {}
     for option in options:
         name, _, value = option.partition("=")
         if name not in REAL_OPTIONS:

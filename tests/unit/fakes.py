@@ -17,6 +17,7 @@ from nfqlb.api.server import serve
 from nfqlb.cli import main
 from nfqlb.cli.env import Env
 from nfqlb.control import drains
+from nfqlb.control.rates import Meter
 from nfqlb.model import Intent, Key, Real, Service
 
 WEB = Service(
@@ -44,6 +45,7 @@ class FakeDirector:
         self.rows: list[Connection] = []
         self.draining: list[DrainView] = []
         self.end = "empty"
+        self.meter = Meter()
 
     def intent(self) -> Intent:
         return self._intent

@@ -96,6 +96,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "upper": 0,
                 "lower": 0,
                 "persistent": 0,
+                "mode": "nat",
             },
             {
                 "endpoint": "10.0.1.12:8080",
@@ -107,6 +108,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "upper": 0,
                 "lower": 0,
                 "persistent": 0,
+                "mode": "nat",
             },
             {
                 "endpoint": "10.0.1.13:80",
@@ -118,6 +120,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "upper": 0,
                 "lower": 0,
                 "persistent": 0,
+                "mode": "nat",
             },
         ],
         "last": 0,
@@ -135,6 +138,7 @@ def test_one_service_is_found_by_its_key_however_it_is_quoted(client: Client, ke
 
 
 def test_the_counters_of_a_service_are_the_sum_of_its_servers(client: Client) -> None:
+    still = dict.fromkeys(("cps", "inpps", "outpps", "inbps", "outbps"), 0)
     answer = client.stats()
     assert (answer["packets"], answer["batches"]) == (160, 12)
     assert answer["services"][0] == {
@@ -144,10 +148,27 @@ def test_the_counters_of_a_service_are_the_sum_of_its_servers(client: Client) ->
         "outpkts": 60,
         "inbytes": 8000,
         "outbytes": 60000,
+        **still,
         "reals": [
-            {"endpoint": "10.0.1.11:8080", "conns": 7, "inpkts": 60, "outpkts": 50, "inbytes": 6000, "outbytes": 50000},
-            {"endpoint": "10.0.1.12:8080", "conns": 3, "inpkts": 20, "outpkts": 10, "inbytes": 2000, "outbytes": 10000},
-            {"endpoint": "10.0.1.13:80", "conns": 0, "inpkts": 0, "outpkts": 0, "inbytes": 0, "outbytes": 0},
+            {
+                "endpoint": "10.0.1.11:8080",
+                "conns": 7,
+                "inpkts": 60,
+                "outpkts": 50,
+                "inbytes": 6000,
+                "outbytes": 50000,
+                **still,
+            },
+            {
+                "endpoint": "10.0.1.12:8080",
+                "conns": 3,
+                "inpkts": 20,
+                "outpkts": 10,
+                "inbytes": 2000,
+                "outbytes": 10000,
+                **still,
+            },
+            {"endpoint": "10.0.1.13:80", "conns": 0, "inpkts": 0, "outpkts": 0, "inbytes": 0, "outbytes": 0, **still},
         ],
     }
 

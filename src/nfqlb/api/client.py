@@ -76,6 +76,15 @@ class Client:
     def drains(self) -> Any:
         return self.call("GET", "/v1/drains")
 
+    def clear(self) -> Any:
+        return self.call("DELETE", "/v1/services")
+
+    def zero(self, key: str = "") -> Any:
+        return self.call("POST", f"{_service(key)}/zero" if key else "/v1/zero")
+
+    def service(self, key: str) -> Any:
+        return self.call("GET", _service(key))
+
     def set_timeouts(self, timeouts: Mapping[str, int]) -> Any:
         return self.call("PUT", "/v1/timeouts", timeouts)
 

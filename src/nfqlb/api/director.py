@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from nfqlb.control.rates import Meter
 from nfqlb.model import Intent, Key, Real
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class DrainView(NamedTuple):
 
 
 class Director(Protocol):
+    meter: Meter
+    """Rates, and what the counters were when they were zeroed."""
+
     @property
     def revision(self) -> int:
         """Counts the changes of the intent."""

@@ -13,6 +13,7 @@ import msgspec
 
 from nfqlb.api.director import Connection, Slots
 from nfqlb.control.compile import unpacked
+from nfqlb.control.rates import Meter
 from nfqlb.model import PROTOCOLS, Answers, Intent, Persistence, Real, Service, Timeouts, endpoint
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
     weight: int | msgspec.UnsetType = msgspec.UNSET
     upper: int | msgspec.UnsetType = msgspec.UNSET
     lower: int | msgspec.UnsetType = msgspec.UNSET
+    mode: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class DrainOrder(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,6 +79,7 @@ class RealView(msgspec.Struct):
     upper: int
     lower: int
     persistent: int
+    mode: str
 
 
 class ServiceView(msgspec.Struct):
@@ -106,24 +109,36 @@ class Services(msgspec.Struct):
 
 
 class RealStats(msgspec.Struct):
+    """Counted since the start or the last zeroing; the rates are per second."""
+
     endpoint: str
     conns: int
     inpkts: int
     outpkts: int
     inbytes: int
     outbytes: int
+    cps: int
+    inpps: int
+    outpps: int
+    inbps: int
+    outbps: int
 
 
 class ServiceStats(msgspec.Struct):
     """Each counter is the sum over the service's real servers."""
 
     key: str
+    reals: list[RealStats]
     conns: int
     inpkts: int
     outpkts: int
     inbytes: int
     outbytes: int
-    reals: list[RealStats]
+    cps: int
+    inpps: int
+    outpps: int
+    inbps: int
+    outbps: int
 
 
 class Stats(msgspec.Struct):
@@ -202,7 +217,7 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
         reals=[
             RealView(
                 *(str(real), real.address, real.port, real.weight, counters.active, counters.inactive),
-                *(real.upper, real.lower, counters.persistent),
+                *(real.upper, real.lower, counters.persistent, service.mode_of(real)),
             )
             for real, counters in counted
         ],
@@ -220,13 +235,16 @@ def services(intent: Intent, revision: int, slots: Slots, drained: Drained) -> S
     return Services(revision=revision, timeouts=intent.timeouts, answers=intent.answers, services=views)
 
 
-def stats(intent: Intent, slots: Slots, drained: Drained) -> Stats:
+def stats(intent: Intent, slots: Slots, drained: Drained, meter: Meter) -> Stats:
     found = []
     for service in intent.services:
-        counted = [(str(real), _counters(service, real, slots, drained)) for real in service.reals]
-        total = _sum(counters for _, counters in counted)
-        reals = [RealStats(name, *counters[:5]) for name, counters in counted]
-        found.append(ServiceStats(str(service.key), *total[:5], reals))
+        numbers = [slots.get((service.key, real.address, real.port)) for real in service.reals]
+        reals = [
+            RealStats(str(real), *meter.since_zero(drained.slots, [slot]), *meter.rates([slot]))
+            for real, slot in zip(service.reals, numbers, strict=True)
+        ]
+        total, rates = meter.since_zero(drained.slots, numbers), meter.rates(numbers)
+        found.append(ServiceStats(str(service.key), reals, *total, *rates))
     return Stats(packets=drained.packets, batches=drained.batches, services=found)
 
 

@@ -71,6 +71,9 @@ class _Routes:
         return [
             web.get("/v1/services", self.services),
             web.post("/v1/services", self.add_service),
+            web.delete("/v1/services", self.clear),
+            web.post("/v1/zero", self.zero),
+            web.post(service + "/zero", self.zero),
             web.post(service + "/reals", self.add_real),
             web.post(service + "/reals/{endpoint}/drain", self.drain),
             web.get("/v1/drains", self.drains),
@@ -108,6 +111,18 @@ class _Routes:
         key = _key(request)
         return await self._change(lambda intent: registry.delete_service(intent, key))
 
+    async def clear(self, _: web.Request) -> web.Response:
+        return await self._change(registry.clear)
+
+    async def zero(self, request: web.Request) -> web.Response:
+        """Count anew, for one service or for all."""
+        director, slots = self.director, self.director.slots()
+        if "key" in request.match_info:
+            key = registry.find_service(director.intent(), _key(request)).key
+            slots = {end: slot for end, slot in slots.items() if end[0] == key}
+        director.meter.zero(director.drained().slots, slots.values())
+        return _json(schema.Changed(director.revision))
+
     async def add_real(self, request: web.Request) -> web.Response:
         key, real = _key(request), await _body(request, Real)
         return await self._change(lambda intent: registry.add_real(intent, key, real), 201)
@@ -143,7 +158,9 @@ class _Routes:
         return _json(await asyncio.to_thread(schema.connections, rows))  # seconds, for a full table
 
     async def stats(self, _: web.Request) -> web.Response:
-        return _json(schema.stats(self.director.intent(), self.director.slots(), self.director.drained()))
+        return _json(
+            schema.stats(self.director.intent(), self.director.slots(), self.director.drained(), self.director.meter)
+        )
 
     async def reasons(self, _: web.Request) -> web.Response:
         return _json(schema.Reasons(self.director.drained().reasons))

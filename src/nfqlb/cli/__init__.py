@@ -8,6 +8,7 @@ one for each mistake in it) and the exit code of its class in nfqlb.errors; wron
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -25,6 +26,7 @@ COMMANDS = {
     "real": "Add, edit or delete a real server of a service.",
     "drain": "Take a real server out when its connections have ended.",
     "doctor": "Say what is wrong, and what to do.",
+    "ipvsadm": "Take the arguments of ipvsadm, answer as ipvsadm does.",
     "real-server": "Set up this machine as a real server for dr or tun.",
     "schema": "Print the JSON schema of the configuration file, for editors.",
 }
@@ -53,6 +55,13 @@ def nfqlb() -> None:
 
 def main(args: Sequence[str] | None = None, env: Env | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
+    words = sys.argv[1:] if args is None else args
+    if args is None and os.path.basename(sys.argv[0]) == "ipvsadm":
+        words = ["ipvsadm", *words]
+    if words and words[0] == "ipvsadm":  # it has a grammar of its own
+        from nfqlb.cli import ipvsadm
+
+        sys.exit(ipvsadm.main(words[1:], env or Env()))
     try:
         code = nfqlb.main(args, "nfqlb", standalone_mode=False, obj=env or Env())
     except click.exceptions.NoArgsIsHelpError as error:

@@ -107,6 +107,7 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "maximum": THRESHOLD_MAX,
     },
     ("real", "address"): {"description": "ADDRESS[:PORT]; without a port it is that of the vip."},
+    ("real", "mode"): {"description": "How packets get there, if not as the service says.", "enum": [*MODES]},
     ("real", "weight"): {
         "description": "The share of connections; 0 takes no new ones.",
         "minimum": 0,

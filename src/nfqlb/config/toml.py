@@ -77,7 +77,7 @@ SERVICE: Types = {
 }
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
-REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int}
+REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str}
 LATER = {
     "health": "health checks",
     "offload": "offload",

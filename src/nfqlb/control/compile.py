@@ -83,7 +83,7 @@ class Compiler:
             return made
         slots.update((key, self._slot(service, real)) for key, real in zip(keys, service.reals, strict=True))
         oldest_first = [
-            (slots[key], packed(real.address), real.port, real.weight, service.mode, real.upper, real.lower)
+            (slots[key], packed(real.address), real.port, real.weight, service.mode_of(real), real.upper, real.lower)
             for key, real in zip(keys, service.reals, strict=True)
         ]
         return self._make_service(
@@ -115,7 +115,8 @@ def steered(intent: Intent, by: str, kept: Collection[str], room: int) -> list[S
     for service in intent.services:
         fits = by == "route" or (by == "auto" and service.protocol == "tcp")
         fits = fits and not (service.mss or service.key.wide or family(service.address) in marked)
-        if service.mode == "dr" and fits and service.address not in kept:
+        direct = service.mode == "dr" and all(service.mode_of(real) == "dr" for real in service.reals)
+        if direct and fits and service.address not in kept:
             more = servers | {real.address for real in service.reals}
             if len(more) <= room:
                 found.append(service)
@@ -158,7 +159,7 @@ def compile_plan(
     reals: set[Endpoint] = set()
     real_ranges: set[Span] = set()
     anyport: set[str] = set()
-    natted = ((s.key, real.address, real.port) for s in intent.services if s.mode == "nat" for real in s.reals)
+    natted = ((s.key, real.address, real.port) for s in intent.services for real in s.reals if s.mode_of(real) == "nat")
     for key, address, port in (*natted, *leaving):
         protocols = PROTOCOLS.values() if key.mark else [PROTOCOLS[key.protocol]]
         if key in ftp:
@@ -175,7 +176,7 @@ def compile_plan(
         services=frozenset(services),
         reals=frozenset(reals),
         tunnels=frozenset(
-            real.address for service in intent.services if service.mode == "tun" for real in service.reals
+            real.address for service in intent.services for real in service.reals if service.mode_of(real) == "tun"
         ),
         ranges=frozenset(ranges),
         real_ranges=frozenset(real_ranges),

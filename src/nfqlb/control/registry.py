@@ -48,6 +48,10 @@ def delete_service(intent: Intent, key: Key) -> Intent:
     return replace(intent, services=tuple(service for service in intent.services if service is not gone))
 
 
+def clear(intent: Intent) -> Intent:
+    return replace(intent, services=())
+
+
 def add_real(intent: Intent, key: Key, real: Real) -> Intent:
     service = find_service(intent, key)
     if any((other.address, other.port) == (real.address, real.port) for other in service.reals):

@@ -1,0 +1,57 @@
+"""Rates of each real server, and counters that can begin anew, as the kernel's estimator has them.
+
+Strategy: the data path only counts. Every TICK_SECONDS the differences go into averages, which move a quarter of the
+way; the averages are fixed-point numbers, so that what is shown is what ipvsadm shows (net/netfilter/ipvs/ip_vs_est.c).
+Zeroing keeps what the counters were and shows the difference. No clock and no I/O: the director calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+TICK_SECONDS = 2.0
+# Of connections, packets in and out, bytes in and out: how far the average is shifted left. A difference over two
+# seconds is shifted by one less, which halves it.
+SHIFTS = (10, 10, 10, 5, 5)
+NOTHING = (0,) * len(SHIFTS)
+
+Rows = Mapping[int, Sequence[int]]  # by slot; a row begins with the five counters
+
+
+class Meter:
+    def __init__(self) -> None:
+        self._last: dict[int, Sequence[int]] = {}
+        self._averages: dict[int, tuple[int, ...]] = {}
+        self._zeroes: dict[int, Sequence[int]] = {}
+
+    def tick(self, rows: Rows) -> None:
+        """Take the counters as they are; call it every TICK_SECONDS."""
+        for slot, row in rows.items():
+            before, averages = self._last.get(slot, NOTHING), self._averages.get(slot, NOTHING)
+            self._averages[slot] = tuple(
+                average + ((((now - then) << (shift - 1)) - average) >> 2)
+                for now, then, average, shift in zip(row[: len(SHIFTS)], before, averages, SHIFTS, strict=True)
+            )
+            self._last[slot] = row[: len(SHIFTS)]
+
+    def rates(self, slots: Iterable[int | None]) -> tuple[int, ...]:
+        """Connections, packets in and out, bytes in and out, per second, of these slots together."""
+        averages = [self._averages.get(slot, NOTHING) for slot in slots if slot is not None]
+        sums = (sum(column) for column in zip(NOTHING, *averages, strict=True))
+        return tuple((total + (1 << shift - 1) - 1) >> shift for total, shift in zip(sums, SHIFTS, strict=True))
+
+    def since_zero(self, rows: Rows, slots: Iterable[int | None]) -> tuple[int, ...]:
+        """The five counters of these slots together, less what they were when they were zeroed."""
+        found = [
+            [now - zero for now, zero in zip(rows[slot][: len(SHIFTS)], self._zeroes.get(slot, NOTHING), strict=True)]
+            for slot in slots
+            if slot is not None and slot in rows
+        ]
+        return tuple(sum(column) for column in zip(NOTHING, *found, strict=True))
+
+    def zero(self, rows: Rows, slots: Iterable[int]) -> None:
+        """Show the counters and the rates of these slots from nought on."""
+        for slot in slots:
+            if slot in rows:
+                self._zeroes[slot] = self._last[slot] = rows[slot][: len(SHIFTS)]
+                self._averages[slot] = NOTHING
