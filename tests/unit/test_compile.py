@@ -257,3 +257,13 @@ def test_an_address_is_16_bytes_and_back(address: IPv4Address | IPv6Address) -> 
     assume(address.version == 4 or address.ipv4_mapped is None)
     assert len(packed(str(address))) == 16
     assert unpacked(packed(str(address))) == str(address)
+
+
+def test_a_real_server_may_have_a_mode_of_its_own(compiler: Compiler) -> None:
+    reals = (Real("10.0.1.11", 8080), Real("10.0.1.12", 80, mode="dr"), Real("10.0.1.13", 80, mode="tun"))
+    intent = Intent((Service("203.0.113.10", 80, reals=reals),))
+    (made,) = services_of(compiler.snapshot(intent))
+    assert [server[4] for server in made.args[4]] == ["tun", "dr", "nat"]  # newest first
+    plan = compile_plan(intent, name="main", gso=[0], plain=[1], diverter="nft", firewall="leave", vip_dev=None)
+    assert plan.reals == {(6, "10.0.1.11", 8080)}
+    assert plan.tunnels == {"10.0.1.13"}

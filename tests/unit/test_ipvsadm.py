@@ -192,6 +192,8 @@ def test_what_is_saved_restores_to_the_same(ipvsadm: Ipvsadm, monkeypatch: pytes
         ("--set 1 2", 2, "--set option requires 3 timeout values"),
         ("-C more", 2, "unexpected argument more"),
         ("-A -t 10.0.0.1:80 -D", 2, "invalid option `-D'"),
+        ("--stop-daemon backup", 255, "No daemon is running"),
+        ("--start-daemon nobody", 2, "illegal start-daemon parameter specified"),
         ("--start-daemon master", 255, "the sync daemon is not supported by nfqlb"),
     ],
 )
@@ -281,6 +283,15 @@ def test_rates_follow_the_kernels_estimator() -> None:
     for _ in range(40):
         meter.tick({3: (conns, 0, 0, 0, 0)})
     assert meter.rates([3]) == (0, 0, 0, 0, 0)
+
+
+def test_bytes_have_an_average_of_their_own() -> None:
+    """4000 bytes in two seconds, a quarter of the way there at each tick."""
+    meter, shown = Meter(), []
+    for tick in range(1, 4):
+        meter.tick({0: (0, 0, 0, 4000 * tick, 0)})
+        shown.append(meter.rates([0, None])[3])
+    assert shown == [500, 875, 1156]
 
 
 def test_counters_and_rates_begin_anew(director: Empty, ipvsadm: Ipvsadm) -> None:

@@ -127,6 +127,8 @@ class Front:
             case "set":
                 now = client.services()["timeouts"]
                 client.set_timeouts({name: new or now[name] for name, new in zip(now, asked.timeouts, strict=True)})
+            case "stop-daemon":
+                raise Fault("No daemon is running", FAILED)
             case _:
                 raise Fault(UNSUPPORTED.format("the sync daemon"), FAILED)
 

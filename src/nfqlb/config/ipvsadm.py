@@ -190,11 +190,8 @@ def parse(args: Sequence[str], program: str = "ipvsadm") -> Command:
     if name in ("start-daemon", "stop-daemon"):
         command.daemon = value
         if value not in ("master", "backup"):
-            raise Fault(
-                "illegal start-daemon parameter specified"
-                if name == "start-daemon"
-                else "illegal start_daemon specified"
-            )
+            parameter = "start-daemon parameter" if name == "start-daemon" else "start_daemon"
+            raise Fault(f"illegal {parameter} specified")
     for option, value in options:
         _take(command, option, value)
     if name == "set":
