@@ -52,6 +52,7 @@ from nfqlb._core.types cimport (
     ERROR_RETURNED,
     ERROR_ROUTED,
     FORWARD,
+    FORWARDED,
     ICMP_MESSAGE,
     INACTIVE,
     INPUT,
@@ -72,6 +73,7 @@ from nfqlb._core.types cimport (
     REFUSED,
     REPLY,
     REQUEST,
+    RETURNED,
     REWRITE,
     ROUTED,
     SERVER_GONE,
@@ -195,7 +197,7 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     if connection.flags & METHOD == NAT:
         lower_mss(packet, allowed_mss(worker, packet, connection))
         reason = nat_request(packet, connection)
-        if is_bulk(packet) and is_here(worker, connection):
+        if reason == FORWARDED and is_bulk(packet) and is_here(worker, connection):
             finish_bulk(packet)
         return reason
     return send_on(worker, packet, connection, allowed_mss(worker, packet, connection))
@@ -221,7 +223,7 @@ cdef uint8_t answer_late(worker_t* worker, packet_t* packet, uint8_t reason) noe
 cdef uint8_t reply_on(packet_t* packet, const connection_t* connection) noexcept nogil:
     """To the client, which may be this machine."""
     cdef uint8_t reason = nat_reply(packet, connection)
-    if is_bulk(packet) and packet.hook == INPUT:
+    if reason == RETURNED and is_bulk(packet) and packet.hook == INPUT:
         finish_bulk(packet)
     return reason
 

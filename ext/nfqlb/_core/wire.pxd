@@ -232,7 +232,7 @@ cdef inline void lower_mss(packet_t* packet, uint16_t most) noexcept nogil:
     cdef uint16_t before
     if most == 0:                                            # what is no TCP has no limit either
         return
-    end = (at[TCP_OFFSET] >> 4) * 4
+    end = min((at[TCP_OFFSET] >> 4) * 4, packet.captured - packet.transport)
     while option + MSS_LENGTH <= end and at[option] != END_OF_OPTIONS:
         if at[option] == NO_OPERATION:
             option += 1
