@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from nfqlb.cli import tables
 
+PLAIN: dict[str, object] = {"flags": [], "persistence": None, "one_packet": False, "mss": 0}
+
 
 def text(table: tables.Table) -> str:
     return "\n".join([*table.titles, *table.rows]) + "\n"
 
 
 def real(endpoint: str, **values: int) -> dict[str, object]:
-    return {"endpoint": endpoint, **values}
+    return {"endpoint": endpoint, "mode": "", **values}
 
 
 def test_services_look_as_ipvsadm_lists_them() -> None:
@@ -20,19 +22,22 @@ def test_services_look_as_ipvsadm_lists_them() -> None:
                 "key": "203.0.113.10:80/tcp",
                 "mode": "nat",
                 "scheduler": "wlc",
+                **PLAIN,
+                "flags": ["sh-port"],
+                "persistence": {"timeout": 600, "netmask": 24},
                 "mss": 1400,
                 "reals": [
                     real("10.0.1.11:8080", weight=3, active=2, inactive=50),
                     real("10.0.1.12:8080", weight=0, active=0, inactive=1234567),
                 ],
             },
-            {"key": "203.0.113.10:53/udp", "mode": "nat", "scheduler": "rr", "mss": 0, "reals": []},
+            {"key": "203.0.113.10:53/udp", "mode": "nat", "scheduler": "rr", **PLAIN, "reals": []},
         ]
     }
     assert text(tables.services(answer)) == (
         "Prot LocalAddress:Port Scheduler Flags\n"
         "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
-        "TCP  203.0.113.10:80 wlc mss 1400\n"
+        "TCP  203.0.113.10:80 wlc (sh-port) persistent 600 mask /24 mss 1400\n"
         "  -> 10.0.1.11:8080               nat     3      2          50\n"
         "  -> 10.0.1.12:8080               nat     0      0          1234567\n"
         "UDP  203.0.113.10:53 rr\n"
@@ -41,7 +46,7 @@ def test_services_look_as_ipvsadm_lists_them() -> None:
 
 def test_a_long_ipv6_address_moves_the_columns() -> None:
     server = real("[2001:db8:1111:2222:3333:4444:5555:6666]:8080", weight=1, active=0, inactive=0)
-    service = {"key": "[2001:db8::10]:80/tcp", "mode": "nat", "scheduler": "rr", "mss": 0, "reals": [server]}
+    service = {"key": "[2001:db8::10]:80/tcp", "mode": "nat", "scheduler": "rr", **PLAIN, "reals": [server]}
     answer = {"services": [service]}
     assert text(tables.services(answer)) == (
         "Prot LocalAddress:Port Scheduler Flags\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SERVER_WIDTH = 28  # as in ipvsadm; more where an IPv6 address needs it
@@ -23,13 +23,26 @@ def services(answer: Answer) -> Table:
     rows = []
     width = _first_width(answer)
     for service in answer["services"]:
-        flags = f" mss {service['mss']}" if service["mss"] else ""
-        rows.append(f"{_virtual(service['key'])} {service['scheduler']}{flags}")
+        rows.append(" ".join([_virtual(service["key"]), service["scheduler"], *_flags(service)]))
         for real in service["reals"]:
-            first = f"{_remote(real):<{width}} {service['mode']:<7} {real['weight']:<6}"
+            first = f"{_remote(real):<{width}} {real['mode'] or service['mode']:<7} {real['weight']:<6}"
             rows.append(f"{first} {real['active']:<10} {real['inactive']}")
     columns = f"{REMOTE:<{width}} Forward Weight ActiveConn InActConn"
     return Table(["Prot LocalAddress:Port Scheduler Flags", columns], rows)
+
+
+def _flags(service: Answer) -> Iterator[str]:
+    """What ipvsadm writes behind the scheduler, and the MSS."""
+    if service["flags"]:
+        yield f"({','.join(service['flags'])})"
+    if sticky := service["persistence"]:
+        yield f"persistent {sticky.get('timeout', 300)}"
+        if sticky.get("netmask"):
+            yield f"mask /{sticky['netmask']}"
+    if service["one_packet"]:
+        yield "ops"
+    if service["mss"]:
+        yield f"mss {service['mss']}"
 
 
 def stats(answer: Answer) -> Table:
