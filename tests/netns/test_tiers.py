@@ -20,6 +20,7 @@ from netns import Net, claim, dns, ftp, load, mail
 from netns.host import alive
 from netns.tiers import Tiers
 from tests import sizes
+from tests.netns.watch import Watch
 
 ROUND = {"s1": 3, "s2": 2, "s3": 1}
 ROUNDS = sum(ROUND.values())
@@ -52,6 +53,13 @@ def engine(request: pytest.FixtureRequest, tiers: Tiers) -> Iterator[str]:
     tiers.director.nfqlb("--config", str(file), "--engine", request.param)
     yield request.param
     assert tiers.director.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def watched(tiers: Tiers, engine: str, watch: Callable[[Net], Watch]) -> Iterator[Watch]:
+    """All that leaves the director is accounted for."""
+    with watch(tiers) as watched:
+        yield watched
 
 
 def web(net: Tiers, family: int, text: str) -> None:
@@ -100,8 +108,11 @@ KINDS: dict[str, Callable[[Tiers, int, str], None]] = {"web": web, "mail": mails
 @pytest.mark.cell
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_servers_serve_what_is_on_the_storage(tiers: Tiers, mode: str, engine: str, family: int, kind: str) -> None:
+def test_all_servers_serve_what_is_on_the_storage(
+    tiers: Tiers, watched: Watch, mode: str, engine: str, family: int, kind: str
+) -> None:
     KINDS[kind](tiers, family, f"{mode}-{engine}-{family}")
+    assert watched.check().checked > 0
 
 
 def test_a_crash_leaves_no_mount_and_no_process() -> None:

@@ -52,9 +52,10 @@ def scene(net: Net) -> Scene:
             (
                 {"tcp": PROTOCOL_TCP, "udp": PROTOCOL_UDP}[service["protocol"]],
                 service["address"],
-                service["port"],
-            ): frozenset((real["address"], real["port"]) for real in service["reals"])
+                port,
+            ): frozenset((real["address"], real["port"] or port) for real in service["reals"])
             for service in net.director.show("services")["services"]
+            for port in range(service["port"], (service["last"] or service["port"]) + 1)
         },
     )
 
