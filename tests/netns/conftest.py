@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
     report: pytest.TestReport = yield
     cell = cell_of(item)
-    if cell and report.outcome != "skipped":
+    if cell and (report.failed or (report.when == "call" and report.passed)):  # what is skipped is torn down as well
         item.config.stash[MATRIX].record(cell, report.passed)
     return report
 

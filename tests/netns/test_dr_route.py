@@ -28,7 +28,7 @@ table ip mine {
     chain before { type filter hook prerouting priority -200; meta mark set 0xabcd; }
     chain after {
         type filter hook postrouting priority 0;
-        meta mark & 0xffffff == 0xabcd ip daddr 203.0.113.10 counter;
+        meta mark & 0xff000000 != 0 meta mark & 0xffffff == 0xabcd ip daddr 203.0.113.10 counter;
     }
 }
 """
@@ -113,7 +113,7 @@ def test_packets_of_all_kinds_arrive(net: Net, how: How) -> None:
         assert load.download(net.client, net.url("/whole", family)) == whole
         load.upload(net.client, net.storage.files / "whole", net.url(f"/incoming/{family}", family))
         assert net.storage.sha256(f"incoming/{family}") == whole
-    assert set(reasons(net)) == {"marked"}
+    assert set(reasons(net)) - {"no_connection"} == {"marked"}, "what others left behind may come, too"
     assert {queue["class"] for queue in net.director.show("daemon")["queues"] if queue["packets"]} == {"head"}
 
 
@@ -128,9 +128,9 @@ def test_download_and_upload_without_offload_have_equal_sha256(net: Net) -> None
 def test_tcp_goes_by_marks_and_udp_as_frames_unless_said_otherwise(net: Net) -> None:
     start(net, by="auto")
     spread(net, 4)
-    assert set(reasons(net)) == {"marked"}
+    assert set(reasons(net)) - {"no_connection"} == {"marked"}, "what others left behind may come, too"
     assert all(load.udp(net.client, net.vip(), 3, 100))
-    assert set(reasons(net)) == {"marked", "routed"}
+    assert set(reasons(net)) - {"no_connection"} == {"marked", "routed"}
 
 
 def test_a_vip_that_becomes_local_gets_frames(net: Net, diverter: list[str]) -> None:
@@ -263,7 +263,7 @@ def test_the_directors_own_client_is_served(net: Net, how: How) -> None:
     answers = load.whoami(net.director, net.url(), 6)
     assert load.split(answers) == {"s1": 2, "s2": 2, "s3": 2}
     assert {seen for _, seen in answers} == {net.director.v4}
-    assert set(reasons(net)) == {"marked"}
+    assert set(reasons(net)) - {"no_connection"} == {"marked"}, "what others left behind may come, too"
 
 
 def test_two_directors_have_numbers_of_their_own(net: Net) -> None:
