@@ -7,6 +7,8 @@ not wanted any more, the state is saved; when a step fails the same way is gone 
 keep their way until the minder comes by: packets are under way, and taking an element from a set means to wait for the
 kernel. Blocking steps run in a thread, everything else on the loop.
 
+SIGHUP reads the configuration file again; a director without one takes it as a stop, for its terminal is gone.
+
 Ends: a stop withdraws everything (exit 0). Any other end leaves rules, queues and table to the next director, so it
 must not run destructors that unbind queues: `os._exit`.
 """
@@ -27,7 +29,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import msgspec
 
@@ -37,11 +39,14 @@ from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
 from nfqlb._core.snapshot import Hop
 from nfqlb.api.director import DrainView
+from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.control import drains
 from nfqlb.control.compile import Compiler, compile_plan, packed, steered
 from nfqlb.control.drains import Drain, Phase
 from nfqlb.control.rates import TICK_SECONDS, Meter
+from nfqlb.control.reconcile import steps
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
+from nfqlb.feed import Feed
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
 from nfqlb.kernel.plan import Plan, Way, marks
@@ -68,7 +73,7 @@ RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before p
 DRAIN_SECONDS = 0.5  # between looks at real servers that are drained
 DRAINED_MAX = 256  # ends that are remembered for those who ask
 BEAT_SECONDS = 1.0  # between signs of life
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOPS = (signal.SIGTERM, signal.SIGINT)
 CRASHED = 70  # exit code (EX_SOFTWARE)
 PR_SET_PDEATHSIG = 1
 
@@ -111,7 +116,8 @@ class Director:
         self._queues = [queue for lane in queues for queue in lane]
         self._workers = [Worker(datapath.worker(), lane, config.engine, crash) for lane in queues]
         self._born = time.monotonic()
-        self.meter = Meter()
+        self.meter, self.feed = Meter(), Feed()
+        self.applier = Applier(self)
         self._lock = asyncio.Lock()
         self._closing = False
         self._warnings: list[str] = []
@@ -125,6 +131,7 @@ class Director:
         self._kept: frozenset[str] = frozenset()  # VIPs of direct routing that marks do not work for
         self._routes: Mapping[str, neighbours.Route] = {}  # to the real servers that packets are steered to
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -132,16 +139,16 @@ class Director:
         """Take the packets; NfqlbError leaves the kernel as it was."""
         saved = state.load(self._state_file)
         given = self.config.intent
-        self._state, restored, remark = state.choose(
+        self.state, restored, remark = state.choose(
             saved, given, self.config.vip_dev or "", restore=self.config.restore
         )
         self._origin = "saved state" if restored and given is None else self.config.origin
         if remark:
             log.warning(remark)
-        self._look(self._state.intent)
-        self._plan = self._plan_of(self._state.intent)
-        self._snapshot = self._compiler.snapshot(self._state.intent)
-        self._aim(self._state.intent, RESOLVE_SECONDS)
+        self._look(self.state.intent)
+        self._plan = self._plan_of(self.state.intent)
+        self._snapshot = self._compiler.snapshot(self.state.intent)
+        self._aim(self.state.intent, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
         if all(queue.bound for queue in self._queues):
             self._start_workers()
@@ -152,11 +159,11 @@ class Director:
             self._start_workers()
         if self._plan.ways:
             self._marks = self._kernel.marks(self._plan)
-            self._aim(self._state.intent)
+            self._aim(self.state.intent)
         self._kernel.apply(self._plan)
         try:
-            if self._state != saved:
-                self._save(self._state)
+            if self.state != saved:
+                self._save(self.state)
             if self.starts == 0:
                 self._warn()
         except BaseException:
@@ -174,7 +181,8 @@ class Director:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in STOPS:
             loop.add_signal_handler(number, stop.set)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        loop.add_signal_handler(signal.SIGHUP, self._reload if self.applier.file else stop.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPS, signal.SIGHUP))
         runners: list[AppRunner] = []
         try:
             for serve in (self._serve, self._serve_metrics):
@@ -186,7 +194,7 @@ class Director:
             return error.exit_code
         ready()
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
-        minding += [self._mind_rates(), *([self._beat(alive)] if alive else [])]
+        minding += [self._mind_rates(), self._mind_pending(), *([self._beat(alive)] if alive else [])]
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
         async with self._lock:
@@ -208,7 +216,7 @@ class Director:
             worker.stop()
         self._table.close(True)
         try:
-            self._save(msgspec.structs.replace(self._state, clean=True))
+            self._save(msgspec.structs.replace(self.state, clean=True))
         except NfqlbError as error:
             log.error("%s", error)
             code = error.exit_code
@@ -258,27 +266,32 @@ class Director:
 
     @property
     def revision(self) -> int:
-        return self._state.revision
+        return self.state.revision
 
     def intent(self) -> Intent:
-        return self._state.intent
+        return self.state.intent
 
-    async def change(self, edit: Callable[[Intent], Intent]) -> int:
-        """Apply, publish and save an edit; the new revision. An error leaves everything as it was."""
-        return await asyncio.shield(asyncio.create_task(self._change(edit)))  # whoever asked may go away
+    async def change(self, edit: Callable[[Intent], Intent], revision: int | None = None, **kept: Any) -> int:
+        """Apply, publish and save an edit; the new revision. An error leaves everything as it was.
 
-    async def drain(self, key: Key, real: Real, seconds: float, keep: bool) -> DrainView:
+        ConflictError where there is another revision than the one that is named, or one waits to be confirmed. `kept`
+        are further fields of the state, which change with it.
+        """
+        task = asyncio.create_task(self._change(edit, revision, kept))
+        return await asyncio.shield(task)  # whoever asked may go away
+
+    async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
         """Give the real server weight 0, and remove it when it is empty or time is up, unless it is kept."""
-        await self.change(lambda intent: drains.quiesce(intent, key, real))
+        await self.change(lambda intent: drains.quiesce(intent, key, real), revision)
         drain = drains.Drain(str(key), str(real), time.time() + seconds, keep)
         self._drained.pop((drain.service, drain.real), None)
         async with self._lock:
-            await self._set_drains([*(one for one in self._state.drains if not _same(one, drain)), drain])
+            await self._keep(drains=(*(one for one in self.state.drains if not _same(one, drain)), drain))
         return self._drain_view(drain, Phase.DRAINING)
 
     def drains(self) -> list[DrainView]:
         """Those that go on, and how the others ended."""
-        return [*self._drained.values(), *(self._drain_view(one, Phase.DRAINING) for one in self._state.drains)]
+        return [*self._drained.values(), *(self._drain_view(one, Phase.DRAINING) for one in self.state.drains)]
 
     def drained(self) -> Drained:
         return self._datapath.drain()
@@ -302,9 +315,10 @@ class Director:
             "workers": config.workers,
             "diverter": self._kernel.diverter,
             "firewall": config.firewall,
-            "vip_dev": self._state.vip_dev or None,
+            "vip_dev": self.state.vip_dev or None,
             "origin": self._origin,
-            "edited": config.intent is not None and config.intent != self._state.intent,
+            "edited": self._edited(),
+            "confirm_by": self.state.pending.until if self.state.pending else None,
             "state": str(self._state_file),
             "table": {"capacity": self._table.capacity, "used": self._table.used, "adopted": self._table.adopted},
             "queues": [queue for worker in self._workers for queue in worker.info(seen)],
@@ -314,13 +328,17 @@ class Director:
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
-    async def _change(self, edit: Callable[[Intent], Intent]) -> int:
+    async def _change(self, edit: Callable[[Intent], Intent], revision: int | None, kept: dict[str, Any]) -> int:
         async with self._lock:
             if self._closing:
                 raise UnreachableError("the director is stopping")
-            before = self._state
+            before = self.state
+            check_revision(before, revision)
+            if "pending" not in kept:
+                refuse_while_waiting(before)
             intent = edit(before.intent)
             if intent == before.intent:
+                await self._keep(**kept)
                 return before.revision
             held = self._plan
             await asyncio.to_thread(self._look, intent)
@@ -328,7 +346,7 @@ class Director:
             plan = self._plan_of(intent)
             both = between(held, plan)
             plan = replace(plan, ways=both.ways)  # packets are under way: the minder takes what is not used
-            after = msgspec.structs.replace(before, revision=before.revision + 1, intent=intent)
+            after = msgspec.structs.replace(before, revision=before.revision + 1, intent=intent, **kept)
             published = False
             try:
                 await self._apply(both)
@@ -348,8 +366,17 @@ class Director:
                     if back is both:
                         self._datapath.publish(self._snapshot)
                 raise
-            self._state, self._snapshot = after, snapshot
-            return after.revision
+            self.state, self._snapshot = after, snapshot
+        found = await asyncio.to_thread(steps, before.intent, intent)
+        self.feed.say("changed", f"revision {after.revision}", after.revision, found)
+        return after.revision
+
+    async def _keep(self, **fields: Any) -> None:
+        """Change what the state has beside the intent; the caller holds the lock."""
+        after = msgspec.structs.replace(self.state, **fields)
+        if after != self.state:
+            await asyncio.to_thread(self._save, after)
+            self.state = after
 
     async def _apply(self, plan: Plan) -> None:
         """Make the kernel hold `plan`, if it does not already."""
@@ -375,7 +402,7 @@ class Director:
             head=[queue.number for queue in self._queues if queue.kind == "head"],
             diverter=self.config.diverter,
             firewall=self.config.firewall,
-            vip_dev=self._state.vip_dev or None,
+            vip_dev=self.state.vip_dev or None,
             leaving=self._compiler.left,
             heads=self._steered(intent),
             ways=[
@@ -407,7 +434,7 @@ class Director:
         """Put right what others changed in the kernel; what fails is said once, and tried again while packets flow."""
         try:
             self._compiler.forget(lambda slot: not any(self._table.load(slot)))
-            await self._apply(self._plan_of(self._state.intent))
+            await self._apply(self._plan_of(self.state.intent))
             done = await asyncio.to_thread(self._kernel.repair)
             if self._warned_for != self.revision:
                 await asyncio.to_thread(self._warn)
@@ -420,6 +447,7 @@ class Director:
         self._repairs += len(done)
         for sentence in done:
             log.warning("repaired: %s", sentence)
+            self.feed.say("repaired", sentence, self.revision)
 
     async def _mind_destinations(self) -> NoReturn:
         """Have schedulers forget the destinations that nobody asks for any more (ip_vs_lblc.c, its timer)."""
@@ -434,12 +462,47 @@ class Director:
             await asyncio.sleep(TICK_SECONDS)
             self.meter.tick(self._datapath.drain().slots)
 
+    # --- files and confirmations --------------------------------------------------------------------------------------
+
+    def _edited(self) -> bool:
+        """Whether the file or the command of the start asks for something else than there is now."""
+        if self.state.reloaded:
+            return state.digest(self.state.intent) != self.state.reloaded
+        return self.config.intent is not None and self.config.intent != self.state.intent
+
+    def _reload(self) -> None:
+        """Read the file again; the running configuration stays where it cannot be taken."""
+
+        async def reload() -> None:
+            try:
+                outcome = await self.applier.reload()
+            except NfqlbError as error:
+                log.error("reload: the running configuration stays")
+                for sentence in str(error).splitlines():
+                    log.error("%s", sentence)
+                return
+            for note in outcome.notes:
+                log.warning("reload: %s", note)
+            log.info("reload: revision %d, %d steps", outcome.revision, len(outcome.steps))
+
+        task = asyncio.create_task(reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _mind_pending(self) -> NoReturn:
+        while True:
+            try:
+                await asyncio.sleep(await self.applier.mind())
+            except NfqlbError as error:
+                log.error("going back to what was before: %s", error)
+                await asyncio.sleep(REPAIR_SECONDS)
+
     # --- drains -------------------------------------------------------------------------------------------------------
 
     async def _mind_drains(self) -> NoReturn:
         while True:
             await asyncio.sleep(DRAIN_SECONDS)
-            for drain in self._state.drains:
+            for drain in () if self.state.pending else self.state.drains:
                 try:
                     await self._go_on(drain)
                 except NfqlbError as error:
@@ -447,23 +510,19 @@ class Director:
 
     async def _go_on(self, drain: Drain) -> None:
         """Look after one drain; at its end, the server goes."""
-        phase = drains.phase(drain, self._state.intent, sum(self._load(drain)), time.time())
+        phase = drains.phase(drain, self.state.intent, sum(self._load(drain)), time.time())
         if phase is Phase.DRAINING:
             return
         view = self._drain_view(drain, phase)
         if phase in (Phase.EMPTY, Phase.DEADLINE) and not drain.keep:
             await self.change(lambda intent: drains.leave(intent, drain))
         async with self._lock:
-            await self._set_drains([one for one in self._state.drains if one != drain])
+            await self._keep(drains=tuple(one for one in self.state.drains if one != drain))
         self._drained[drain.service, drain.real] = view
         while len(self._drained) > DRAINED_MAX:
             del self._drained[next(iter(self._drained))]
         log.info("drain of %s, a real server of %s: %s", drain.real, drain.service, phase)
-
-    async def _set_drains(self, wanted: Sequence[Drain]) -> None:
-        after = msgspec.structs.replace(self._state, drains=tuple(wanted))
-        await asyncio.to_thread(self._save, after)
-        self._state = after
+        self.feed.say("drain", f"{drain.real} of {drain.service}: {phase}", self.revision)
 
     def _load(self, drain: Drain) -> tuple[int, int]:
         """The connections that the server has, active and inactive."""
@@ -486,7 +545,7 @@ class Director:
         vips = {service.address for service in direct} if self._mask else set()
         try:
             ruled, found = (neighbours.ruled(), neighbours.routes(vips)) if vips else (set(), {})
-            local = vips if self._state.vip_dev else {vip for vip, route in found.items() if route.local}
+            local = vips if self.state.vip_dev else {vip for vip, route in found.items() if route.local}
             self._kept = frozenset(vip for vip in vips if vip in local or family(vip) not in ruled)
             servers = {real.address for service in self._steered(intent) for real in service.reals}
             self._routes = neighbours.routes(servers) if servers else {}
@@ -496,7 +555,7 @@ class Director:
 
     async def _follow(self) -> None:
         """Have packets go where the real servers are now."""
-        intent = self._state.intent
+        intent = self.state.intent
         plan = self._plan
         if await asyncio.to_thread(self._look, intent):
             plan = self._plan_of(intent)
@@ -552,8 +611,10 @@ class Director:
                 self._datapath.aim(slot, Hop(*ways[slot]) if slot in ways else None)
         for server in sorted(lost - self._lost):
             log.warning("real server %s: no route, or no answer to ARP or ND; its packets are dropped", server)
+            self.feed.say("real", f"{server} is not reached")
         for server in sorted(self._lost & found.keys()):
             log.info("real server %s: reached", server)
+            self.feed.say("real", f"{server} is reached again")
         self._ways, self._lost = ways, lost
 
     async def _mind_neighbours(self) -> NoReturn:

@@ -39,7 +39,7 @@ from nfqlb.paths import paths
 
 NETLINK_NETFILTER = 12
 QUEUES_PER_WORKER = 3  # gso, plain, head
-STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # SIGHUP where there is no file that it could read again
 EVENTS = STOPS | {signal.SIGCHLD, signal.SIGIO}
 DIRECTOR = (sys.executable, "-P", "-m", "nfqlb.daemon")
 
@@ -62,6 +62,7 @@ class Holder:
         self.name = str(config["name"])
         self.api = Path(config["api"])
         self.workers = int(config.get("workers", 1))
+        self.stops = STOPS - {signal.SIGHUP} if os.path.isabs(config.get("origin", "")) else STOPS
         self.voice = Voice(config.get("log_format", "console"), self.name)
         self.paths = paths(self.name)
         self.config_fd, self.director = config_fd, director
@@ -187,11 +188,11 @@ class Holder:
             os.close(child_end)
 
     def _wait(self, pid: int) -> int:
-        """Wait for the end of a child, pass stops on to it, and see that it heeds them."""
+        """Wait for the end of a child, pass signals on to it, and see that it heeds a stop."""
         deadline: float | None = None
         while True:
             event = signal.sigtimedwait(EVENTS, 3600 if deadline is None else max(0, deadline - time.monotonic()))
-            if event and event.si_signo in STOPS:
+            if event and event.si_signo in self.stops:
                 self._stop()
                 deadline = deadline or time.monotonic() + self.grace
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -241,7 +242,7 @@ class Holder:
         deadline = time.monotonic() + seconds
         while not self.stopping and (left := deadline - time.monotonic()) > 0:
             event = signal.sigtimedwait(EVENTS, left)
-            if event and event.si_signo in STOPS:
+            if event and event.si_signo in self.stops:
                 self._stop()
         return self.stopping
 

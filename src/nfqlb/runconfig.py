@@ -64,6 +64,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_choice("log_format", self.log_format, FORMATS)
 
 
+SETTINGS = tuple(name for name in RunConfig.__struct_fields__ if name not in ("intent", "origin", "restore"))
+
+
 def encode(config: RunConfig) -> bytes:
     return msgspec.json.encode(config)
 

@@ -26,8 +26,18 @@ from nfqlb.model import Intent
 HEAD = "# Written by nfqlb after every change; edit it only while no director of this name runs.\n"
 
 
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of `state.toml`; `vip_dev` is empty where no address is added."""
+class Pending(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What comes back at `until`, in seconds of the wall clock: a change was not confirmed by then."""
+
+    until: float
+    intent: Intent
+    reloaded: str = ""
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The content of `state.toml`; `vip_dev` is empty where no address is added. `reloaded` is the digest of what the
+    file of the start asked for when it was last read again.
+    """
 
     revision: int
     clean: bool
@@ -35,6 +45,8 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     intent: Intent
     vip_dev: str = ""
     drains: tuple[Drain, ...] = ()
+    reloaded: str = ""
+    pending: Pending | None = None
 
 
 class Choice(NamedTuple):
@@ -85,8 +97,8 @@ def choose(saved: State | None, given: Intent | None, vip_dev: str, *, restore: 
     """Which intent a start begins with: the saved one or the command's. `vip_dev` counts in any case where given."""
     origin = digest(given)
     crashed = saved is not None and not saved.clean
-    if saved is not None and (restore or (crashed and (given is None or origin == saved.origin))):
-        after = State(saved.revision, False, saved.origin, saved.intent, vip_dev or saved.vip_dev, saved.drains)
+    if saved is not None and (restore or (crashed and (given is None or origin in (saved.origin, saved.reloaded)))):
+        after = msgspec.structs.replace(saved, clean=False, vip_dev=vip_dev or saved.vip_dev)
         return Choice(after, True, None)
     remark = None
     if saved is None and restore:

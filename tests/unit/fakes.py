@@ -7,18 +7,24 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from nfqlb.api.client import Client
 from nfqlb.api.director import Connection, DrainView
 from nfqlb.api.server import serve
+from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.cli import main
 from nfqlb.cli.env import Env
 from nfqlb.control import drains
 from nfqlb.control.rates import Meter
+from nfqlb.feed import Feed
 from nfqlb.model import Intent, Key, Real, Service
+from nfqlb.runconfig import RunConfig
+from nfqlb.state import State
 
 WEB = Service(
     "203.0.113.10",
@@ -40,32 +46,43 @@ class FakeDirector:
     """Begins with WEB and DNS, slots from 0 in their order; the last server of WEB has not been counted yet."""
 
     def __init__(self) -> None:
-        self.revision, self._intent = 1, Intent((WEB, DNS))
+        self.state = State(1, False, "", Intent((WEB, DNS)))
+        self.config = RunConfig(api="/run/nfqlb/main/api.sock", workers=2)
+        self.feed = Feed()
+        self.applier = Applier(self)
         self.failure: Exception | None = None
         self.rows: list[Connection] = []
         self.draining: list[DrainView] = []
         self.end = "empty"
         self.meter = Meter()
 
-    def intent(self) -> Intent:
-        return self._intent
+    @property
+    def revision(self) -> int:
+        return self.state.revision
 
-    async def change(self, edit: Callable[[Intent], Intent]) -> int:
-        intent = edit(self._intent)
+    def intent(self) -> Intent:
+        return self.state.intent
+
+    async def change(self, edit: Callable[[Intent], Intent], revision: int | None = None, **kept: Any) -> int:
+        check_revision(self.state, revision)
+        if "pending" not in kept:
+            refuse_while_waiting(self.state)
+        intent = edit(self.intent())
         if self.failure:
             raise self.failure
-        self._intent, self.revision = intent, self.revision + 1
-        return self.revision
+        after = self.revision + (intent != self.intent())
+        self.state = msgspec.structs.replace(self.state, intent=intent, revision=after, **kept)
+        return after
 
-    async def drain(self, key: Key, real: Real, seconds: float, keep: bool) -> DrainView:
-        self._intent = drains.quiesce(self._intent, key, real)
+    async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
+        await self.change(lambda intent: drains.quiesce(intent, key, real), revision)
         self.draining = [DrainView(str(key), str(real), "draining", 1, 2, int(seconds), keep)]
         return self.draining[0]
 
     def drains(self) -> Sequence[DrainView]:
         """One connection less each time somebody looks; then it ends as `end` says."""
         self.draining = [
-            one._replace(active=one.active - 1) if one.active else one._replace(phase=self.end) for one in self.draining
+            replace(one, active=one.active - 1) if one.active else replace(one, phase=self.end) for one in self.draining
         ]
         return self.draining
 

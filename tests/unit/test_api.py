@@ -348,7 +348,7 @@ def test_answers_are_set_together(client: Client, director: FakeDirector) -> Non
             400,
             "real 'web': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]",
         ),
-        ("GET", "/v1/connections?limit=-1", b"", 400, "limit '-1': is not a number of connections; use 0 for all"),
+        ("GET", "/v1/connections?limit=-1", b"", 400, "limit '-1': is out of range or no number; use 0 to 4294967296"),
         (
             "PUT",
             "/v1/answers",

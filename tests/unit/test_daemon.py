@@ -385,7 +385,7 @@ def drain(made: Made, keep: bool = False, seconds: float = 60) -> None:
 
 def look(made: Made) -> tuple[str, int]:
     """After one look at the first drain: its phase, and the weight of its server, -1 where it is gone."""
-    asyncio.run(made.director._go_on(made.director._state.drains[0]))
+    asyncio.run(made.director._go_on(made.director.state.drains[0]))
     [view] = made.director.drains()
     weights = [real.weight for real in made.director.intent().services[0].reals if real.address == OLD.address]
     return view.phase, weights[0] if weights else -1
@@ -408,7 +408,8 @@ def test_a_drain_ends_when_time_is_up(made: Made) -> None:
     made.fakes.loads = {11: (1, 2)}
     drain(made, seconds=0)
     assert look(made) == ("deadline", -1)
-    assert made.director.drains()[0][3:5] == (1, 2)
+    ended = made.director.drains()[0]
+    assert (ended.active, ended.inactive) == (1, 2)
 
 
 def test_a_weight_calls_a_drain_off(made: Made) -> None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nfqlb.api.client import Client
@@ -46,14 +47,14 @@ ROUND = [
 class Empty(FakeDirector):
     def __init__(self) -> None:
         super().__init__()
-        self._intent = Intent()
+        self.state = msgspec.structs.replace(self.state, intent=Intent())
         self.counted: dict[int, tuple[int, int, int, int, int, int, int]] = {}
 
     def drained(self) -> Drained:
         return Drained({}, self.counted, 0, 0)
 
     def slots(self) -> dict:  # type: ignore[type-arg]
-        ends = [(service.key, real.address, real.port) for service in self._intent.services for real in service.reals]
+        ends = [(service.key, real.address, real.port) for service in self.intent().services for real in service.reals]
         return {end: slot for slot, end in enumerate(ends)}
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nfqlb.errors import (
     ConfigError,
+    ConfigErrors,
+    ConflictError,
     ExistsError,
     KernelError,
     MissingError,
@@ -26,15 +28,17 @@ from nfqlb.errors import (
 TIMEOUT = 60.0
 KINDS = {
     kind.__name__: kind
-    for kind in (ExistsError, KernelError, MissingError, NotFoundError, TakenError, UnreachableError)
+    for kind in (ConflictError, ExistsError, KernelError, MissingError, NotFoundError, TakenError, UnreachableError)
 }
 
 
 class Client:
-    """One request per call; `path` is the API socket."""
+    """One request per call; `path` is the API socket. With `revision` it changes only that one: ConflictError where
+    there is another.
+    """
 
-    def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
-        self.path, self.timeout = path, timeout
+    def __init__(self, path: str, timeout: float = TIMEOUT, revision: int | None = None) -> None:
+        self.path, self.timeout, self.revision = path, timeout, revision
 
     def services(self) -> Any:
         return self.call("GET", "/v1/services")
@@ -91,6 +95,46 @@ class Client:
     def set_answers(self, answers: Mapping[str, str | bool]) -> Any:
         return self.call("PUT", "/v1/answers", answers)
 
+    def config(self) -> Any:
+        return self.call("GET", "/v1/config")
+
+    def apply(
+        self, config: Mapping[str, object], *, plan: bool = False, confirm_within: float = 0, file: str = ""
+    ) -> Any:
+        query = f"plan={str(plan).lower()}&confirm_within={confirm_within:g}&file={_quoted(file)}"
+        return self.call("PUT", f"/v1/config?{query}", config)
+
+    def confirm(self) -> Any:
+        return self.call("POST", "/v1/config/confirm")
+
+    def rollback(self) -> Any:
+        return self.call("POST", "/v1/config/rollback")
+
+    def reload(self) -> Any:
+        return self.call("POST", "/v1/config/reload")
+
+    def openapi(self) -> Any:
+        return self.call("GET", "/v1/openapi.json")
+
+    def events(self, since: int = 0, follow: float = 0) -> Iterator[Any]:
+        """What happened after the event number `since`, and for `follow` seconds what happens."""
+        try:
+            with self._connection() as connection:
+                connection.settimeout(self.timeout + follow)
+                self._send(connection, "GET", f"/v1/events?since={since}&follow={follow:g}", b"")
+                with connection.makefile("rb") as file:
+                    status = int(file.readline().split()[1])
+                    while file.readline().strip():
+                        pass
+                    if status >= 400:
+                        raise _error(json.loads(file.read())["error"])
+                    for line in file:
+                        yield json.loads(line)
+        except OSError as error:
+            raise UnreachableError(self._why(error)) from None
+        except (ValueError, IndexError):
+            raise UnreachableError(self._ended()) from None
+
     def call(self, method: str, target: str, body: object = None) -> Any:
         """The decoded answer, or the director's error."""
         try:
@@ -103,20 +147,36 @@ class Client:
             head, _, content = answer.partition(b"\r\n\r\n")
             status, decoded = int(head.split()[1]), json.loads(content)
         except (ValueError, IndexError):
-            raise UnreachableError(f"what answers on {self.path} is not a director of nfqlb, or it ended") from None
+            raise UnreachableError(self._ended()) from None
         if status >= 400:
             raise _error(decoded["error"])
         return decoded
 
     def _exchange(self, method: str, target: str, body: bytes) -> bytes:
         """One request of HTTP/1.0, which leaves nothing to negotiate: the answer ends where the connection does."""
-        head = f"{method} {target} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(self.timeout)
-            connection.connect(self.path)
-            connection.sendall(head.encode() + body)
+        with self._connection() as connection:
+            self._send(connection, method, target, body)
             with connection.makefile("rb") as file:
                 return file.read()
+
+    def _connection(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(self.timeout)
+            connection.connect(self.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _send(self, connection: socket.socket, method: str, target: str, body: bytes) -> None:
+        head = f"{method} {target} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        if self.revision is not None and method != "GET":
+            head += f'If-Match: "{self.revision}"\r\n'
+        connection.sendall(head.encode() + b"\r\n" + body)
+
+    def _ended(self) -> str:
+        return f"what answers on {self.path} is not a director of nfqlb, or it ended"
 
     def _why(self, error: OSError) -> str:
         match error:
@@ -143,10 +203,16 @@ def _quoted(text: str) -> str:
     return quote(text, safe="")
 
 
-def _error(error: Mapping[str, str]) -> NfqlbError:
+def _error(error: Mapping[str, Any]) -> NfqlbError:
     kind = error["kind"]
     if kind == "ConfigError":
-        return ConfigError(error["field"], error["value"], error["problem"], error["fix"])
+        return _config_error(error)
+    if kind == "ConfigErrors":
+        return ConfigErrors([_config_error(one) for one in error["errors"]])
     if kind in KINDS:
         return KINDS[kind](error["message"])
     return UnreachableError(f"the director failed over this request: {error['message']}; its log says more")
+
+
+def _config_error(error: Mapping[str, Any]) -> ConfigError:
+    return ConfigError(error["field"], error["value"], error["problem"], error["fix"])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
+from nfqlb.applying import Applier
 from nfqlb.control.rates import Meter
+from nfqlb.feed import Feed
 from nfqlb.model import Intent, Key, Real
 
 if TYPE_CHECKING:
@@ -16,7 +20,7 @@ Connection = tuple[int, bytes, int, bytes, int, bytes, int, int, int, bool]
 Slots = Mapping[tuple[Key, str, int], int]
 
 
-class DrainView(NamedTuple):
+class DrainView(msgspec.Struct, frozen=True):
     """A drain as it is now, or was when it ended: `phase` is one of control.drains.Phase."""
 
     service: str
@@ -32,6 +36,12 @@ class Director(Protocol):
     meter: Meter
     """Rates, and what the counters were when they were zeroed."""
 
+    feed: Feed
+    """What happens."""
+
+    applier: Applier
+    """Whole configurations."""
+
     @property
     def revision(self) -> int:
         """Counts the changes of the intent."""
@@ -39,10 +49,12 @@ class Director(Protocol):
     def intent(self) -> Intent:
         """What is asked for now."""
 
-    async def change(self, edit: Callable[[Intent], Intent]) -> int:
-        """Edit, apply, publish and save, one change at a time; the new revision. An NfqlbError has changed nothing."""
+    async def change(self, edit: Callable[[Intent], Intent], revision: int | None = None) -> int:
+        """Edit, apply, publish and save, one change at a time; the new revision. An NfqlbError has changed nothing;
+        ConflictError: there is another revision than the one that is named.
+        """
 
-    async def drain(self, key: Key, real: Real, seconds: float, keep: bool) -> DrainView:
+    async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
         """Take a real server out when its connections have ended, or after `seconds`; it goes on without who asked."""
 
     def drains(self) -> Sequence[DrainView]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from nfqlb.api.director import Connection, Slots
+from nfqlb.api.director import Connection, DrainView, Slots
 from nfqlb.control.compile import unpacked
 from nfqlb.control.rates import Meter
+from nfqlb.control.reconcile import Step
 from nfqlb.model import PROTOCOLS, Answers, Intent, Persistence, Real, Service, Timeouts, endpoint
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ TEMPLATE_STATES = ("NONE", "ASSURED")  # IP_VS_CTPL_S_*
 
 
 class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
-    """What is left out stays as it is."""
+    """What is left out stays as it is. Another mode is for new connections."""
 
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    mode: str | msgspec.UnsetType = msgspec.UNSET
     scheduler: str | msgspec.UnsetType = msgspec.UNSET
     flags: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     persistence: Persistence | msgspec.UnsetType | None = msgspec.UNSET
@@ -67,6 +70,42 @@ class DrainOrder(msgspec.Struct, forbid_unknown_fields=True):
 
 class Changed(msgspec.Struct):
     revision: int
+
+
+class Configuration(msgspec.Struct, forbid_unknown_fields=True):
+    """What the configuration file says. `director` is for the next start: it is compared with what runs, no more."""
+
+    director: dict[str, str | int] = {}
+    timeouts: Timeouts = Timeouts()
+    answers: Answers = Answers()
+    services: tuple[Service, ...] = ()
+
+
+class ConfigurationView(msgspec.Struct):
+    """`director` has what is not so by default; `confirm_by`, in seconds since 1970, is when the revision before comes
+    back unless somebody confirms.
+    """
+
+    revision: int
+    confirm_by: float | None
+    director: dict[str, str | int]
+    timeouts: Timeouts
+    answers: Answers
+    services: tuple[Service, ...]
+
+
+class Applied(msgspec.Struct):
+    """`steps` from what was there, `notes` on what takes effect at the next start only; not `applied`: a plan."""
+
+    revision: int
+    applied: bool
+    steps: list[Step]
+    notes: list[str]
+    confirm_by: float | None = None
+
+
+class Drains(msgspec.Struct):
+    drains: list[DrainView]
 
 
 class RealView(msgspec.Struct):
@@ -174,7 +213,9 @@ class Reasons(msgspec.Struct):
 
 
 class ErrorView(msgspec.Struct):
-    """`kind` is a class of nfqlb.errors; `field` to `fix` are empty unless it is ConfigError."""
+    """`kind` is a class of nfqlb.errors; `field` to `fix` are empty unless it is ConfigError. All that is wrong with a
+    file is ConfigErrors, with `errors`.
+    """
 
     kind: str
     message: str
@@ -182,6 +223,7 @@ class ErrorView(msgspec.Struct):
     value: str = ""
     problem: str = ""
     fix: str = ""
+    errors: list[ErrorView] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ErrorBody(msgspec.Struct):

@@ -26,16 +26,32 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from nfqlb.api import schema
+from nfqlb.api import openapi, schema
 from nfqlb.api.director import Director
+from nfqlb.applying import CONFIRM_MAX, Outcome
 from nfqlb.control import registry
-from nfqlb.errors import ConfigError, ExistsError, MissingError, NfqlbError, NotFoundError, TakenError, UnreachableError
+from nfqlb.errors import (
+    ConfigError,
+    ConfigErrors,
+    ConflictError,
+    ExistsError,
+    MissingError,
+    NfqlbError,
+    NotFoundError,
+    TakenError,
+    UnreachableError,
+)
+from nfqlb.feed import Event
 from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts, parse_real, parse_vip
 from nfqlb.runconfig import check_socket_path
 
 MODE = 0o660
 BODY_MAX = 16 * 2**20
 DRAIN_MAX = 30 * 86400
+FOLLOW_MAX = 86400
+KEY = "{key:[^/]+(?:/[a-z0-9]+)?}"  # the slash before the protocol may come as it is or as %2F
+NUMBER = re.compile(r"\d{1,20}(\.\d{1,9})?", re.ASCII)
+REVISION = re.compile(r'(?:W/)?"(\d{1,15})"')
 SHUTDOWN_SECONDS = 1.0
 SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python does not name it
 GROUPS_BYTES = 1024  # the most that Python's getsockopt takes: 256 groups
@@ -67,52 +83,35 @@ class _Routes:
         self.director = director
 
     def table(self) -> list[web.RouteDef]:
-        service = "/v1/services/{key:[^/]+(?:/[a-z0-9]+)?}"  # the slash before the protocol may come as it is or as %2F
         return [
-            web.get("/v1/services", self.services),
-            web.post("/v1/services", self.add_service),
-            web.delete("/v1/services", self.clear),
-            web.post("/v1/zero", self.zero),
-            web.post(service + "/zero", self.zero),
-            web.post(service + "/reals", self.add_real),
-            web.post(service + "/reals/{endpoint}/drain", self.drain),
-            web.get("/v1/drains", self.drains),
-            web.patch(service + "/reals/{endpoint}", self.edit_real),
-            web.delete(service + "/reals/{endpoint}", self.delete_real),
-            web.get(service, self.service),
-            web.patch(service, self.edit_service),
-            web.delete(service, self.delete_service),
-            web.get("/v1/connections", self.connections),
-            web.get("/v1/stats", self.stats),
-            web.get("/v1/reasons", self.reasons),
-            web.get("/v1/daemon", self.daemon),
-            web.put("/v1/timeouts", self.set_timeouts),
-            web.put("/v1/answers", self.set_answers),
+            web.route(one.method, one.path.replace("{key}", KEY), getattr(self, one.name)) for one in openapi.OPERATIONS
         ]
 
     async def services(self, _: web.Request) -> web.Response:
         director = self.director
-        return _json(schema.services(director.intent(), director.revision, director.slots(), director.drained()))
+        answer = schema.services(director.intent(), director.revision, director.slots(), director.drained())
+        return _json(answer, revision=director.revision)
 
     async def service(self, request: web.Request) -> web.Response:
         service = registry.find_service(self.director.intent(), _key(request))
-        return _json(schema.service_view(service, self.director.slots(), self.director.drained()))
+        answer = schema.service_view(service, self.director.slots(), self.director.drained())
+        return _json(answer, revision=self.director.revision)
 
     async def add_service(self, request: web.Request) -> web.Response:
         service = await _body(request, Service)
-        return await self._change(lambda intent: registry.add_service(intent, service), 201)
+        return await self._change(request, lambda intent: registry.add_service(intent, service), 201)
 
     async def edit_service(self, request: web.Request) -> web.Response:
         key, edit = _key(request), await _body(request, schema.ServiceEdit)
         changed = _changed(edit)
-        return await self._change(lambda intent: registry.edit_service(intent, key, **changed))
+        return await self._change(request, lambda intent: registry.edit_service(intent, key, **changed))
 
     async def delete_service(self, request: web.Request) -> web.Response:
         key = _key(request)
-        return await self._change(lambda intent: registry.delete_service(intent, key))
+        return await self._change(request, lambda intent: registry.delete_service(intent, key))
 
-    async def clear(self, _: web.Request) -> web.Response:
-        return await self._change(registry.clear)
+    async def clear(self, request: web.Request) -> web.Response:
+        return await self._change(request, registry.clear)
 
     async def zero(self, request: web.Request) -> web.Response:
         """Count anew, for one service or for all."""
@@ -125,7 +124,7 @@ class _Routes:
 
     async def add_real(self, request: web.Request) -> web.Response:
         key, real = _key(request), await _body(request, Real)
-        return await self._change(lambda intent: registry.add_real(intent, key, real), 201)
+        return await self._change(request, lambda intent: registry.add_real(intent, key, real), 201)
 
     async def edit_real(self, request: web.Request) -> web.Response:
         key, real, edit = _key(request), _endpoint(request), await _body(request, schema.RealEdit)
@@ -135,26 +134,23 @@ class _Routes:
             before = registry.find_real(registry.find_service(intent, key), real.address, real.port)
             return registry.edit_real(intent, key, msgspec.structs.replace(before, **changed))
 
-        return await self._change(change)
+        return await self._change(request, change)
 
     async def delete_real(self, request: web.Request) -> web.Response:
         key, real = _key(request), _endpoint(request)
-        return await self._change(lambda intent: registry.delete_real(intent, key, real.address, real.port))
+        return await self._change(request, lambda intent: registry.delete_real(intent, key, real.address, real.port))
 
     async def drain(self, request: web.Request) -> web.Response:
         key, real, order = _key(request), _endpoint(request), await _body(request, schema.DrainOrder)
         if not 0 <= order.timeout <= DRAIN_MAX:
             raise ConfigError("timeout", order.timeout, "out of range", f"use 0 to {DRAIN_MAX} seconds")
-        return _json((await self.director.drain(key, real, order.timeout, order.keep))._asdict(), 202)
+        return _json(await self.director.drain(key, real, order.timeout, order.keep, _revision(request)), 202)
 
     async def drains(self, _: web.Request) -> web.Response:
-        return _json({"drains": [drain._asdict() for drain in self.director.drains()]})
+        return _json(schema.Drains([*self.director.drains()]))
 
     async def connections(self, request: web.Request) -> web.Response:
-        limit = request.query.get("limit", "0")
-        if not (limit.isascii() and limit.isdigit()):
-            raise ConfigError("limit", limit, "is not a number of connections", "use 0 for all")
-        rows = self.director.connections(int(limit))
+        rows = self.director.connections(int(_number(request, "limit", 2**32)))
         return _json(await asyncio.to_thread(schema.connections, rows))  # seconds, for a full table
 
     async def stats(self, _: web.Request) -> web.Response:
@@ -170,14 +166,82 @@ class _Routes:
 
     async def set_timeouts(self, request: web.Request) -> web.Response:
         timeouts = await _body(request, Timeouts)
-        return await self._change(lambda intent: registry.set_timeouts(intent, timeouts))
+        return await self._change(request, lambda intent: registry.set_timeouts(intent, timeouts))
 
     async def set_answers(self, request: web.Request) -> web.Response:
         answers = await _body(request, Answers)
-        return await self._change(lambda intent: registry.set_answers(intent, answers))
+        return await self._change(request, lambda intent: registry.set_answers(intent, answers))
 
-    async def _change(self, edit: Callable[[Intent], Intent], status: int = 200) -> web.Response:
-        return _json(schema.Changed(await self.director.change(edit)), status)
+    async def config(self, _: web.Request) -> web.Response:
+        director = self.director
+        intent, revision = director.intent(), director.revision
+        answer = schema.ConfigurationView(
+            revision,
+            director.applier.confirm_by,
+            director.applier.settings(),
+            intent.timeouts,
+            intent.answers,
+            intent.services,
+        )
+        return _json(answer, revision=revision)
+
+    async def apply(self, request: web.Request) -> web.Response:
+        wanted = await _body(request, schema.Configuration)
+        intent = Intent(wanted.services, wanted.timeouts, wanted.answers)
+        within = _number(request, "confirm_within", CONFIRM_MAX)
+        plan = request.query.get("plan", "false")
+        if plan not in ("true", "false"):
+            raise ConfigError("plan", plan, "is neither true nor false")
+        applier, revision = self.director.applier, _revision(request)
+        if plan == "true":
+            return _applied(await applier.plan(wanted.director, intent, revision), done=False)
+        file = request.query.get("file", "")
+        return _applied(
+            await applier.apply(wanted.director, intent, file=file, confirm_within=within, revision=revision)
+        )
+
+    async def confirm(self, request: web.Request) -> web.Response:
+        return _changed_to(await self.director.applier.confirm(_revision(request)))
+
+    async def rollback(self, request: web.Request) -> web.Response:
+        return _changed_to(await self.director.applier.rollback(_revision(request)))
+
+    async def reload(self, request: web.Request) -> web.Response:
+        return _applied(await self.director.applier.reload(_revision(request)))
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """A line for each; `follow` ends it, or who asked by going away."""
+        since, seconds = int(_number(request, "since", 2**53)), _number(request, "follow", FOLLOW_MAX)
+        answer = web.StreamResponse(headers={"Content-Type": openapi.LINES})
+        await answer.prepare(request)
+        with suppress(TimeoutError, ConnectionError):
+            if not seconds:
+                for event in self.director.feed.since(since):
+                    await answer.write(_line(event))
+            else:
+                async with asyncio.timeout(seconds):
+                    async for event in self.director.feed.follow(since):
+                        await answer.write(_line(event))
+        return answer
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return _json(openapi.document())
+
+    async def _change(self, request: web.Request, edit: Callable[[Intent], Intent], status: int = 200) -> web.Response:
+        return _changed_to(await self.director.change(edit, _revision(request)), status)
+
+
+def _changed_to(revision: int, status: int = 200) -> web.Response:
+    return _json(schema.Changed(revision), status, revision)
+
+
+def _applied(outcome: Outcome, *, done: bool = True) -> web.Response:
+    answer = schema.Applied(outcome.revision, done, outcome.steps, outcome.notes, outcome.confirm_by or None)
+    return _json(answer, revision=outcome.revision)
+
+
+def _line(event: Event) -> bytes:
+    return msgspec.json.encode(event) + b"\n"
 
 
 def _guard(path: Path) -> Middleware:
@@ -192,7 +256,8 @@ def _guard(path: Path) -> Middleware:
                 return _refusal(MissingError(f"user {uid} may not use {path}; {fix}"), 403)
             return await handler(request)
         except NfqlbError as error:
-            return _refusal(error, _status(error))
+            conflict = isinstance(error, ConflictError) and "If-Match" in request.headers
+            return _refusal(error, 412 if conflict else _status(error))
         except web.HTTPException as error:
             return _refusal(ConfigError("request", f"{request.method} {request.path}", error.reason), error.status)
         except Exception as error:
@@ -221,11 +286,11 @@ def _credentials(connection: socket.socket) -> tuple[int, int, int]:
 
 def _status(error: NfqlbError) -> int:
     match error:
-        case ConfigError():
+        case ConfigError() | ConfigErrors():
             return 400
         case NotFoundError():
             return 404
-        case ExistsError() | TakenError():
+        case ExistsError() | TakenError() | ConflictError():
             return 409
         case UnreachableError():
             return 503
@@ -234,14 +299,43 @@ def _status(error: NfqlbError) -> int:
 
 
 def _refusal(error: NfqlbError, status: int) -> web.Response:
+    return _json(schema.ErrorBody(_error_view(error)), status)
+
+
+def _error_view(error: NfqlbError) -> schema.ErrorView:
     view = schema.ErrorView(type(error).__name__, str(error))
     if isinstance(error, ConfigError):
         view.field, view.value, view.problem, view.fix = error.field, str(error.value), error.problem, error.fix
-    return _json(schema.ErrorBody(view), status)
+    if isinstance(error, ConfigErrors):
+        view.errors = [_error_view(one) for one in error.errors]
+    return view
 
 
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+def _json(value: object, status: int = 200, revision: int | None = None) -> web.Response:
+    answer = web.Response(body=msgspec.json.encode(value), status=status, content_type=openapi.JSON)
+    if revision is not None:
+        answer.headers["ETag"] = f'"{revision}"'
+    return answer
+
+
+def _revision(request: web.Request) -> int | None:
+    """Of which revision this is a change; None: whichever there is."""
+    text = request.headers.get("If-Match", "*").strip()
+    if text == "*":
+        return None
+    found = REVISION.fullmatch(text)
+    if not found:
+        raise ConfigError("If-Match", text, "is not a revision", 'write it in quotes, as in "12"')
+    return int(found[1])
+
+
+def _number(request: web.Request, name: str, most: float) -> float:
+    """A number of the query; 0 where it is not there."""
+    text = request.query.get(name, "0")
+    number = float(text) if NUMBER.fullmatch(text) else -1
+    if not 0 <= number <= most:
+        raise ConfigError(name, _short(text), "is out of range or no number", f"use 0 to {most:.0f}")
+    return number
 
 
 def _key(request: web.Request) -> Key:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nfqlb.cli.env import Env, client, director_options
+from nfqlb.cli.env import Env, change_options, client
 
 if TYPE_CHECKING:
     from nfqlb.api.client import Client
@@ -30,7 +30,7 @@ ENDS = {
 )
 @click.option("--keep", is_flag=True, help="Leave it there in the end, with weight 0.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the end.")
-@director_options
+@change_options
 @click.pass_context
 def command(
     context: click.Context,

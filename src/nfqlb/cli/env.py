@@ -13,6 +13,7 @@ from nfqlb.paths import DEFAULT_NAME, api_socket
 if TYPE_CHECKING:
     from nfqlb.api.client import Client
 
+REVISION = f"{__name__}.revision"  # in the context of a command
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -29,10 +30,25 @@ def director_options(function: F) -> F:
     return api(name(function))
 
 
+def change_options(function: F) -> F:
+    """The same, and --if-revision, for every command that changes what the director does."""
+    revision = click.option(
+        "--if-revision",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Only if this is the revision, as `nfqlb show --json` tells it.",
+        expose_value=False,
+        callback=lambda context, _, value: context.meta.update({REVISION: value}),
+    )
+    return director_options(revision(function))
+
+
 def client(env: Env, api: str | None, name: str | None) -> Client:
     from nfqlb.api.client import Client
 
-    return Client(socket_path(env, api, director_name(env, name)))
+    context = click.get_current_context(silent=True)
+    revision = context.meta.get(REVISION) if context else None
+    return Client(socket_path(env, api, director_name(env, name)), revision=revision)
 
 
 def director_name(env: Env, option: str | None, file: str | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nfqlb.cli import drain
-from nfqlb.cli.env import Env, client, director_options
+from nfqlb.cli.env import Env, change_options, client
 
 
 @click.group("real", short_help="Add, edit or delete a real server of a service.")
@@ -23,7 +23,7 @@ command.add_command(drain.command)
 @command.command("add")
 @click.argument("vip")
 @click.argument("real", metavar="REAL[,weight=N][,upper=N][,lower=N]")
-@director_options
+@change_options
 @click.pass_obj
 def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:
     """Add a real server; it gets new connections from now on.
@@ -44,7 +44,7 @@ def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> Non
 @click.option("--weight", type=int, metavar="N", help="0 takes no new connections, old ones go on.")
 @click.option("--upper", type=int, metavar="N", help="Connections from which on it gets no new ones; 0: no limit.")
 @click.option("--lower", type=int, metavar="N", help="Below these it gets some again; 0: three quarters of --upper.")
-@director_options
+@change_options
 @click.pass_obj
 def edit(
     env: Env,
@@ -68,7 +68,7 @@ def edit(
 @command.command("delete")
 @click.argument("vip")
 @click.argument("real")
-@director_options
+@change_options
 @click.pass_obj
 def delete(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:
     """Delete a real server."""

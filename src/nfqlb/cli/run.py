@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,7 +102,9 @@ def command(
     if vips:
         intent, origin = _intent(vips, reals, mode, scheduler, persistent, answers), "command line"
     elif file is not None:
-        (director, intent), origin = _read(file), os.path.abspath(file)
+        from nfqlb.config.file import read
+
+        (director, intent), origin = read(file), os.path.abspath(file)
     director["name"] = director_name(env, name, director.get("name"))
     director["api"] = socket_path(env, api, director["name"], director.get("api"))
     director |= {key: value for key, value in settings.items() if value is not None}
@@ -149,18 +150,6 @@ def _intent(
     sticky = persistence(persistent, None)
     services = tuple(service(vip, reals, mode, scheduler, persistence=sticky) for vip in vips)
     return Intent(services, answers=Answers(**answers))
-
-
-def _read(file: str) -> tuple[dict[str, Any], Intent]:
-    from nfqlb.config.toml import loads
-
-    try:
-        text = Path(file).read_text()
-    except OSError as error:
-        raise ConfigError("config", file, f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError("config", file, "is not UTF-8 text") from None
-    return loads(text, file)
 
 
 def _become_holder(env: Env, config: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nfqlb.cli.env import Env, client, director_options
+from nfqlb.cli.env import Env, change_options, client
 
 
 @click.group("service", short_help="Add, edit or delete a virtual service.")
@@ -28,7 +28,7 @@ def command() -> None:
 @click.option("--one-packet", is_flag=True, help="Each datagram is scheduled on its own.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything [default: 0].")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
-@director_options
+@change_options
 @click.pass_obj
 def add(
     env: Env,
@@ -62,7 +62,7 @@ def add(
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0: no more.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything.")
-@director_options
+@change_options
 @click.pass_obj
 def edit(
     env: Env,
@@ -89,7 +89,7 @@ def edit(
 
 @command.command("delete")
 @click.argument("vip")
-@director_options
+@change_options
 @click.pass_obj
 def delete(env: Env, vip: str, api: str | None, name: str | None) -> None:
     """Delete a virtual service with its real servers."""

@@ -1,0 +1,46 @@
+"""`nfqlb apply`: a running director does what a file says."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import click
+
+from nfqlb.cli import steps
+from nfqlb.cli.env import Env, change_options, client
+
+
+@click.command("apply", short_help="Make a running director do what a file says.")
+@click.argument("file")
+@click.option("--plan", is_flag=True, help="Only say what would change.")
+@click.option(
+    "--confirm-within", metavar="TIME", help="90s, 5m: go back then, unless `nfqlb confirm` was called meanwhile."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON with stable keys.")
+@change_options
+@click.pass_obj
+def command(
+    env: Env, file: str, plan: bool, confirm_within: str | None, as_json: bool, api: str | None, name: str | None
+) -> None:
+    """Make a running director do what FILE says: services that are not in it go, all in one step or not at all.
+
+    The file is checked as a whole first, and every mistake in it is told. Connections go on, unless their real server
+    goes. What the [director] section says takes effect at the next start.
+    """
+    import msgspec
+
+    from nfqlb.cli.values import seconds
+    from nfqlb.config.file import read
+
+    director, intent = read(file)
+    within = seconds("--confirm-within", confirm_within) if confirm_within else 0
+    wanted = {"director": director, **msgspec.to_builtins(intent)}
+    if "api" in director:
+        director["api"] = os.path.abspath(director["api"])
+    chosen = client(env, api, name or director.get("name"))
+    answer = chosen.apply(wanted, plan=plan, confirm_within=within, file=os.path.abspath(file))
+    steps.tell(answer, as_json)
+    if answer["confirm_by"] and not as_json:
+        left = max(0, round(answer["confirm_by"] - time.time()))
+        click.echo(f"it goes back in {left} s; keep it by `nfqlb confirm`")
