@@ -33,7 +33,7 @@ NAME_MAX = 15
 TIMEOUT_MAX = 2**31 // 1000  # seconds
 QUIESCENT = ("keep", "move")
 PORT_MAX = 65535
-REAL_OPTIONS = ("weight", "upper", "lower")
+REAL_OPTIONS = ("weight", "upper", "lower", "mode")
 MARK_MAX = 2**32 - 1
 THRESHOLD_MAX = 2**32 - 1
 MSS_MIN, MSS_MAX = 536, 65495  # what every host takes (RFC 9293, 3.7.1), and what the longest IPv4 packet holds
@@ -339,19 +339,19 @@ def key_of_mark(mark: int, version: int) -> Key:
 
 
 def parse_real(text: str, service: Key) -> Real:
-    """Read ADDR[:PORT][,weight=N][,upper=N][,lower=N]; the port is the service's where none is given, that of the
-    packet if it has many.
+    """Read ADDR[:PORT][,weight=N][,upper=N][,lower=N][,mode=MODE]; the port is the service's where none is given, that
+    of the packet if it has many.
     """
     where, *options = text.split(",")
     address, port = _split("real", where)
-    numbers: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for option in options:
         name, _, value = option.partition("=")
         if name not in REAL_OPTIONS:
-            fix = f"{', '.join(f'{known}=N' for known in REAL_OPTIONS)} can follow the address"
+            fix = f"{', '.join(f'{known}=' for known in REAL_OPTIONS)} can follow the address"
             raise ConfigError("real", text, f"has the unknown option {name!r}", fix)
-        numbers[name] = _number(name, value)
-    return Real(address, _number("real port", port) if port else 0 if service.wide else service.port, **numbers)
+        values[name] = value if name == "mode" else _number(name, value)
+    return Real(address, _number("real port", port) if port else 0 if service.wide else service.port, **values)
 
 
 def parse_listener(field: str, text: str) -> tuple[str, int]:

@@ -235,7 +235,18 @@ def test_the_director_is_found_by_option_then_environment_then_name(
             (WEB, DNS, Service("::9", 53, "udp", "nat", "rr", (Real("::1", 53), Real("::2", 5353, 0)))),
         ),
         (["service", "edit", VIP, "--scheduler", "lc"], (msgspec.structs.replace(WEB, scheduler="lc"), DNS)),
-        (["service", "edit", VIP, "--mss", "1400"], (msgspec.structs.replace(WEB, mss=1400), DNS)),
+        (
+            ["real", "add", VIP, "10.0.1.14,mode=tun,weight=2"],
+            (msgspec.structs.replace(WEB, reals=(*WEB.reals, Real("10.0.1.14", 80, 2, mode="tun"))), DNS),
+        ),
+        (
+            ["service", "edit", "[2001:db8::10]:53/udp", "--mode", "dr", "--label", "names"],
+            (WEB, msgspec.structs.replace(DNS, mode="dr", name="names")),
+        ),
+        (
+            ["service", "edit", VIP, "--mss", "1400", "--if-revision", "1"],
+            (msgspec.structs.replace(WEB, mss=1400), DNS),
+        ),
         (
             ["service", "add", "[::9]:53", "--mss", "1220"],
             (WEB, DNS, Service("::9", 53, mss=1220)),
@@ -325,13 +336,13 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (["service", "add", VIP, "--real", "10.0.1.11:x"], "real port 'x': is not a whole number"),
         (
             ["service", "edit", VIP],
-            "edit '': says nothing to change; give --scheduler or --flag or --persistent or --mss",
+            "edit '': says nothing to change; give --scheduler or --flag or --persistent or --mss or --mode or --label",
         ),
         (
             ["service", "delete", "203.0.113.10"],
             "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80",
         ),
-        (["real", "edit", VIP, REAL], "edit '': says nothing to change; give --weight or --upper or --lower"),
+        (["real", "edit", VIP, REAL], "edit '': says nothing to change; give --weight or --upper or --lower or --mode"),
         (
             ["real", "edit", VIP, REAL, "--weight", "x"],
             "invalid value for '--weight': 'x' is not a valid integer; see `nfqlb real edit --help`",

@@ -22,13 +22,14 @@ command.add_command(drain.command)
 
 @command.command("add")
 @click.argument("vip")
-@click.argument("real", metavar="REAL[,weight=N][,upper=N][,lower=N]")
+@click.argument("real", metavar="REAL[,weight=N][,upper=N][,lower=N][,mode=nat|dr|tun]")
 @change_options
 @click.pass_obj
 def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:
     """Add a real server; it gets new connections from now on.
 
-    From `upper` connections on it gets no new ones, until there are fewer than `lower`.
+    From `upper` connections on it gets no new ones, until there are fewer than `lower`. With `mode` packets get there
+    otherwise than the service says.
     """
     import msgspec
 
@@ -44,6 +45,7 @@ def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> Non
 @click.option("--weight", type=int, metavar="N", help="0 takes no new connections, old ones go on.")
 @click.option("--upper", type=int, metavar="N", help="Connections from which on it gets no new ones; 0: no limit.")
 @click.option("--lower", type=int, metavar="N", help="Below these it gets some again; 0: three quarters of --upper.")
+@click.option("--mode", metavar="nat|dr|tun", help="How packets of new connections get there.")
 @change_options
 @click.pass_obj
 def edit(
@@ -53,15 +55,16 @@ def edit(
     weight: int | None,
     upper: int | None,
     lower: int | None,
+    mode: str | None,
     api: str | None,
     name: str | None,
 ) -> None:
-    """Change the weight or the thresholds of a real server."""
+    """Change the weight, the thresholds or the mode of a real server."""
     from nfqlb.cli.values import given
     from nfqlb.model import parse_real, parse_vip
 
     key = parse_vip(vip)
-    changed = given(weight=weight, upper=upper, lower=lower)
+    changed = given(weight=weight, upper=upper, lower=lower, mode=mode)
     client(env, api, name).edit_real(str(key), str(parse_real(real, key)), changed)
 
 

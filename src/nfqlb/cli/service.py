@@ -18,6 +18,7 @@ def command() -> None:
 
 @command.command("add")
 @click.argument("vip")
+@click.option("--label", metavar="NAME", help="The service's name, for people.")
 @click.option("--mode", metavar="nat|dr|tun", help="How packets reach the real servers [default: nat].")
 @click.option("--scheduler", metavar="NAME", help="How connections are spread [default: wlc].")
 @click.option(
@@ -33,6 +34,7 @@ def command() -> None:
 def add(
     env: Env,
     vip: str,
+    label: str | None,
     mode: str | None,
     scheduler: str | None,
     flags: tuple[str, ...],
@@ -49,12 +51,14 @@ def add(
 
     from nfqlb.cli.values import persistence, service
 
-    more = {"persistence": persistence(persistent, netmask), "one_packet": one_packet, "mss": mss}
+    more = {"persistence": persistence(persistent, netmask), "one_packet": one_packet, "mss": mss, "name": label}
     client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags, **more)))
 
 
 @command.command("edit")
 @click.argument("vip")
+@click.option("--label", metavar="NAME", help="The service's name, for people.")
+@click.option("--mode", metavar="nat|dr|tun", help="How packets of new connections reach the real servers.")
 @click.option("--scheduler", metavar="NAME", help="How connections are spread from now on.")
 @click.option(
     "--flag", "flags", multiple=True, metavar="FLAG", help="The scheduler's flags, all that it is to have; repeats."
@@ -67,6 +71,8 @@ def add(
 def edit(
     env: Env,
     vip: str,
+    label: str | None,
+    mode: str | None,
     scheduler: str | None,
     flags: tuple[str, ...],
     persistent: int | None,
@@ -81,7 +87,11 @@ def edit(
     from nfqlb.cli.values import given, persistence
     from nfqlb.model import parse_vip
 
-    changed = given(scheduler=scheduler, flags=list(flags) or None, persistent=persistent, mss=mss)
+    changed = given(
+        scheduler=scheduler, flags=list(flags) or None, persistent=persistent, mss=mss, mode=mode, label=label
+    )
+    if "label" in changed:
+        changed["name"] = changed.pop("label")
     if changed.pop("persistent", None) is not None:
         changed["persistence"] = msgspec.to_builtins(persistence(persistent, netmask)) if persistent else None
     client(env, api, name).edit_service(str(parse_vip(vip)), changed)

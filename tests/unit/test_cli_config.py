@@ -1,0 +1,179 @@
+"""`nfqlb apply` and its kin, over a real socket: what they say, what they change, and the way there and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from msgspec.structs import replace
+
+from nfqlb.api.client import Client
+from nfqlb.config.toml import Loaded, dumps, loads
+from nfqlb.errors import ConflictError
+from nfqlb.model import Answers, Intent, Persistence, Real, Service, Timeouts
+from nfqlb.runconfig import RunConfig
+from tests.intents import intents
+from tests.sizes import EXAMPLES
+from tests.unit.fakes import DNS, WEB, Command, FakeDirector
+
+FIRST, SECOND, THIRD = WEB.reals
+NEW = Service("203.0.113.10", 443, "tcp", "nat", "rr", (Real("10.0.1.11", 443, 2),), persistence=Persistence(60, 24))
+AFTER = Intent(
+    (replace(WEB, scheduler="lc", reals=(replace(FIRST, weight=5), THIRD, Real("10.0.1.14", 80))), NEW), Timeouts(udp=9)
+)
+STEPS = """\
+~ timeouts udp 300 -> 9
+- service [2001:db8::10]:53/udp
+~ service 203.0.113.10:80/tcp scheduler wrr -> lc
+    - real 10.0.1.12:8080
+    ~ real 10.0.1.11:8080 weight 3 -> 5
+    + real 10.0.1.14:80
++ service 203.0.113.10:443/tcp scheduler rr persistence timeout 60 netmask 24
+    + real 10.0.1.11:443 weight 2
+"""
+
+
+@pytest.fixture
+def live(capsys: pytest.CaptureFixture[str], client: Client) -> Command:
+    return Command(capsys, NFQLB_API=client.path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "after.toml"
+    file.write_text(dumps(Loaded({}, AFTER)))
+    return file
+
+
+def test_a_plan_says_what_would_be_done_and_does_nothing(live: Command, director: FakeDirector, file: Path) -> None:
+    assert live("apply", str(file), "--plan") == (0, STEPS + "nothing was done: this is a plan\n", "")
+    assert director.revision == 1
+
+
+def test_apply_does_it_and_says_so(live: Command, director: FakeDirector, file: Path) -> None:
+    assert live("apply", str(file)) == (0, STEPS + "applied: revision 2\n", "")
+    assert director.intent() == AFTER
+    assert live("apply", str(file)) == (0, "nothing to do: revision 2 is that already\n", "")
+
+
+def test_apply_as_json(live: Command, file: Path) -> None:
+    answer = json.loads(live("apply", str(file), "--json").out)
+    assert (answer["revision"], answer["applied"], answer["confirm_by"]) == (2, True, None)
+    assert answer["steps"][1] == {"action": "delete", "what": "service", "service": "[2001:db8::10]:53/udp"}
+
+
+def test_apply_notes_what_is_for_the_next_start(live: Command, tmp_path: Path) -> None:
+    file = tmp_path / "web.toml"
+    file.write_text(dumps(Loaded({"workers": 4, "metrics": "127.0.0.1:9105"}, Intent((WEB, DNS)))))
+    assert live("apply", str(file)).out.splitlines() == [
+        "! workers = 4 takes effect at the next start; now it is 2",
+        "! metrics = 127.0.0.1:9105 takes effect at the next start; now it is nothing",
+        "nothing to do: revision 1 is that already",
+    ]
+
+
+def test_a_file_with_mistakes_touches_nothing_and_tells_them_all(
+    live: Command, director: FakeDirector, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('[[service]]\nvip = "10.0.0.1"\nmode = "bridge"\n')
+    ended = live("apply", str(file))
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 2)
+    assert director.revision == 1
+
+
+def test_of_two_writers_the_second_is_told(live: Command, director: FakeDirector, client: Client, file: Path) -> None:
+    live("real", "delete", "203.0.113.10:80", "10.0.1.12:8080")
+    for args in (["apply", str(file)], ["service", "delete", "203.0.113.10:80"], ["confirm"]):
+        ended = live(*args, "--if-revision", "1")
+        assert (ended.code, ended.out) == ((7, "") if args != ["confirm"] else (1, ""))
+    assert (
+        "this is revision 2, not 1: somebody changed it meanwhile" in live("apply", str(file), "--if-revision", "1").err
+    )
+    assert director.revision == 2
+    assert live("apply", str(file), "--if-revision", "2").code == 0
+    with pytest.raises(ConflictError):
+        Client(client.path, revision=2).clear()
+
+
+def test_apply_can_wait_for_its_confirmation(live: Command, director: FakeDirector, file: Path) -> None:
+    assert live("apply", str(file), "--confirm-within", "1m").out.splitlines()[-2:] == [
+        "applied: revision 2",
+        "it goes back in 60 s; keep it by `nfqlb confirm`",
+    ]
+    refused = live("service", "delete", "203.0.113.10:80")
+    assert (refused.code, "revision 2 waits to be confirmed" in refused.err) == (7, True)
+    assert live("confirm") == (0, "revision 2 stays\n", "")
+    assert director.intent() == AFTER
+    assert live("rollback").code == 1
+
+
+def test_one_can_go_back_at_once(live: Command, director: FakeDirector, file: Path) -> None:
+    live("apply", str(file), "--confirm-within", "60")
+    assert live("rollback") == (0, "revision 3 is as it was before\n", "")
+    assert director.intent() == Intent((WEB, DNS))
+
+
+@pytest.mark.parametrize("time", ["0.5x", "x", "2d"])
+def test_a_time_to_confirm_that_cannot_be(live: Command, director: FakeDirector, file: Path, time: str) -> None:
+    assert live("apply", str(file), "--confirm-within", time).code == 2
+    assert director.revision == 1
+
+
+def test_reload_reads_the_file_of_the_start(live: Command, director: FakeDirector, file: Path) -> None:
+    refused = live("reload")
+    assert (refused.code, refused.err) == (
+        2,
+        "nfqlb: reload 'main': was not started with a file; use `nfqlb apply FILE`\n",
+    )
+    director.config = RunConfig(api="/run/nfqlb/main/api.sock", origin=str(file))
+    assert live("reload") == (0, STEPS + "applied: revision 2\n", "")
+    file.write_text("[[service]]\nvip = 1\n[timeouts]\nudp = 0\n")
+    assert len(live("reload").err.splitlines()) == 2
+    assert director.intent() == AFTER
+
+
+def test_what_is_exported_is_applied_as_nothing_to_do(live: Command, tmp_path: Path) -> None:
+    file = tmp_path / "now.toml"
+    printed = live("export")
+    assert live("export", str(file)) == (0, "", "")
+    assert file.read_text() == printed.out
+    assert live("apply", str(file)) == (0, "nothing to do: revision 1 is that already\n", "")
+    assert live("export", str(tmp_path / "no" / "now.toml")).code == 2
+
+
+@settings(max_examples=EXAMPLES // 4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(intents())
+def test_whatever_is_exported_reads_back_identical(live: Command, director: FakeDirector, intent: Intent) -> None:
+    director.state = replace(director.state, intent=intent)
+    exported = live("export").out
+    assert loads(exported, "now.toml") == Loaded({"workers": 2}, intent)
+
+
+def test_answers_and_settings_are_exported(live: Command, director: FakeDirector) -> None:
+    director.state = replace(director.state, intent=Intent(answers=Answers(no_server="drop")), vip_dev="eth0")
+    assert live("export").out == '[director]\nvip_dev = "eth0"\nworkers = 2\n\n[answers]\nno_server = "drop"\n'
+
+
+def test_events_are_told(live: Command, director: FakeDirector, file: Path) -> None:
+    live("apply", str(file), "--confirm-within", "60")
+    live("confirm")
+    lines = live("events").out.splitlines()
+    assert [line.partition(" ")[2][9:] for line in lines] == [
+        "waits: revision 2 goes back in 60 s unless it is confirmed",
+        "confirmed: revision 2 is confirmed",
+    ]
+    first, second = map(json.loads, live("events", "--json").out.splitlines())
+    assert (first["kind"], first["revision"], second["number"]) == ("waits", 2, first["number"] + 1)
+    assert json.loads(live("events", "--json", "--since", str(first["number"])).out) == second
+
+
+def test_events_can_be_followed(client: Client, director: FakeDirector) -> None:
+    director.feed.say("real", "10.0.1.11 is not reached")
+    listening = client.events(follow=20)
+    assert next(listening)["message"] == "10.0.1.11 is not reached"
+    director.feed.say("real", "10.0.1.11 is reached again")
+    assert next(listening)["message"] == "10.0.1.11 is reached again"
+    listening.close()
