@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ def unit(tmp_path: Path) -> Path:
     """The unit as an instance, with the program where it is here: systemd looks in /usr and /usr/local."""
     program = Path(sys.executable).with_name("nfqlb")
     path = tmp_path / "nfqlb@web.service"
-    path.write_text(UNIT.read_text().replace("ExecStart=nfqlb ", f"ExecStart={program} "))
+    path.write_text(re.sub(r"(?m)^(Exec\w+=)nfqlb ", rf"\1{program} ", UNIT.read_text()))
     return path
 
 
