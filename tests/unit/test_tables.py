@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nfqlb.cli import tables
 
 PLAIN: dict[str, object] = {"flags": [], "persistence": None, "one_packet": False, "mss": 0}
@@ -112,4 +114,84 @@ def test_the_daemon_is_told_line_by_line() -> None:
         "queues       number 0, class gso\n"
         "             number 1, class plain\n"
         "warnings     none\n"
+    )
+
+
+LONG = "[2001:db8:1111:2222:3333:4444:5555:666{}]:65535"
+NAME = "a-name-that-has-forty-characters-in-all-"
+COUNTERS = {"conns": 10**6, "inpkts": 123456789012, "outpkts": 60, "inbytes": 10**15, "outbytes": 99_999_999}
+WIDE: dict[str, dict[str, object]] = {
+    "services": {
+        "services": [
+            {
+                "key": LONG.format(0) + "/tcp",
+                "mode": "nat",
+                "scheduler": "mh",
+                **PLAIN,
+                "flags": ["mh-fallback", "mh-port"],
+                "persistence": {"timeout": 600, "netmask": 64},
+                "name": NAME,
+                "reals": [real(LONG.format(at), weight=2**31 - 1, active=12345678, inactive=9) for at in (1, 2)],
+            }
+        ]
+    },
+    "stats": {"services": [{"key": LONG.format(0) + "/udp", **COUNTERS, "reals": [real(LONG.format(1), **COUNTERS)]}]},
+    "connections": {
+        "connections": [
+            {
+                "protocol": "tcp",
+                "expires": 6000,
+                "state": "ESTABLISHED",
+                **{name: LONG.format(at) for at, name in enumerate(("client", "virtual", "destination"))},
+            }
+        ]
+    },
+    "reasons": {"reasons": {"error_forwarded": 2**63}},
+    "daemon": {
+        "name": NAME,
+        "state": "/var/lib/nfqlb/" + NAME,
+        "warnings": [f"the VIP {LONG.format(3)} is neither an address of this machine nor routed here: use --vip-dev"],
+        "queues": [{"number": 65535, "class": "plain", "packets": 2**63, "waiting": 16384, "dropped": {"queue": 0}}],
+    },
+}
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("what", list(WIDE))
+def test_every_table_fits_the_terminal_and_cuts_no_name(what: str, width: int) -> None:
+    table = getattr(tables, what)(WIDE[what], width)
+    lines = [*table.titles, *table.rows]
+    assert max(map(len, lines)) <= width
+    unlimited = text(getattr(tables, what)(WIDE[what]))
+    words = [word for word in unlimited.split() if ":" in word or "-" in word or "/" in word]
+    assert {"services": LONG.format(2), "daemon": NAME}.get(what, "") in " ".join(lines)
+    assert [word for word in words if word not in " ".join(lines).split()] == []
+
+
+def test_on_a_narrow_terminal_rows_go_on_below() -> None:
+    assert text(tables.services(WIDE["services"], 80)) == (
+        "Prot LocalAddress:Port Scheduler Flags\n"
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
+        "TCP  [2001:db8:1111:2222:3333:4444:5555:6660]:65535 mh (mh-fallback,mh-port)\n"
+        "     persistent 600 mask /64 name a-name-that-has-forty-characters-in-all-\n"
+        "  -> [2001:db8:1111:2222:3333:4444:5555:6661]:65535\n"
+        "                                  nat     2147483647 12345678   9\n"
+        "  -> [2001:db8:1111:2222:3333:4444:5555:6662]:65535\n"
+        "                                  nat     2147483647 12345678   9\n"
+    )
+    assert text(tables.stats(WIDE["stats"], 80)) == (
+        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes\n"
+        "  -> RemoteAddress:Port\n"
+        "UDP  [2001:db8:1111:2222:3333:4444:5555:6660]:65535\n"
+        "                                   1000000  123456M       60 1000000G 99999999\n"
+        "  -> [2001:db8:1111:2222:3333:4444:5555:6661]:65535\n"
+        "                                   1000000  123456M       60 1000000G 99999999\n"
+    )
+    assert text(tables.connections(WIDE["connections"], 80)) == (
+        "Pro Expire State       Client\n"
+        "    to Virtual\n"
+        "    -> Destination\n"
+        "TCP 100:00 ESTABLISHED [2001:db8:1111:2222:3333:4444:5555:6660]:65535\n"
+        "    to [2001:db8:1111:2222:3333:4444:5555:6661]:65535\n"
+        "    -> [2001:db8:1111:2222:3333:4444:5555:6662]:65535\n"
     )

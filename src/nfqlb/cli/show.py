@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 
 import click
 
@@ -34,8 +36,9 @@ def command(env: Env, what: str, as_json: bool, limit: int, api: str | None, nam
         return
     from nfqlb.cli import tables
 
-    table: tables.Table = getattr(tables, what)(answer)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    table: tables.Table = getattr(tables, what)(answer, width)
     for title in table.titles:
-        click.secho(title, bold=True)
+        click.echo(title if "NO_COLOR" in env.environ else click.style(title, bold=True))
     for row in table.rows:
         click.echo(row)

@@ -1,8 +1,13 @@
-"""The answers of the API as text: titles, then rows, in the columns that `ipvsadm` taught its users. No colour here."""
+"""The answers of the API as text: titles, then rows, in the columns that `ipvsadm` taught its users. No colour here.
+
+Strategy: `width` is that of the terminal, 0 where there is none: then a thing is a line, however long. What is too wide
+for a terminal goes on below, further in, and nothing is cut but the last digits of counters, as ipvsadm does it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SERVER_WIDTH = 28  # as in ipvsadm; more where an IPv6 address needs it
@@ -10,6 +15,8 @@ COUNTER_WIDTH = 8
 COUNTERS = {"conns": "Conns", "inpkts": "InPkts", "outpkts": "OutPkts", "inbytes": "InBytes", "outbytes": "OutBytes"}
 CONNECTION_COLUMNS = {"Pro": 3, "Expire": 6, "State": 11, "Client": 18, "Virtual": 18, "Destination": 0}
 REMOTE = "  -> RemoteAddress:Port"
+KEY_WIDTH = 12
+NARROW = len("  -> ") + SERVER_WIDTH
 
 Answer = Mapping[str, Any]
 
@@ -19,16 +26,19 @@ class Table(NamedTuple):
     rows: Sequence[str]
 
 
-def services(answer: Answer) -> Table:
-    rows = []
-    width = _first_width(answer)
+def services(answer: Answer, width: int = 0) -> Table:
+    found: list[tuple[str, str]] = []
     for service in answer["services"]:
-        rows.append(" ".join([_virtual(service["key"]), service["scheduler"], *_flags(service)]))
+        found.append((" ".join([_virtual(service["key"]), service["scheduler"], *_flags(service)]), ""))
         for real in service["reals"]:
-            first = f"{_remote(real):<{width}} {real['mode'] or service['mode']:<7} {real['weight']:<6}"
-            rows.append(f"{first} {real['active']:<10} {real['inactive']}")
-    columns = f"{REMOTE:<{width}} Forward Weight ActiveConn InActConn"
-    return Table(["Prot LocalAddress:Port Scheduler Flags", columns], rows)
+            rest = f"{real['mode'] or service['mode']:<7} {real['weight']:<6} {real['active']:<10} {real['inactive']}"
+            found.append((_remote(real), rest))
+    columns = "Forward Weight ActiveConn InActConn"
+    first = _first_width(answer)
+    if width and first + 1 + max([len(columns), *(len(rest) for _, rest in found)]) > width:
+        first = NARROW
+    rows = [row for name, rest in found for row in (_beside(name, rest, first) if rest else _folded(name, width))]
+    return Table(["Prot LocalAddress:Port Scheduler Flags", f"{REMOTE:<{first}} {columns}"], rows)
 
 
 def _flags(service: Answer) -> Iterator[str]:
@@ -43,24 +53,30 @@ def _flags(service: Answer) -> Iterator[str]:
         yield "ops"
     if service["mss"]:
         yield f"mss {service['mss']}"
+    if service.get("name"):
+        yield f"name {service['name']}"
 
 
-def stats(answer: Answer) -> Table:
+def stats(answer: Answer, width: int = 0) -> Table:
     lines: list[tuple[str, Mapping[str, int]]] = []
     for service in answer["services"]:
         lines.append((_virtual(service["key"]), service))
         lines += [(_remote(real), real) for real in service["reals"]]
     first = max([_first_width(answer), *(len(name) for name, _ in lines)])
     widths = [max([COUNTER_WIDTH, *(len(str(values[key])) for _, values in lines)]) for key in COUNTERS]
+    figure: Callable[[int], str] = str
+    if width and first + sum(widths) + len(widths) > width:
+        first, widths, figure = NARROW, [COUNTER_WIDTH] * len(widths), _short
 
-    def row(name: str, cells: Iterable[object]) -> str:
-        return " ".join([f"{name:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))])
+    def cells(texts: Iterable[str]) -> str:
+        return " ".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
 
-    titles = [row("Prot LocalAddress:Port", COUNTERS.values()), REMOTE]
-    return Table(titles, [row(name, (values[key] for key in COUNTERS)) for name, values in lines])
+    rows = ((name, cells(figure(values[key]) for key in COUNTERS)) for name, values in lines)
+    titles = [f"{'Prot LocalAddress:Port':<{first}} {cells(COUNTERS.values())}", REMOTE]
+    return Table(titles, [line for name, rest in rows for line in _beside(name, rest, first)])
 
 
-def connections(answer: Answer) -> Table:
+def connections(answer: Answer, width: int = 0) -> Table:
     lines = [
         (
             row["protocol"].upper(),
@@ -73,28 +89,57 @@ def connections(answer: Answer) -> Table:
         for row in answer["connections"]
     ]
     title, *rows = _columns([tuple(CONNECTION_COLUMNS), *lines], tuple(CONNECTION_COLUMNS.values()))
+    if width and max(map(len, (title, *rows))) > width:
+        names = tuple(CONNECTION_COLUMNS)
+        tops = _columns([names[:4], *(line[:4] for line in lines)], tuple(CONNECTION_COLUMNS.values())[:4])
+        tails = [(f"    to {virtual}", f"    -> {server}") for *_, virtual, server in (names, *lines)]
+        titles, *below = ([top, *tail] for top, tail in zip(tops, tails, strict=True))
+        return Table(titles, [line for entry in below for line in entry])
     return Table([title], rows)
 
 
-def reasons(answer: Answer) -> Table:
+def reasons(answer: Answer, width: int = 0) -> Table:
     """Those that occurred, the most frequent first."""
     counted = sorted(answer["reasons"].items(), key=lambda item: (-item[1], item[0]))
     title, *rows = _columns([("Reason", "Packets"), *((name, str(count)) for name, count in counted if count)], (18, 0))
     return Table([title], rows)
 
 
-def daemon(answer: Answer) -> Table:
+def daemon(answer: Answer, width: int = 0) -> Table:
     lines = []
     for key, value in answer.items():
         values = value if isinstance(value, list) else [value]
         texts = [_words(one) for one in values] or ["none"]
+        texts = [part for text in texts for part in _folded(text, width and width - KEY_WIDTH - 1, "  ")]
         lines += [(key if first == 0 else "", text) for first, text in enumerate(texts)]
-    return Table([], _columns(lines, (12, 0)))
+    return Table([], _columns(lines, (KEY_WIDTH, 0)))
 
 
 def _first_width(answer: Answer) -> int:
     endpoints = (real["endpoint"] for service in answer["services"] for real in service["reals"])
     return len("  -> ") + max([SERVER_WIDTH, *map(len, endpoints)])
+
+
+def _beside(name: str, rest: str, first: int) -> list[str]:
+    """A row, or two where the name is too long for the first column."""
+    return [f"{name:<{first}} {rest}"] if len(name) <= first else [name, f"{'':<{first}} {rest}"]
+
+
+def _folded(text: str, width: int, indent: str = "     ") -> list[str]:
+    """The words of a line, in as many as it takes; no word is cut."""
+    if not width or len(text) <= width:
+        return [text]
+    found = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return found or [text]
+
+
+def _short(number: int) -> str:
+    """In eight places (ipvsadm.c, print_largenum)."""
+    for letter in ("", "K", "M", "G", "T"):
+        if number < 10 ** (COUNTER_WIDTH - len(letter)):
+            return f"{number}{letter}"
+        number //= 1000
+    return f"{number}P"
 
 
 def _virtual(key: str) -> str:
