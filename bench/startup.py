@@ -1,6 +1,6 @@
 """How long a command takes from the shell: `python -m bench.startup`.
 
-Wall time of `nfqlb --help`, and of `nfqlb show services --json` against a running director, as scripts call them.
+Wall time of `nfqlb --help`, and of what scripts ask a running director: `nfqlb show services --json`, `ipvsadm -Ln`.
 Bytecode is compiled first, as an installation has it. Round 0 warms up and is not counted; no other is dropped. Exit
 code 1 when a median is above its bar.
 """
@@ -19,7 +19,11 @@ from netns.director import NFQLB
 
 ROUNDS = 11
 BAR = 0.2
-COMMANDS = {"nfqlb --help": ["--help"], "nfqlb show services --json": ["show", "services", "--json"]}
+COMMANDS = {
+    "nfqlb --help": ["--help"],
+    "nfqlb show services --json": ["show", "services", "--json"],
+    "nfqlb ipvsadm -Ln": ["ipvsadm", "-Ln"],
+}
 
 
 def seconds(argv: list[str], env: dict[str, str]) -> float:

@@ -559,3 +559,37 @@ def test_ctrl_c_ends_with_130() -> None:
     with pytest.raises(SystemExit) as ended:
         main(["run"], Env({}, lambda: 0, interrupted))
     assert ended.value.code == 130
+
+
+# --- completion
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("nfqlb dr", ["drain"]),
+        ("nfqlb service edit ", ["203.0.113.10:80/tcp", "[2001:db8::10]:53/udp"]),
+        ("nfqlb service delete [", ["[2001:db8::10]:53/udp"]),
+        ("nfqlb real edit 203.0.113.10:80 10.0.1.12", ["10.0.1.12:8080"]),
+        ("nfqlb drain [2001:db8::10]:53/udp ", ["[2001:db8:1::11]:53"]),
+        ("nfqlb drain nonsense ", []),
+        ("nfqlb service add ", []),
+        ("nfqlb show re", ["reasons"]),
+    ],
+)
+def test_a_shell_completes_commands_and_what_there_is(client: Client, words: str, found: list[str]) -> None:
+    environ = {"_NFQLB_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", "from nfqlb.cli import main; main()"],
+        env={**os.environ, "NFQLB_API": client.path, **environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.partition(",")[2] for line in done.stdout.split()] == found
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_what_a_shell_needs_is_printed(command: Command, shell: str) -> None:
+    ended = command("completion", shell)
+    assert (ended.code, "_NFQLB_COMPLETE" in ended.out) == (0, True)

@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": "Say what is wrong, and what to do.",
     "ipvsadm": "Take the arguments of ipvsadm, answer as ipvsadm does.",
     "real-server": "Set up this machine as a real server for dr or tun.",
+    "completion": "Print what bash, zsh or fish need to complete this command.",
     "schema": "Print the JSON schema of the configuration file, for editors.",
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nfqlb.cli.env import Env, change_options, client
+from nfqlb.cli.env import Env, change_options, client, known_reals, known_vips
 
 if TYPE_CHECKING:
     from nfqlb.api.client import Client
@@ -23,8 +23,8 @@ ENDS = {
 
 
 @click.command("drain", short_help="Take a real server out when its connections have ended.")
-@click.argument("vip")
-@click.argument("real")
+@click.argument("vip", shell_complete=known_vips)
+@click.argument("real", shell_complete=known_reals)
 @click.option(
     "--timeout", default="5m", metavar="TIME", help="90s, 5m, 2h: take it out then at the latest [default: 5m]."
 )

@@ -43,6 +43,20 @@ def change_options(function: F) -> F:
     return director_options(revision(function))
 
 
+def known_vips(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a VIP."""
+    from nfqlb.cli import completion
+
+    return completion.vips(context, parameter, incomplete)
+
+
+def known_reals(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a real server of the VIP before it."""
+    from nfqlb.cli import completion
+
+    return completion.reals(context, parameter, incomplete)
+
+
 def client(env: Env, api: str | None, name: str | None) -> Client:
     from nfqlb.api.client import Client
 

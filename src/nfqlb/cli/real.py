@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nfqlb.cli import drain
-from nfqlb.cli.env import Env, change_options, client
+from nfqlb.cli.env import Env, change_options, client, known_reals, known_vips
 
 
 @click.group("real", short_help="Add, edit or delete a real server of a service.")
@@ -21,7 +21,7 @@ command.add_command(drain.command)
 
 
 @command.command("add")
-@click.argument("vip")
+@click.argument("vip", shell_complete=known_vips)
 @click.argument("real", metavar="REAL[,weight=N][,upper=N][,lower=N][,mode=nat|dr|tun]")
 @change_options
 @click.pass_obj
@@ -40,8 +40,8 @@ def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> Non
 
 
 @command.command("edit")
-@click.argument("vip")
-@click.argument("real")
+@click.argument("vip", shell_complete=known_vips)
+@click.argument("real", shell_complete=known_reals)
 @click.option("--weight", type=int, metavar="N", help="0 takes no new connections, old ones go on.")
 @click.option("--upper", type=int, metavar="N", help="Connections from which on it gets no new ones; 0: no limit.")
 @click.option("--lower", type=int, metavar="N", help="Below these it gets some again; 0: three quarters of --upper.")
@@ -69,8 +69,8 @@ def edit(
 
 
 @command.command("delete")
-@click.argument("vip")
-@click.argument("real")
+@click.argument("vip", shell_complete=known_vips)
+@click.argument("real", shell_complete=known_reals)
 @change_options
 @click.pass_obj
 def delete(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nfqlb.cli.env import Env, change_options, client
+from nfqlb.cli.env import Env, change_options, client, known_vips
 
 
 @click.group("service", short_help="Add, edit or delete a virtual service.")
@@ -56,7 +56,7 @@ def add(
 
 
 @command.command("edit")
-@click.argument("vip")
+@click.argument("vip", shell_complete=known_vips)
 @click.option("--label", metavar="NAME", help="The service's name, for people.")
 @click.option("--mode", metavar="nat|dr|tun", help="How packets of new connections reach the real servers.")
 @click.option("--scheduler", metavar="NAME", help="How connections are spread from now on.")
@@ -98,7 +98,7 @@ def edit(
 
 
 @command.command("delete")
-@click.argument("vip")
+@click.argument("vip", shell_complete=known_vips)
 @change_options
 @click.pass_obj
 def delete(env: Env, vip: str, api: str | None, name: str | None) -> None:
