@@ -47,16 +47,18 @@ from nfqlb.control.rates import TICK_SECONDS, Meter
 from nfqlb.control.reconcile import steps
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
+from nfqlb.health.machine import Status
+from nfqlb.health.runner import End, Runner
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
 from nfqlb.kernel.plan import Plan, Way, marks
 from nfqlb.kernel.queues import queues as listeners
 from nfqlb.kernel.saved import numbers
 from nfqlb.logs import Voice
-from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, endpoint, family, parse_real, parse_vip
 from nfqlb.paths import paths
 from nfqlb.runconfig import RunConfig
-from nfqlb.state import State
+from nfqlb.state import Down, State
 from nfqlb.worker import Queue, Worker, assign, inherited
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ class Director:
         self._kept: frozenset[str] = frozenset()  # VIPs of direct routing that marks do not work for
         self._routes: Mapping[str, neighbours.Route] = {}  # to the real servers that packets are steered to
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
+        self._ill = asyncio.Event()  # a real server went down or came back
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- begin and end ------------------------------------------------------------------------------------------------
@@ -147,7 +150,8 @@ class Director:
             log.warning(remark)
         self._look(self.state.intent)
         self._plan = self._plan_of(self.state.intent)
-        self._snapshot = self._compiler.snapshot(self.state.intent)
+        self.health = Runner(self._turned, _ends(self.state.down))
+        self._snapshot = self._compiler.snapshot(self.state.intent, self.health.down)
         self._aim(self.state.intent, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
         if all(queue.bound for queue in self._queues):
@@ -193,14 +197,17 @@ class Director:
             await asyncio.to_thread(self.finish)
             return error.exit_code
         ready()
+        self.health.adopt(self.state.intent)
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
-        minding += [self._mind_rates(), self._mind_pending(), *([self._beat(alive)] if alive else [])]
+        minding += [self._mind_rates(), self._mind_pending(), self._mind_health()]
+        minding += [self._beat(alive)] if alive else []
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
         async with self._lock:
             self._closing = True
         for minder in minders:
             minder.cancel()
+        await self.health.close()
         await _close(runners)
         return await asyncio.to_thread(self.finish)
 
@@ -342,7 +349,7 @@ class Director:
                 return before.revision
             held = self._plan
             await asyncio.to_thread(self._look, intent)
-            snapshot = self._compiler.snapshot(intent)
+            snapshot = self._compiler.snapshot(intent, self.health.down)
             plan = self._plan_of(intent)
             both = between(held, plan)
             plan = replace(plan, ways=both.ways)  # packets are under way: the minder takes what is not used
@@ -367,6 +374,7 @@ class Director:
                         self._datapath.publish(self._snapshot)
                 raise
             self.state, self._snapshot = after, snapshot
+            self.health.adopt(intent)
         found = await asyncio.to_thread(steps, before.intent, intent)
         self.feed.say("changed", f"revision {after.revision}", after.revision, found)
         return after.revision
@@ -461,6 +469,30 @@ class Director:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self.meter.tick(self._datapath.drain().slots)
+
+    # --- health -------------------------------------------------------------------------------------------------------
+
+    def _turned(self, end: End, status: Status) -> None:
+        """A real server went down or came back: one line for everybody, and new connections follow."""
+        key, address, port = end
+        message = f"{endpoint(address, port)} of {key} is {'up again' if status.serves else f'down: {status.why}'}"
+        log.log(logging.INFO if status.serves else logging.WARNING, "real server %s", message)
+        self.feed.say("health", message, self.revision)
+        self._ill.set()
+
+    async def _mind_health(self) -> NoReturn:
+        while True:
+            await self._ill.wait()
+            self._ill.clear()
+            async with self._lock:
+                try:
+                    down = self.health.down
+                    self._snapshot = self._compiler.snapshot(self.state.intent, down)
+                    self._datapath.publish(self._snapshot)
+                    written = (Down(str(key), endpoint(address, port)) for key, address, port in sorted(down))
+                    await self._keep(down=tuple(written))
+                except NfqlbError as error:
+                    log.error("%s", error)
 
     # --- files and confirmations --------------------------------------------------------------------------------------
 
@@ -667,6 +699,15 @@ def between(held: Plan, wanted: Plan) -> Plan:
         heads=wanted.heads & held.heads,  # a packet that is whole can go either way
         ways=wanted.ways | {way for way in held.ways if way.server not in found},
     )
+
+
+def _ends(down: Sequence[Down]) -> list[End]:
+    found = []
+    for one in down:
+        key = parse_vip(one.service)
+        real = parse_real(one.real, key)
+        found.append((key, real.address, real.port))
+    return found
 
 
 async def _close(runners: Sequence[AppRunner]) -> None:

@@ -77,7 +77,8 @@ class _Collector(Collector):
         live = GaugeMetricFamily("nfqlb_live_connections", "Connections now.", None, (*SERVER, "state"))
         packets = CounterMetricFamily("nfqlb_real_packets", "Packets to and from it.", None, (*SERVER, "direction"))
         octets = CounterMetricFamily("nfqlb_real_bytes", "Bytes to and from it.", None, (*SERVER, "direction"))
-        slots = self._director.slots()
+        well = GaugeMetricFamily("nfqlb_up", "Whether a real server that is checked serves.", None, SERVER)
+        slots, seen = self._director.slots(), self._director.health.seen
         for service in self._director.intent().services:
             about = {"name": service.name, "mode": service.mode, "scheduler": service.scheduler}
             services.add_metric([str(service.key)], about)
@@ -85,6 +86,8 @@ class _Collector(Collector):
                 labels = [str(service.key), str(real)]
                 counters = Counters(*counted.get(slots.get((service.key, real.address, real.port), -1), ()))
                 weights.add_metric(labels, real.weight)
+                if one := seen.get((service.key, real.address, real.port)):
+                    well.add_metric(labels, one.status.serves)
                 made.add_metric(labels, counters.conns)
                 live.add_metric([*labels, "active"], counters.active)
                 live.add_metric([*labels, "inactive"], counters.inactive)
@@ -92,7 +95,7 @@ class _Collector(Collector):
                 packets.add_metric([*labels, "out"], counters.outpkts)
                 octets.add_metric([*labels, "in"], counters.inbytes)
                 octets.add_metric([*labels, "out"], counters.outbytes)
-        yield from (services, weights, made, live, packets, octets)
+        yield from (services, weights, well, made, live, packets, octets)
 
 
 def _queues(info: Mapping[str, Any]) -> Iterator[Metric]:

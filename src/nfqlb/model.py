@@ -36,6 +36,16 @@ PORT_MAX = 65535
 REAL_OPTIONS = ("weight", "upper", "lower", "mode")
 MARK_MAX = 2**32 - 1
 THRESHOLD_MAX = 2**32 - 1
+CHECKS = ("tcp", "http", "https", "udp", "dns", "smtp", "imap", "ftp")
+CHECK_FIELDS = {
+    "send": ("tcp", "udp"),
+    "expect": ("tcp", "udp", "http", "https"),
+    "host": ("http", "https"),
+    "verify": ("https",),
+    "query": ("dns",),
+}
+ON_DOWN = ("remove", "quiesce")
+STATUSES = re.compile(r"[1-5]\d\d(-[1-5]\d\d)?(,[1-5]\d\d(-[1-5]\d\d)?)*", re.ASCII)
 MSS_MIN, MSS_MAX = 536, 65495  # what every host takes (RFC 9293, 3.7.1), and what the longest IPv4 packet holds
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 # what IPv4 servers have, canonical as it is: ipaddress takes ten times as long, and files have many
@@ -105,6 +115,60 @@ class Persistence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         check_choice("persistence quiescent", self.quiescent, QUIESCENT)
 
 
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How each real server of a service is asked whether it serves: every `interval` seconds, for `timeout` seconds at
+    most. After `fall` failures in a row it is down, and gets no new connections, until `rise` checks have passed.
+
+    `port` is asked, 0: the real server's own. HTTP asks for `path` in the name of `host`, wants a `status` ("200",
+    "200-399", several with commas) and, with `verify`, a certificate that is valid for `host`. Over tcp and udp `send`
+    is sent. `expect` is a regular expression that the answer or the body must match, `query` a name for dns. `on_down`:
+    "remove" has datagrams, new connections of persistent clients and SYNs on old ones go elsewhere; "quiesce" is weight
+    0, no more.
+    """
+
+    type: str = "tcp"
+    port: int = 0
+    interval: float = 2
+    timeout: float = 1
+    rise: int = 2
+    fall: int = 3
+    path: str = "/"
+    host: str = ""
+    status: str = "200-399"
+    verify: bool = False
+    send: str = ""
+    expect: str = ""
+    query: str = ""
+    on_down: str = "remove"
+
+    def __post_init__(self) -> None:
+        check_choice("health type", self.type, CHECKS)
+        check_range("health port", self.port, 0, PORT_MAX)
+        for field in ("interval", "timeout"):
+            if not 0.01 <= getattr(self, field) <= 86400:
+                raise ConfigError(f"health {field}", f"{getattr(self, field):g}", "out of range", "use 0.01 to 86400")
+        check_range("health rise", self.rise, 1, 1000)
+        check_range("health fall", self.fall, 1, 1000)
+        if not self.path.startswith("/") or any(c.isspace() for c in self.path):
+            raise ConfigError("health path", self.path, "is not a path", "write it like /healthz")
+        if not STATUSES.fullmatch(self.status):
+            raise ConfigError("health status", self.status, "is not a list of statuses", "write it like 200,301-302")
+        try:
+            re.compile(self.expect.encode())
+        except re.error as error:
+            raise ConfigError("health expect", self.expect, f"is no regular expression: {error}") from None
+        for field, types in CHECK_FIELDS.items():
+            if getattr(self, field) and self.type not in types:
+                fix = f"it is for {', '.join(types)}"
+                raise ConfigError(f"health {field}", getattr(self, field), f"means nothing to {self.type}", fix)
+        check_choice("health on_down", self.on_down, ON_DOWN)
+
+    def accepts(self, status: int) -> bool:
+        """Whether this HTTP status is one of those wanted."""
+        spans = (span.partition("-") for span in self.status.split(","))
+        return any(int(first) <= status <= int(last or first) for first, _, last in spans)
+
+
 class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A real server of one virtual service; `weight` 0 means quiesced: no new connections, old ones go on. Port 0 is
     that of the packet, for services with more than one.
@@ -161,6 +225,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     persistence: Persistence | None = None
     one_packet: bool = False
     mss: int = 0
+    health: Health | None = None
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -189,6 +254,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         check_mss("mss", self.mss)
         if self.mss and self.protocol == "udp":
             raise ConfigError("mss", self.mss, "is nothing that udp has", "give it to a service of tcp")
+        if self.health and not self.health.port and self.key.wide and any(real.port == 0 for real in self.reals):
+            raise ConfigError("health port", 0, "is that of every packet", "give the port that is to be asked")
         seen: set[tuple[str, int]] = set()
         for real in self.reals:
             self._check_real(real)

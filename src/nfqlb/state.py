@@ -34,6 +34,13 @@ class Pending(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     reloaded: str = ""
 
 
+class Down(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A real server that its checks found down, as it is written."""
+
+    service: str
+    real: str
+
+
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The content of `state.toml`; `vip_dev` is empty where no address is added. `reloaded` is the digest of what the
     file of the start asked for when it was last read again.
@@ -47,6 +54,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     drains: tuple[Drain, ...] = ()
     reloaded: str = ""
     pending: Pending | None = None
+    down: tuple[Down, ...] = ()
 
 
 class Choice(NamedTuple):

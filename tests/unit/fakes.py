@@ -22,6 +22,7 @@ from nfqlb.cli.env import Env
 from nfqlb.control import drains
 from nfqlb.control.rates import Meter
 from nfqlb.feed import Feed
+from nfqlb.health.runner import Runner
 from nfqlb.model import Intent, Key, Real, Service
 from nfqlb.runconfig import RunConfig
 from nfqlb.state import State
@@ -50,6 +51,7 @@ class FakeDirector:
         self.config = RunConfig(api="/run/nfqlb/main/api.sock", workers=2)
         self.feed = Feed()
         self.applier = Applier(self)
+        self.health = Runner(lambda end, status: None)
         self.failure: Exception | None = None
         self.rows: list[Connection] = []
         self.draining: list[DrainView] = []

@@ -97,6 +97,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "lower": 0,
                 "persistent": 0,
                 "mode": "nat",
+                "health": "",
             },
             {
                 "endpoint": "10.0.1.12:8080",
@@ -109,6 +110,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "lower": 0,
                 "persistent": 0,
                 "mode": "nat",
+                "health": "",
             },
             {
                 "endpoint": "10.0.1.13:80",
@@ -121,6 +123,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "lower": 0,
                 "persistent": 0,
                 "mode": "nat",
+                "health": "",
             },
         ],
         "last": 0,
@@ -129,6 +132,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
         "persistence": None,
         "one_packet": False,
         "mss": 0,
+        "health": None,
     }
 
 

@@ -120,7 +120,7 @@ def test_show_alone_shows_the_services(live: Command) -> None:
     )
 
 
-@pytest.mark.parametrize("what", ["services", "connections", "stats", "reasons", "daemon"])
+@pytest.mark.parametrize("what", ["services", "health", "connections", "stats", "reasons", "daemon"])
 def test_every_list_is_text_or_the_json_of_the_api(live: Command, client: Client, what: str) -> None:
     assert json.loads(live("show", what, "--json").out) == getattr(client, what)()
     shown = live("show", what)
@@ -325,7 +325,8 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (
             ["show", "rules"],
             "invalid value for '[WHAT]': "
-            "'rules' is not one of 'services', 'connections', 'stats', 'reasons', 'daemon'; see `nfqlb show --help`",
+            "'rules' is not one of 'services', 'health', 'connections', 'stats', 'reasons', 'daemon'; "
+            "see `nfqlb show --help`",
         ),
         (
             ["show", "connections", "--limit", "-1"],

@@ -93,9 +93,9 @@ def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
 def test_a_snapshot_carries_the_timeouts(compiler: Compiler) -> None:
     snapshot: Any = compiler.snapshot(INTENT)
     assert snapshot.args[1:] == (600, 60, 30)
-    assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False}
+    assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "gone": []}
     told: Any = compiler.snapshot(registry.set_answers(INTENT, Answers("reset", "drop", True)))
-    assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True}
+    assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True, "gone": []}
 
 
 def test_an_unchanged_service_stays_the_same_object_and_a_changed_one_follows_its_predecessor(

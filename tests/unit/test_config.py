@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from nfqlb.config.schema import WORDS, schema
-from nfqlb.config.toml import ANSWERS, DIRECTOR, PERSISTENCE, REAL, TIMEOUTS, Loaded, dumps, loads
+from nfqlb.config.toml import ANSWERS, DIRECTOR, HEALTH, PERSISTENCE, REAL, TIMEOUTS, Loaded, dumps, loads
 from nfqlb.config.toml import SERVICE as SERVICE_KEYS
 from nfqlb.errors import ConfigErrors
 from nfqlb.model import SCHEDULERS, Answers, Intent, Real, Service, Timeouts
@@ -155,7 +155,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + "port = 1\n",
             "f.toml:3: service.port '1': is not known here; the keys are "
-            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, mss, real",
+            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, mss, health, real",
         ),
         (
             SERVICE + "fwmark = 7\n",
@@ -182,9 +182,35 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "f.toml:3: service.one_packet 'true': is not for tcp; it is for UDP and firewall marks",
         ),
         (
-            SERVICE + '[service.health]\ntype = "http"\npath = "/a/long/path/to/the/health/page"\n',
-            "f.toml:3: service.health \"{'type': 'http', 'path': '/a/long/pat...\": "
-            "this version of nfqlb does not do health checks; take it out of the file",
+            SERVICE + 'offload = { mode = "auto", table = "a/long/name/of/a/table/of/it" }\n',
+            "f.toml:3: service.offload \"{'mode': 'auto', 'table': 'a/long/nam...\": "
+            "this version of nfqlb does not do offload; take it out of the file",
+        ),
+        (
+            SERVICE + '[service.health]\ntype = "http"\npath = "healthz"\n',
+            "f.toml:5: service.health.path 'healthz': is not a path; write it like /healthz",
+        ),
+        (
+            SERVICE + "[service.health]\ninterval = 0\n",
+            "f.toml:4: service.health.interval '0': out of range; use 0.01 to 86400",
+        ),
+        (
+            SERVICE + 'health = { type = "ping" }\n',
+            "f.toml:3: service.health.type 'ping': is not known; "
+            "choose from tcp, http, https, udp, dns, smtp, imap, ftp",
+        ),
+        (
+            SERVICE + 'health = { type = "http", expect = "(" }\n',
+            "f.toml:3: service.health.expect '(': is no regular expression: missing ), unterminated subpattern at "
+            "position 0",
+        ),
+        (
+            SERVICE + 'health = { type = "dns", send = "x" }\n',
+            "f.toml:3: service.health.send 'x': means nothing to dns; it is for tcp, udp",
+        ),
+        (
+            SERVICE + "health = { fall = 1.5 }\n",
+            "f.toml:3: service.health.fall '1.5': is not a whole number",
         ),
         (
             SERVICE + SERVICE,
@@ -367,10 +393,11 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
         "answers": tables["answers"],
         "service": service,
         "persistence": service["properties"]["persistence"],
+        "health": service["properties"]["health"],
         "real": service["properties"]["real"]["items"],
     }
     read = {"director": DIRECTOR, "timeouts": TIMEOUTS, "answers": ANSWERS, "service": SERVICE_KEYS}
-    read |= {"persistence": PERSISTENCE, "real": REAL}
+    read |= {"persistence": PERSISTENCE, "health": HEALTH, "real": REAL}
     assert {name: list(table["properties"]) for name, table in shown.items()} == {n: list(k) for n, k in read.items()}
     wordless = [(name, key) for name, known in read.items() for key in known if (name, key) not in WORDS]
     assert wordless == [("service", "real")]

@@ -317,7 +317,8 @@ cdef uint8_t stay(worker_t* worker, service_t* service, const packet_t* packet, 
     cdef uint8_t reason
     if template != NULL:
         chosen = position(service, template.slot)
-        if chosen < 0 or (service.moves_quiesced and service.servers[chosen].weight == 0):
+        if chosen < 0 or not worker.snapshot.available[template.slot] \
+                or (service.moves_quiesced and service.servers[chosen].weight == 0):
             abandon(table, template, worker.now)
             template = NULL
     if template == NULL:

@@ -197,13 +197,15 @@ cdef Locality new_locality():
 cdef class Snapshot:
     """All services, timeouts in seconds (established TCP, TCP after a FIN, UDP), and what becomes of packets that no
     real server gets: `no_server` "drop", "icmp" or "reset", `no_connection` (mid-stream TCP) "pass", "drop" or
-    "reset"; with `sloppy`, mid-stream TCP begins a connection.
+    "reset"; with `sloppy`, mid-stream TCP begins a connection. Real servers of the slots that are `gone` are treated as
+    if they were no part of their services any more.
 
     Raises ValueError when two services have one key.
     """
 
     def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300, *,
-                  no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False):
+                  no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False,
+                  gone: Collection[int] = ()):
         cdef Service service
         cdef uint32_t i
         self.services = tuple(services)
@@ -229,6 +231,9 @@ cdef class Snapshot:
                 self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True
+        for slot in gone:
+            if slot < self.snapshot.slot_count:
+                self.snapshot.available[<uint32_t>slot] = 0
         index_ports(self.snapshot, [one for one in self.services if kind_of(one) == PORT])
         index_spans(self.snapshot, [one for one in self.services if kind_of(one) == SPAN])
         index_marks(self.snapshot, [one for one in self.services if kind_of(one) == MARK])

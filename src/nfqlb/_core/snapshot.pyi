@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 
 ANSWERS: tuple[str, ...]
@@ -54,4 +54,5 @@ class Snapshot:
         no_server: str = "icmp",
         no_connection: str = "pass",
         sloppy: bool = False,
+        gone: Collection[int] = (),
     ) -> Self: ...

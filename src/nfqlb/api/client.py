@@ -46,6 +46,9 @@ class Client:
     def connections(self, limit: int = 0) -> Any:
         return self.call("GET", f"/v1/connections?limit={limit}")
 
+    def health(self) -> Any:
+        return self.call("GET", "/v1/health")
+
     def stats(self) -> Any:
         return self.call("GET", "/v1/stats")
 

@@ -10,6 +10,7 @@ import msgspec
 from nfqlb.applying import Applier
 from nfqlb.control.rates import Meter
 from nfqlb.feed import Feed
+from nfqlb.health.runner import Runner
 from nfqlb.model import Intent, Key, Real
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Director(Protocol):
 
     applier: Applier
     """Whole configurations."""
+
+    health: Runner
+    """Who is well."""
 
     @property
     def revision(self) -> int:

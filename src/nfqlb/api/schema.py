@@ -6,7 +6,7 @@ something carry the values of nfqlb.model as they are (Service, Real, Timeouts, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -15,7 +15,8 @@ from nfqlb.api.director import Connection, DrainView, Slots
 from nfqlb.control.compile import unpacked
 from nfqlb.control.rates import Meter
 from nfqlb.control.reconcile import Step
-from nfqlb.model import PROTOCOLS, Answers, Intent, Persistence, Real, Service, Timeouts, endpoint
+from nfqlb.health.runner import End, Seen
+from nfqlb.model import PROTOCOLS, Answers, Health, Intent, Persistence, Real, Service, Timeouts, endpoint
 
 if TYPE_CHECKING:
     from nfqlb._core.datapath import Drained
@@ -50,6 +51,7 @@ class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
     persistence: Persistence | msgspec.UnsetType | None = msgspec.UNSET
     one_packet: bool | msgspec.UnsetType = msgspec.UNSET
     mss: int | msgspec.UnsetType = msgspec.UNSET
+    health: Health | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,6 +106,24 @@ class Applied(msgspec.Struct):
     confirm_by: float | None = None
 
 
+class HealthView(msgspec.Struct):
+    """`condition` is "up", "failing", "down" or "rising", for `seconds` now; `count` results of the last kind came in a
+    row, `why` is what the last failed check found.
+    """
+
+    service: str
+    real: str
+    type: str
+    condition: str
+    count: int
+    seconds: int
+    why: str
+
+
+class Healths(msgspec.Struct):
+    health: list[HealthView]
+
+
 class Drains(msgspec.Struct):
     drains: list[DrainView]
 
@@ -119,6 +139,8 @@ class RealView(msgspec.Struct):
     lower: int
     persistent: int
     mode: str
+    health: str = ""
+    """Nothing where nobody asks."""
 
 
 class ServiceView(msgspec.Struct):
@@ -138,6 +160,7 @@ class ServiceView(msgspec.Struct):
     persistence: Persistence | None
     one_packet: bool
     mss: int
+    health: Health | None
 
 
 class Services(msgspec.Struct):
@@ -243,7 +266,20 @@ class Counters(NamedTuple):
     persistent: int = 0
 
 
-def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceView:
+def healths(seen: Mapping[End, Seen], intent: Intent, now: float) -> Healths:
+    """In the order of the services."""
+    found = []
+    for service in intent.services:
+        for real in service.reals:
+            one = seen.get((service.key, real.address, real.port))
+            if one and service.health:
+                status, seconds = one.status, max(0, int(now - one.since))
+                about = (str(service.key), str(real), service.health.type)
+                found.append(HealthView(*about, str(status.condition), status.row, seconds, status.why))
+    return Healths(found)
+
+
+def service_view(service: Service, slots: Slots, drained: Drained, seen: Mapping[End, Seen]) -> ServiceView:
     counted = [(real, _counters(service, real, slots, drained)) for real in service.reals]
     total = _sum(counters for _, counters in counted)
     return ServiceView(
@@ -260,6 +296,7 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
             RealView(
                 *(str(real), real.address, real.port, real.weight, counters.active, counters.inactive),
                 *(real.upper, real.lower, counters.persistent, service.mode_of(real)),
+                _condition(seen.get((service.key, real.address, real.port))),
             )
             for real, counters in counted
         ],
@@ -269,12 +306,17 @@ def service_view(service: Service, slots: Slots, drained: Drained) -> ServiceVie
         persistence=service.persistence,
         one_packet=service.one_packet,
         mss=service.mss,
+        health=service.health,
     )
 
 
-def services(intent: Intent, revision: int, slots: Slots, drained: Drained) -> Services:
-    views = [service_view(service, slots, drained) for service in intent.services]
+def services(intent: Intent, revision: int, slots: Slots, drained: Drained, seen: Mapping[End, Seen]) -> Services:
+    views = [service_view(service, slots, drained, seen) for service in intent.services]
     return Services(revision=revision, timeouts=intent.timeouts, answers=intent.answers, services=views)
+
+
+def _condition(seen: Seen | None) -> str:
+    return str(seen.status.condition) if seen else ""
 
 
 def stats(intent: Intent, slots: Slots, drained: Drained, meter: Meter) -> Stats:

@@ -17,6 +17,7 @@ import re
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -89,12 +90,15 @@ class _Routes:
 
     async def services(self, _: web.Request) -> web.Response:
         director = self.director
-        answer = schema.services(director.intent(), director.revision, director.slots(), director.drained())
+        answer = schema.services(
+            director.intent(), director.revision, director.slots(), director.drained(), director.health.seen
+        )
         return _json(answer, revision=director.revision)
 
     async def service(self, request: web.Request) -> web.Response:
         service = registry.find_service(self.director.intent(), _key(request))
-        answer = schema.service_view(service, self.director.slots(), self.director.drained())
+        director = self.director
+        answer = schema.service_view(service, director.slots(), director.drained(), director.health.seen)
         return _json(answer, revision=self.director.revision)
 
     async def add_service(self, request: web.Request) -> web.Response:
@@ -145,6 +149,9 @@ class _Routes:
         if not 0 <= order.timeout <= DRAIN_MAX:
             raise ConfigError("timeout", order.timeout, "out of range", f"use 0 to {DRAIN_MAX} seconds")
         return _json(await self.director.drain(key, real, order.timeout, order.keep, _revision(request)), 202)
+
+    async def health(self, _: web.Request) -> web.Response:
+        return _json(schema.healths(self.director.health.seen, self.director.intent(), time.time()))
 
     async def drains(self, _: web.Request) -> web.Response:
         return _json(schema.Drains([*self.director.drains()]))

@@ -10,7 +10,7 @@ import click
 
 from nfqlb.cli.env import Env, client, director_options
 
-WHAT = ("services", "connections", "stats", "reasons", "daemon")  # the verbs of the client, and of tables
+WHAT = ("services", "health", "connections", "stats", "reasons", "daemon")  # the verbs of the client, and of tables
 
 
 @click.command("show", short_help="Show what a director does.")
@@ -24,6 +24,7 @@ def command(env: Env, what: str, as_json: bool, limit: int, api: str | None, nam
 
     \b
     services     services and real servers with their connections (the default)
+    health       real servers that are checked, and how they are
     connections  the live connections
     stats        connections, packets and bytes of each service and real server
     reasons      packets by what decided them

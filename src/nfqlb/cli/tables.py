@@ -15,6 +15,7 @@ COUNTER_WIDTH = 8
 COUNTERS = {"conns": "Conns", "inpkts": "InPkts", "outpkts": "OutPkts", "inbytes": "InBytes", "outbytes": "OutBytes"}
 CONNECTION_COLUMNS = {"Pro": 3, "Expire": 6, "State": 11, "Client": 18, "Virtual": 18, "Destination": 0}
 REMOTE = "  -> RemoteAddress:Port"
+VALUES = "Forward Weight ActiveConn InActConn"
 KEY_WIDTH = 12
 NARROW = len("  -> ") + SERVER_WIDTH
 
@@ -32,8 +33,10 @@ def services(answer: Answer, width: int = 0) -> Table:
         found.append((" ".join([_virtual(service["key"]), service["scheduler"], *_flags(service)]), ""))
         for real in service["reals"]:
             rest = f"{real['mode'] or service['mode']:<7} {real['weight']:<6} {real['active']:<10} {real['inactive']}"
+            if real.get("health") not in (None, "", "up"):
+                rest = f"{rest:<{len(VALUES)}} {real['health']}"
             found.append((_remote(real), rest))
-    columns = "Forward Weight ActiveConn InActConn"
+    columns = VALUES
     first = _first_width(answer)
     if width and first + 1 + max([len(columns), *(len(rest) for _, rest in found)]) > width:
         first = NARROW
@@ -98,6 +101,21 @@ def connections(answer: Answer, width: int = 0) -> Table:
     return Table([title], rows)
 
 
+def health(answer: Answer, width: int = 0) -> Table:
+    rows: list[str] = []
+    first = NARROW if width else max([NARROW, *(len(f"  -> {one['real']}") for one in answer["health"])])
+    service = ""
+    for one in answer["health"]:
+        if one["service"] != service:
+            service = one["service"]
+            rows += _folded(f"{_virtual(service)} {one['type']}", width)
+        words = f"{one['condition']:<9} {_span(one['seconds']):>8}"
+        why = f" {one['count']} failed: {one['why']}" if one["condition"] in ("failing", "down") and one["why"] else ""
+        name, *below = _beside(f"  -> {one['real']}", words + why, first)
+        rows += [name, *below] if not width else [part for line in (name, *below) for part in _folded(line, width)]
+    return Table(["Prot LocalAddress:Port Check", f"{REMOTE:<{first}} Condition    since"], rows)
+
+
 def reasons(answer: Answer, width: int = 0) -> Table:
     """Those that occurred, the most frequent first."""
     counted = sorted(answer["reasons"].items(), key=lambda item: (-item[1], item[0]))
@@ -131,6 +149,14 @@ def _folded(text: str, width: int, indent: str = "     ") -> list[str]:
         return [text]
     found = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return found or [text]
+
+
+def _span(seconds: int) -> str:
+    """3s, 5m, 2h, 9d."""
+    for size, letter in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{letter}"
+    return f"{seconds}s"
 
 
 def _short(number: int) -> str:

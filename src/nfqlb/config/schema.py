@@ -10,20 +10,23 @@ from typing import Any
 
 import msgspec
 
-from nfqlb.config.toml import ANSWERS, DIRECTOR, FAMILIES, PERSISTENCE, REAL, SERVICE, TIMEOUTS, TOP, Types
+from nfqlb.config.toml import ANSWERS, DIRECTOR, FAMILIES, HEALTH, PERSISTENCE, REAL, SERVICE, TIMEOUTS, TOP, Types
 from nfqlb.logs import FORMATS
 from nfqlb.model import (
+    CHECKS,
     FLAGS,
     MARK_MAX,
     MODES,
     MSS_MAX,
     NO_CONNECTION,
     NO_SERVER,
+    ON_DOWN,
     QUIESCENT,
     SCHEDULERS,
     THRESHOLD_MAX,
     WEIGHT_MAX,
     Answers,
+    Health,
     Persistence,
     Real,
     Service,
@@ -41,7 +44,7 @@ from nfqlb.runconfig import (
 )
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-NAMES = {str: "string", int: "integer", bool: "boolean", dict: "object", list: "array"}
+NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
 SECONDS = {"minimum": 1, "maximum": 2**31 // 1000}
 WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("director", "name"): {"description": "Names socket, sets, tables and files of this director."},
@@ -96,6 +99,21 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("persistence", "timeout"): {"description": "Seconds after a client's last connection began.", **SECONDS},
     ("persistence", "netmask"): {"description": "The prefix that makes clients one.", "minimum": 1, "maximum": 128},
     ("persistence", "quiescent"): {"description": "Where clients of a server of weight 0 go.", "enum": [*QUIESCENT]},
+    ("service", "health"): {"description": "How its real servers are asked whether they serve."},
+    ("health", "type"): {"description": "What is asked.", "enum": [*CHECKS]},
+    ("health", "port"): {"description": "The port asked, 0 for the real server's.", "minimum": 0, "maximum": 65535},
+    ("health", "interval"): {"description": "Seconds between checks.", "minimum": 0.01, "maximum": 86400},
+    ("health", "timeout"): {"description": "Seconds that a check may take.", "minimum": 0.01, "maximum": 86400},
+    ("health", "rise"): {"description": "Checks passed in a row, to be up again.", "minimum": 1, "maximum": 1000},
+    ("health", "fall"): {"description": "Checks failed in a row, to be down.", "minimum": 1, "maximum": 1000},
+    ("health", "path"): {"description": "Of HTTP."},
+    ("health", "host"): {"description": "The name that HTTP and TLS ask for."},
+    ("health", "status"): {"description": "HTTP statuses that are well, as in 200,301-302."},
+    ("health", "verify"): {"description": "Whether the certificate must be valid for the host."},
+    ("health", "send"): {"description": "What is sent over tcp or udp."},
+    ("health", "expect"): {"description": "A regular expression for the answer, or the body."},
+    ("health", "query"): {"description": "The name that dns is asked for."},
+    ("health", "on_down"): {"description": "What becomes of connections of a server that is down.", "enum": [*ON_DOWN]},
     ("real", "upper"): {
         "description": "Connections from which on it gets no new ones, 0 for no limit.",
         "minimum": 0,
@@ -121,6 +139,7 @@ def schema() -> dict[str, Any]:
     real = _table("real", REAL, Real, required=["address"])
     service = _table("service", SERVICE, Service)
     service["properties"]["persistence"] |= _table("persistence", PERSISTENCE, Persistence)
+    service["properties"]["health"] |= _table("health", HEALTH, Health)
     service["properties"]["real"] = {"type": "array", "items": real}
     service["oneOf"] = [{"required": ["vip"]}, {"required": ["fwmark"]}]
     tables = {

@@ -27,6 +27,7 @@ import tomli_w
 from nfqlb.errors import ConfigError, ConfigErrors
 from nfqlb.model import (
     Answers,
+    Health,
     Intent,
     Key,
     Persistence,
@@ -73,24 +74,41 @@ SERVICE: Types = {
     "persistence": dict,
     "one_packet": bool,
     "mss": int,
+    "health": dict,
     "real": list,
+}
+HEALTH: Types = {
+    "type": str,
+    "port": int,
+    "interval": float,
+    "timeout": float,
+    "rise": int,
+    "fall": int,
+    "path": str,
+    "host": str,
+    "status": str,
+    "verify": bool,
+    "send": str,
+    "expect": str,
+    "query": str,
+    "on_down": str,
 }
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str}
 LATER = {
-    "health": "health checks",
     "offload": "offload",
 }
 TYPE_NAMES = {
     str: "a string in quotes",
     bool: "true or false",
     int: "a whole number",
+    float: "a number",
     dict: "a table",
     list: "a list",
 }
 KEY_OF_FIELD = {"vip port": "vip", "protocol": "vip", "real": "address", "real port": "address"}
-SECTIONS = "timeout ", "persistence "  # what the model puts before a field of theirs
+SECTIONS = "timeout ", "persistence ", "health "  # what the model puts before a field of theirs
 STAND_IN = Key("tcp", "192.0.2.1", 0)  # for a service whose address is wrong, so that the rest of it is looked at
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
@@ -209,6 +227,9 @@ class _Reader:
             where = (*path, "persistence")
             sticky = self.table(where, values["persistence"], PERSISTENCE)
             values["persistence"] = self.make(where, Persistence, sticky)
+        if "health" in values:
+            where = (*path, "health")
+            values["health"] = self.make(where, Health, self.table(where, values["health"], HEALTH))
         places = ((*path, "real", at) for at in count())
         found = (
             (place, self.real(place, one, key or STAND_IN))
@@ -300,7 +321,7 @@ class _Reader:
                 self.refuse(where, _short(value), f"this version of nfqlb does not do {LATER[key]}", fix)
             elif key not in known:
                 self.refuse(where, _short(value), "is not known here", f"the keys are {', '.join(known)}")
-            elif not isinstance(value, known[key]) or isinstance(value, bool) != (known[key] is bool):
+            elif not _is(value, known[key]):
                 self.refuse(where, _short(value), f"is not {TYPE_NAMES[known[key]]}")
             else:
                 found[key] = value
@@ -310,7 +331,10 @@ class _Reader:
         """Keep an error of the model, with its place in the file; the key that it is about."""
         field = next((error.field[len(one) :] for one in SECTIONS if error.field.startswith(one)), error.field)
         key = KEY_OF_FIELD.get(field, field)
-        if field in PERSISTENCE and path[-1] not in ("timeouts", "persistence"):  # told by the service
+        if error.field.startswith("health ") and path[-1] != "health":  # told by the service
+            self.refuse((*path, "health", key), error.value, error.problem, error.fix)
+            return "health"
+        if field in PERSISTENCE and path[-1] not in ("timeouts", "persistence", "health"):  # likewise
             self.refuse((*path, "persistence", key), error.value, error.problem, error.fix)
             return "persistence"
         self.refuse((*path, key), error.value, error.problem, error.fix)
@@ -322,6 +346,13 @@ class _Reader:
         place = f"{self.file}:{line}" if line else self.file
         field = f"{place}: {'.'.join(step for step in path if isinstance(step, str))}"
         self.errors.append((line, ConfigError(field, value, problem, fix)))
+
+
+def _is(value: object, kind: type) -> bool:
+    """TOML has whole numbers and others; a key that may be a fraction takes both."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _is_about(error: ConfigError, real: Real) -> bool:

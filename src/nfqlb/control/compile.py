@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from nfqlb.kernel.plan import Endpoint, Plan, Span, Way
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
@@ -48,10 +49,14 @@ class Compiler:
         self.left: dict[SlotKey, int] = {}
         self._before = self._compiled, self.slots, self.left
 
-    def snapshot(self, intent: Intent) -> Snapshot:
-        """Compile; if the snapshot is not published after all, call `undo`."""
+    def snapshot(self, intent: Intent, down: Collection[SlotKey] = ()) -> Snapshot:
+        """Compile; if the snapshot is not published after all, call `undo`. Real servers that are `down` get no new
+        connections, and keep old ones only where their service says so.
+        """
         slots: dict[SlotKey, int] = {}
-        compiled = {service.key: (service, self._compile(service, slots)) for service in intent.services}
+        services = quiesced(intent, down).services if down else intent.services
+        compiled = {service.key: (service, self._compile(service, slots)) for service in services}
+        removing = {service.key for service in services if service.health and service.health.on_down == "remove"}
         timeouts, answers = intent.timeouts, intent.answers
         snapshot = self._make_snapshot(
             [made for _, made in compiled.values()],
@@ -61,6 +66,7 @@ class Compiler:
             no_server=answers.no_server,
             no_connection=answers.no_connection,
             sloppy=answers.sloppy_tcp,
+            gone=[slots[end] for end in down if end[0] in removing and end in slots],
         )
         self._before = self._compiled, self.slots, self.left
         left = {key: slot for key, slot in (self.left | self.slots).items() if key not in slots}
@@ -100,6 +106,19 @@ class Compiler:
             mss=service.mss,
             **_persistence(service),
         )
+
+
+def quiesced(intent: Intent, down: Collection[SlotKey]) -> Intent:
+    """The intent in which these real servers have weight 0."""
+    keys = {key for key, *_ in down}
+
+    def service(one: Service) -> Service:
+        if one.key not in keys:
+            return one
+        reals = (replace(real, weight=0) if (one.key, real.address, real.port) in down else real for real in one.reals)
+        return replace(one, reals=tuple(reals))
+
+    return replace(intent, services=tuple(map(service, intent.services)))
 
 
 def steered(intent: Intent, by: str, kept: Collection[str], room: int) -> list[Service]:

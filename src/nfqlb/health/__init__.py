@@ -1,0 +1,1 @@
+"""Which real servers are well: `machine` decides, `checks` ask, `runner` keeps asking."""

@@ -1,0 +1,111 @@
+"""Active checks on a live director: a server that dies is out in time and comes back, over a crash of the director,
+too; and each type of check against the real thing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from netns import Net, load
+from netns.dns import ZONE
+from netns.tiers import Tiers
+
+INTERVAL, TIMEOUT, FALL, RISE = 0.5, 0.5, 2, 2
+SLACK = 0.1
+CONFIG = f"""
+[[service]]
+vip = "10.2.0.100:80"
+scheduler = "rr"
+health = {{ type = "http", path = "/whoami", interval = {INTERVAL}, timeout = {TIMEOUT}, fall = {FALL}, rise = {RISE} }}
+real = [{{ address = "10.2.0.11" }}, {{ address = "10.2.0.12" }}, {{ address = "10.2.0.13" }}]
+"""
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    with Net(clients=1, servers=3) as net:
+        file = net.director.folder / "nfqlb.toml"
+        file.write_text(CONFIG)
+        net.director.nfqlb("--config", str(file))
+        yield net
+        assert net.director.stop() == 0
+
+
+def condition(net: Net, real: str) -> Any:
+    return next(one for one in net.director.show("health")["health"] if one["real"] == real)
+
+
+def soon(true: Callable[[], bool], seconds: float = 8.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.05)
+
+
+def test_a_server_that_dies_is_out_in_time_and_takes_its_share_again(net: Net) -> None:
+    dying = net.servers[1]
+    probe = load.Probe(net.client, net.url("/whoami"), 0.002)  # 500 requests a second
+    probe.wait(50)
+    began = time.monotonic()
+    dying.kill()
+    soon(lambda: condition(net, "10.2.0.12:80")["condition"] == "down")
+    time.sleep(0.5)
+    failed = [moment - began for moment, ok in probe.end() if not ok]
+    assert failed
+    assert min(failed) > -SLACK
+    assert max(failed) <= INTERVAL * FALL + TIMEOUT + SLACK
+    assert load.split(load.whoami(net.client, net.url("/whoami"), 10)) == {"s1": 5, "s3": 5}
+    log = net.director.process.text if net.director.process else ""
+    assert "real server 10.2.0.12:80 of 10.2.0.100:80/tcp is down: Connection refused" in log
+    dying.start()
+    soon(lambda: condition(net, "10.2.0.12:80")["condition"] == "up")
+    assert set(load.split(load.whoami(net.client, net.url("/whoami"), 9)).values()) == {3}
+    told = [line for line in net.director.cli("events").stdout.splitlines() if "10.2.0.12:80 of" in line]
+    assert told[-1].endswith("is up again")
+
+
+def test_who_was_down_stays_down_over_a_crash(net: Net) -> None:
+    net.servers[0].kill()
+    soon(lambda: condition(net, "10.2.0.11:80")["condition"] == "down")
+    net.director.kill_director()
+    soon(lambda: condition(net, "10.2.0.11:80")["condition"] == "down")
+    assert load.split(load.whoami(net.client, net.url("/whoami"), 10)) == {"s2": 5, "s3": 5}
+
+
+def test_each_type_of_check_against_the_real_thing() -> None:
+    """Up while the program runs, down while its machine is off the network, up again."""
+    more = {"http": 'path = "/whoami", ', "dns": f'query = "{ZONE}", '}
+    kinds = {"http": "80", "smtp": "25", "imap": "143", "ftp": "21", "dns": "53/udp", "tcp": "53"}
+    with Tiers(servers=2) as net:
+        file = net.director.folder / "nfqlb.toml"
+        file.write_text(
+            "".join(
+                f'[[service]]\nvip = "10.2.0.100:{port}"\n'
+                'real = [{ address = "10.2.0.11" }, { address = "10.2.0.12" }]\n'
+                f'health = {{ type = "{kind}", {more.get(kind, "")}interval = 0.3, timeout = 0.5, fall = 2 }}\n'
+                for kind, port in kinds.items()
+            )
+        )
+        net.director.nfqlb("--config", str(file))
+
+        def seen(address: str) -> dict[str, tuple[str, str]]:
+            rows = net.director.show("health")["health"]
+            return {row["type"]: (row["condition"], row["why"]) for row in rows if row["real"].startswith(address)}
+
+        def well(address: str) -> bool:
+            rows = [row for row in net.director.show("health")["health"] if row["real"].startswith(address)]
+            return all(row["condition"] == "up" and row["count"] >= 3 for row in rows)
+
+        soon(lambda: well("10.2.0.11:") and well("10.2.0.12:"), 15)
+        assert set(seen("10.2.0.11:")) == set(kinds)
+        net.servers[0].ip("link set eth0 down")
+        soon(lambda: {condition for condition, _ in seen("10.2.0.11:").values()} == {"down"}, 15)
+        assert {why for _, why in seen("10.2.0.11:").values()} <= {"no answer within 0.5 s", "No route to host"}
+        assert {condition for condition, _ in seen("10.2.0.12:").values()} == {"up"}
+        net.servers[0].ip("link set eth0 up")
+        soon(lambda: {condition for condition, _ in seen("10.2.0.11:").values()} == {"up"}, 15)
+        assert net.director.stop() == 0
