@@ -111,11 +111,13 @@ class Lab:
         self._compiled: dict[tuple[str, str, int], tuple[Virtual, Service]] = {}
         self.configure(*virtuals, timeouts=timeouts, policy=policy)
 
-    def configure(self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS, policy: Policy = KIND) -> None:
-        """Publish exactly these services."""
+    def configure(
+        self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS, policy: Policy = KIND, gone: Sequence[int] = ()
+    ) -> None:
+        """Publish exactly these services; the slots of real servers that are down are `gone`."""
         self._compiled = {(v.protocol, v.vip, v.mark): (v, self._compile(v)) for v in virtuals}
         self.services = [service for _, service in self._compiled.values()]
-        self.datapath.publish(Snapshot(self.services, *timeouts, **policy._asdict()))
+        self.datapath.publish(Snapshot(self.services, *timeouts, **policy._asdict(), gone=gone))
 
     def send(self, packet: bytes, *, hook: int = PREROUTING, flags: int = 0, mark: int = 0, worker: int = 0) -> Result:
         return self.workers[worker].process(packet, self.clock(), hook=hook, flags=flags, mark=mark)

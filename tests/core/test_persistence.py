@@ -253,3 +253,36 @@ def test_tcp_of_a_mark_keeps_its_connections() -> None:
     assert lab.send(tcp(CLIENT, "203.0.113.1:80", "A"), mark=7).packet == tcp(CLIENT, "10.0.0.2:80", "A")
     assert lab.send(udp(CLIENT, "203.0.113.1:80"), mark=7).packet == udp(CLIENT, "10.0.0.1:80")
     assert lab.send(udp(CLIENT, "203.0.113.1:80"), mark=7).packet == udp(CLIENT, "10.0.0.2:80")
+
+
+# --- a server that is down
+
+
+def test_persistent_clients_of_a_server_that_is_down_go_elsewhere_and_come_back_to_none() -> None:
+    lab = Lab(STICKY)
+    assert real(lab, "192.0.2.1:1000") == C
+    slot = next(slot for key, slot in lab.slots.items() if key[-1] == C)
+    down = STICKY._replace(reals={**REALS, C: 0})
+    lab.configure(down)
+    assert real(lab, "192.0.2.1:1001") == C, "quiesced: the template still leads there"
+    lab.configure(down, gone=[slot])
+    moved = real(lab, "192.0.2.1:1002")
+    assert moved in (A, B)
+    lab.configure(STICKY)
+    assert real(lab, "192.0.2.1:1003") == moved
+
+
+def test_flows_of_a_server_that_is_down_go_elsewhere_or_end() -> None:
+    lab = Lab(Virtual(VIP, REALS, "rr"), Virtual(VIP, REALS, "rr", protocol="udp"))
+    assert real(lab, "192.0.2.1:1000") == C
+    first = lab.send(udp("192.0.2.1:53", VIP)).packet
+    assert first
+    assert first[19] == 3
+    slots = [slot for key, slot in lab.slots.items() if key[-1] == C]
+    quiet: dict[str, int | tuple[int, int, int]] = {**REALS, C: 0}
+    lab.configure(Virtual(VIP, quiet, "rr"), Virtual(VIP, quiet, "rr", protocol="udp"), gone=slots)
+    assert lab.send(tcp("192.0.2.1:1000", VIP, "A")).reason == "server_gone"
+    again = lab.send(udp("192.0.2.1:53", VIP)).packet
+    assert again
+    assert again[19] in (1, 2)
+    assert real(lab, "192.0.2.1:1000") in (A, B), "a SYN begins anew"
