@@ -16,7 +16,7 @@ LAYERS = [
     {"queue", "probe", "script"},
     {"transmit", "audit"},
     {"datapath"},
-    {"forward", "icmp", "schedulers", "hashing", "locality", "load", "connection", "tracking", "snapshot"},
+    {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
     {"packet"},
     {"wire", "telemetry"},
     {"checksum", "hash"},

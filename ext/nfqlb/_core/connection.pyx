@@ -45,6 +45,7 @@ from nfqlb._core.atomic cimport (
 )
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.memory cimport allow_huge, anonymous, cache_lines, give_back
+from nfqlb._core.ranking cimport note_load
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
     ANSWERED,
@@ -75,6 +76,7 @@ from nfqlb._core.types cimport (
     bucket_t,
     connection_t,
     header_t,
+    leaf_t,
     load_t,
     look_t,
     packet_t,
@@ -248,7 +250,7 @@ cdef inline void count(table_t* table, connection_t* entry, uint32_t word, uint3
     if entry.flags & TEMPLATE:
         add32(&load.persistent, by, RELAXED)
         return
-    add32(&load.inactive if word & INACTIVE else &load.active, by, RELAXED)
+    add32(&load.inactive if word & INACTIVE else &load.active, by, SEQUENTIAL)
 
 
 # --- endings ---------------------------------------------------------------------------------------------------------
@@ -281,6 +283,7 @@ cdef bint remove(table_t* table, connection_t* entry) noexcept nogil:
         store32(at, entry.chain, RELEASE)
     unlock(&bucket.lock)
     count(table, entry, word, <uint32_t>-1)
+    note_load(table, entry.slot)
     if entry.control != 0:
         subtract32(&table.entries[entry.control].children, 1, RELEASE)
     lock(&table.free_lock)
@@ -541,7 +544,9 @@ cdef class Table:
         self.table.buckets = <bucket_t*>anonymous((self.table.bucket_mask + 1) * sizeof(bucket_t))
         self.table.wheel = <uint32_t*>calloc(WHEEL, sizeof(uint32_t))
         self.table.loads = <load_t*>calloc(self.table.slot_count, sizeof(load_t))
-        if self.table.buckets == NULL or self.table.wheel == NULL or self.table.loads == NULL:
+        self.table.watch = <leaf_t**>calloc(self.table.slot_count, sizeof(leaf_t*))
+        if self.table.buckets == NULL or self.table.wheel == NULL or self.table.loads == NULL \
+                or self.table.watch == NULL:
             raise MemoryError
         key = os.urandom(16)
         memcpy(self.table.key, <const char*>key, 16)
@@ -625,6 +630,7 @@ cdef class Table:
             give_back(self.table.buckets, (self.table.bucket_mask + 1) * sizeof(bucket_t))
             free(self.table.wheel)
             free(self.table.loads)
+            free(self.table.watch)
             free(self.table)
 
     @property

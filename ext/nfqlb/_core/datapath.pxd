@@ -2,6 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from nfqlb._core.connection cimport Table
+from nfqlb._core.snapshot cimport Snapshot
 from nfqlb._core.telemetry cimport telemetry_t
 from nfqlb._core.types cimport connection_t, hop_t, outbox_t, packet_t, path_t, snapshot_t, table_t
 
@@ -23,7 +24,7 @@ cdef struct worker_t:
 cdef class Datapath:
     cdef Table table
     cdef snapshot_t* published
-    cdef object current              # the Snapshot behind `published`
+    cdef Snapshot current            # that Snapshot behind `published`
     cdef hop_t** hops
     cdef path_t* paths
     cdef dict ways                   # the Hop behind each of `hops`

@@ -8,6 +8,7 @@ which one a packet is comes from the hook it was taken at, and where that guess 
 """
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 import os
 from typing import NamedTuple
@@ -38,8 +39,9 @@ from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.load cimport note_connection
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
-from nfqlb._core.schedulers cimport pick, position
-from nfqlb._core.snapshot cimport Hop, Snapshot, classify
+from nfqlb._core.ranking cimport attach, detach, note_load, position
+from nfqlb._core.schedulers cimport pick
+from nfqlb._core.snapshot cimport Hop, Service, Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
 from nfqlb._core.tracking cimport CLIENT_ONLY, CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
 from nfqlb._core.types cimport (
@@ -299,7 +301,8 @@ cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet,
         entry.flags |= ONE_PACKET
     else:
         show(worker.table, entry, NEWBORN)
-    note_connection(server, worker.table.loads)
+    if note_connection(server, worker.table.loads):
+        note_load(worker.table, server.slot)
     worker.telemetry.slots[server.slot].connections += 1
     connection[0] = entry
     return PARSED
@@ -498,6 +501,7 @@ cdef class Datapath:
             raise MemoryError
         self.retired = []
         self.workers = []
+        memset(self.table.table.watch, 0, self.table.table.slot_count * sizeof(void*))
         self.publish(Snapshot(()))
 
     def __dealloc__(self):
@@ -506,6 +510,7 @@ cdef class Datapath:
 
     def publish(self, Snapshot snapshot not None) -> None:
         """Put a configuration before the workers; their next batch goes by it. Never waits for them."""
+        self._watch(snapshot)
         store_pointer(<void**>&self.published, <void*>snapshot.snapshot, SEQUENTIAL)
         self._retire(self.current)
         self.current = snapshot
@@ -518,6 +523,15 @@ cdef class Datapath:
         self._retire(self.ways.pop(slot, None))
         if hop is not None:
             self.ways[slot] = hop
+
+    def _watch(self, Snapshot snapshot) -> None:
+        """Have the rankings of its services told of loads, instead of those of the last one."""
+        cdef Service service
+        old = set() if self.current is None else self.current.ranked
+        for service in old - snapshot.ranked:
+            detach(self.table.table, service.service)
+        for service in snapshot.ranked - old:
+            attach(self.table.table, service.service)
 
     def _retire(self, old) -> None:
         """Keep what a batch may still read, and let go what none can."""

@@ -1,7 +1,8 @@
 """The schedulers that look at every real server and at how many connections each has: lc, wlc, sed, nq, ovf, fo, twos.
 
-Each gives an index, or -1 where no server takes new connections. Costs are compared as products, without dividing; of
-equals the first wins, the newest server that is (net/netfilter/ipvs/ip_vs_lc.c and so on).
+They walk over all; ranking.pyx knows what they would find where there are many. Each gives an index, or -1 where no
+server takes new connections. Costs are compared as products, without dividing; of equals the first wins, the newest
+server that is (net/netfilter/ipvs/ip_vs_lc.c and so on).
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
@@ -32,10 +33,12 @@ cdef inline bint is_overloaded(server_t* server, const load_t* loads) noexcept n
     return server.overloaded
 
 
-cdef inline void note_connection(server_t* server, const load_t* loads) noexcept nogil:
-    """A connection was added (ip_vs_bind_dest)."""
-    if server.upper and total_of(server, loads) >= server.upper:
-        server.overloaded = True
+cdef inline bint note_connection(server_t* server, const load_t* loads) noexcept nogil:
+    """A connection was added (ip_vs_bind_dest); whether the server has too many now."""
+    if server.upper == 0 or total_of(server, loads) < server.upper:
+        return False
+    server.overloaded = True
+    return True
 
 
 cdef inline bint takes(server_t* server, const load_t* loads) noexcept nogil:
@@ -155,6 +158,11 @@ cdef inline int32_t power_of_two(service_t* service, const load_t* loads, uint64
             break
     if one < 0 or two < 0:
         return max(one, two)
+    return less_loaded(service, one, two, loads)
+
+
+cdef inline int32_t less_loaded(service_t* service, int32_t one, int32_t two, const load_t* loads) noexcept nogil:
+    """Of two servers the one with less overhead for its weight."""
     if service.servers[two].weight * overhead(&service.servers[one], loads) \
             > service.servers[one].weight * overhead(&service.servers[two], loads):
         return two

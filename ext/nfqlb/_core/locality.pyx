@@ -8,6 +8,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from nfqlb._core.atomic cimport lock, unlock
 from nfqlb._core.load cimport active_of, is_overloaded, overhead, weighted_least_connection
+from nfqlb._core.ranking cimport has_little, leader, position, ranked
 from nfqlb._core.types cimport (
     DESTINATION_BUCKETS,
     DESTINATIONS,
@@ -54,6 +55,10 @@ cdef int32_t locality_based(service_t* service, const packet_t* packet, const lo
     cdef destination_t* known
     cdef int32_t chosen
     lock(&locality.lock)
+    if service.ranking != NULL:                              # who is below the lower threshold again
+        lock(&service.state.lock)
+        ranked(service, loads)
+        unlock(&service.state.lock)
     known = find(locality, &packet.destination)
     if known != NULL:
         known.used = now
@@ -63,7 +68,7 @@ cdef int32_t locality_based(service_t* service, const packet_t* packet, const lo
         if chosen >= 0 and not is_loaded(service, chosen, loads):
             unlock(&locality.lock)
             return chosen
-    chosen = weighted_least_connection(service, loads)
+    chosen = least(service, loads)
     if chosen >= 0:
         if known == NULL:
             known = remember(locality, &packet.destination, now)
@@ -169,13 +174,13 @@ cdef void forget_member(locality_t* locality, destination_t* known, uint32_t* li
     known.count -= 1
 
 
-cdef int32_t index_of(const service_t* service, uint32_t slot) noexcept nogil:
-    """-1 for a server that has left the service."""
-    cdef int32_t at
-    for at in range(<int32_t>service.count):
-        if service.servers[at].slot == slot:
-            return at
-    return -1
+cdef int32_t least(service_t* service, const load_t* loads) noexcept nogil:
+    """As wlc chooses."""
+    cdef int32_t chosen
+    lock(&service.state.lock)
+    chosen = leader(service, loads) if ranked(service, loads) else weighted_least_connection(service, loads)
+    unlock(&service.state.lock)
+    return chosen
 
 
 cdef int32_t least_member(service_t* service, locality_t* locality, const destination_t* known, const load_t* loads,
@@ -188,7 +193,7 @@ cdef int32_t least_member(service_t* service, locality_t* locality, const destin
     cdef uint32_t at = known.members
     cdef server_t* server
     while at:
-        index = index_of(service, locality.members[at].slot)
+        index = position(service, locality.members[at].slot)
         at = locality.members[at].next
         if index < 0:
             continue
@@ -210,7 +215,7 @@ cdef void drop_most_loaded(service_t* service, locality_t* locality, destination
     cdef server_t* server
     cdef int32_t index
     while link[0]:
-        index = index_of(service, locality.members[link[0]].slot)
+        index = position(service, locality.members[link[0]].slot)
         if index >= 0 and service.servers[index].weight > 0:
             server = &service.servers[index]
             if most == NULL or overhead(most, loads) * server.weight < overhead(server, loads) * most.weight:
@@ -224,9 +229,16 @@ cdef void drop_most_loaded(service_t* service, locality_t* locality, destination
 
 cdef bint is_loaded(service_t* service, int32_t index, const load_t* loads) noexcept nogil:
     """Whether a server has more active connections than its weight while another has less than half of that."""
+    cdef bint told, little
     cdef int32_t at
     if active_of(&service.servers[index], loads) <= service.servers[index].weight:
         return False
+    lock(&service.state.lock)
+    told = ranked(service, loads)
+    little = told and has_little(service, loads)
+    unlock(&service.state.lock)
+    if told:
+        return little
     for at in range(<int32_t>service.count):
         if 2 * active_of(&service.servers[at], loads) < service.servers[at].weight:
             return True

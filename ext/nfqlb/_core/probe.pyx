@@ -5,15 +5,19 @@ only the core's own share is timed, not the making of the packets. Beside it sta
 read needs the one before: its time for an array of the same size is the limit of the machine at that moment, and a
 ratio to it holds while the machine's speed changes.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from nfqlb._core.atomic cimport SEQUENTIAL, add32
 from nfqlb._core.connection cimport connection_t, find, flow_hash, warm_bucket, warm_entry
 from nfqlb._core.datapath cimport Worker, run_batch, worker_t
 from nfqlb._core.forward cimport nat_request
+from nfqlb._core.load cimport note_connection
 from nfqlb._core.memory cimport anonymous, give_back
 from nfqlb._core.packet cimport parse
+from nfqlb._core.ranking cimport note_load
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport classify
 from nfqlb._core.types cimport BATCH, PREROUTING, REQUEST, packet_t, service_t, table_t
@@ -82,6 +86,58 @@ cdef class Flows:
         if traced:
             muntrace()
         return taken / packets
+
+    def connections(self, uint32_t count, uint32_t lasting) -> tuple[float, list[int]]:
+        """Choose a server for so many connections, of each flow in turn; each is active until `lasting` others have
+        begun, none stays in the end. Returns nanoseconds for each, of a choice, a beginning and an ending, and the
+        index of the server that each got, -1 for none. The table knows nothing of them, but for the servers' loads.
+        """
+        cdef double taken
+        cdef int32_t* chosen = <int32_t*>calloc(max(1, count), sizeof(int32_t))
+        if chosen == NULL:
+            raise MemoryError
+        try:
+            taken = choose(self, count, lasting, chosen)
+            return taken / count, [chosen[i] for i in range(count)]
+        finally:
+            free(chosen)
+
+
+cdef double choose(Flows flows, uint32_t count, uint32_t lasting, int32_t* chosen) noexcept:
+    cdef table_t* table = flows.worker.worker.table
+    cdef service_t* service = NULL
+    cdef uint64_t start
+    cdef uint64_t taken = 0
+    cdef uint32_t size, i, at
+    cdef uint32_t done = 0
+    with nogil:
+        while done < count:
+            size = min(<uint32_t>BATCH, count - done)
+            prepare(flows, done, size, False)
+            run_parse(flows, size)
+            if service == NULL:
+                service = classify(flows.worker.datapath.published, &flows.batch[0], False)
+            start = clock()
+            for i in range(size):
+                at = done + i
+                chosen[at] = pick(service, &flows.batch[i], table.loads, 0, &flows.worker.worker.random)
+                if chosen[at] >= 0:
+                    add32(&table.loads[service.servers[chosen[at]].slot].active, 1, SEQUENTIAL)
+                    if note_connection(&service.servers[chosen[at]], table.loads):
+                        note_load(table, service.servers[chosen[at]].slot)
+                if at >= lasting and chosen[at - lasting] >= 0:
+                    end(table, service, chosen[at - lasting])
+            taken += clock() - start
+            done += size
+        for at in range(count - min(lasting, count), count):
+            if chosen[at] >= 0:
+                end(table, service, chosen[at])
+    return <double>taken
+
+
+cdef inline void end(table_t* table, const service_t* service, int32_t at) noexcept nogil:
+    add32(&table.loads[service.servers[at].slot].active, <uint32_t>-1, SEQUENTIAL)
+    note_load(table, service.servers[at].slot)
 
 
 cdef double pass_packets(Flows flows, uint32_t packets, uint64_t now, step_t step, bint random) noexcept:

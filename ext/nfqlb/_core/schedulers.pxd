@@ -7,5 +7,4 @@ from nfqlb._core.types cimport load_t, packet_t, service_t
 cdef int32_t pick(service_t* service, const packet_t* packet, const load_t* loads, uint32_t now,
                   uint64_t* random) noexcept nogil
 cdef int prepare(service_t* service) except -1
-cdef int32_t position(const service_t* service, uint32_t slot) noexcept nogil
 cdef void succeed(service_t* service, const service_t* previous) noexcept

@@ -1,10 +1,10 @@
 """Schedulers: `pick` gives the index of the real server for a new connection, or -1.
 
 Strategy: each is the kernel's of the same name, to the tie (net/netfilter/ipvs/ip_vs_rr.c and so on), over the servers
-as the kernel walks them, newest first. Those that look at loads are in load.pxd, those that hash in hashing.pyx, those
-that remember destinations in locality.pyx; here are rr and wrr, which remember where they are, under the service's
-lock. A new configuration makes a new service with a state of its own: `succeed` carries over what the kernel's add,
-delete and edit hooks would.
+as the kernel walks them, newest first. Those that look at loads are in load.pxd, and for many servers in ranking.pyx;
+those that hash in hashing.pyx, those that remember destinations in locality.pyx; here are rr and wrr, which remember
+where they are, under the service's lock. A new configuration makes a new service with a state of its own: `succeed`
+carries over what the kernel's add, delete and edit hooks would.
 """
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
@@ -20,6 +20,7 @@ from nfqlb._core.hashing cimport (
 from nfqlb._core.load cimport (
     is_overloaded,
     least_connection,
+    less_loaded,
     never_queue,
     power_of_two,
     shortest_expected_delay,
@@ -29,23 +30,27 @@ from nfqlb._core.load cimport (
     weighted_overflow,
 )
 from nfqlb._core.locality cimport locality_based
-from nfqlb._core.types cimport load_t, packet_t, scheduler_state_t, service_t
-
-cdef enum:
-    RR = 0
-    WRR
-    LC
-    WLC
-    LBLC
-    LBLCR
-    DH
-    SH
-    MH
-    SED
-    NQ
-    FO
-    OVF
-    TWOS
+from nfqlb._core.ranking cimport drawn, leader, position, ranked
+from nfqlb._core.types cimport (
+    DH,
+    FO,
+    LBLC,
+    LBLCR,
+    LC,
+    MH,
+    NQ,
+    OVF,
+    RR,
+    SED,
+    SH,
+    TWOS,
+    WLC,
+    WRR,
+    load_t,
+    packet_t,
+    scheduler_state_t,
+    service_t,
+)
 
 SCHEDULERS: tuple[str, ...] = (
     "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos",
@@ -57,6 +62,13 @@ cdef int32_t pick(service_t* service, const packet_t* packet, const load_t* load
                   uint64_t* random) noexcept nogil:
     """The server for the connection that this packet begins, at tick `now`; `random` is the caller's generator."""
     cdef int32_t chosen
+    if service.ranking != NULL and service.scheduler != LBLC and service.scheduler != LBLCR:
+        lock(&service.state.lock)
+        if ranked(service, loads):
+            chosen = two_drawn(service, loads, draw(random)) if service.scheduler == TWOS else leader(service, loads)
+            unlock(&service.state.lock)
+            return chosen
+        unlock(&service.state.lock)
     if service.scheduler == WLC:
         return weighted_least_connection(service, loads)
     if service.scheduler == LC:
@@ -93,6 +105,12 @@ cdef inline uint64_t draw(uint64_t* random) noexcept nogil:
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9ULL
     value = (value ^ value >> 27) * 0x94D049BB133111EBULL
     return value ^ value >> 31
+
+
+cdef int32_t two_drawn(service_t* service, const load_t* loads, uint64_t chance) noexcept nogil:
+    """power_of_two() by the service's ranking."""
+    cdef int32_t one = drawn(service, <uint32_t>chance)
+    return one if one < 0 else less_loaded(service, one, drawn(service, chance >> 32), loads)
 
 
 cdef int32_t round_robin(service_t* service, const load_t* loads) noexcept nogil:
@@ -184,15 +202,6 @@ cdef void lower(service_t* service, int32_t current) noexcept:
     elif service.gcd > 1:
         current = current // service.gcd * service.gcd + 1
     service.state.current = current
-
-
-cdef int32_t position(const service_t* service, uint32_t slot) noexcept nogil:
-    """The index of a real server, -1 for one that has left the service."""
-    cdef int32_t at
-    for at in range(<int32_t>service.count):
-        if service.servers[at].slot == slot:
-            return at
-    return -1
 
 
 cdef void succeed(service_t* service, const service_t* previous) noexcept:

@@ -18,6 +18,7 @@ cdef class Service:
 cdef class Snapshot:
     cdef snapshot_t* snapshot
     cdef readonly tuple services         # keeps the compiled services alive
+    cdef frozenset ranked                # those that are told of loads
 
 
 cdef service_t* classify(const snapshot_t* snapshot, const packet_t* packet, bint marked) noexcept nogil

@@ -8,7 +8,7 @@ A packet belongs to the service of its mark, else to that of its very port, else
 else, where it may be FTP data, to the persistent service on port 21, else to that with every port
 (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_service_find, which knows no ranges).
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
@@ -17,6 +17,7 @@ import os
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.locality cimport clear, collect
 from nfqlb._core.memory cimport cache_lines
+from nfqlb._core.ranking cimport free_ranking, is_told, new_ranking, position, seat
 from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.tracking cimport default_timeouts
 from nfqlb._core.types cimport (
@@ -129,9 +130,11 @@ cdef class Service:
             server.upper, server.lower = thresholds or (0, 0)
             server.lower = server.lower or server.upper - server.upper // 4
             self.service.count += 1
+        seat(self.service)
         if previous is not None:
             inherit(self.service, previous.service)
         prepare(self.service)
+        new_ranking(self.service)
         if scheduler in ("lblc", "lblcr"):
             self.locality = None if previous is None else previous.locality
             if self.locality is None:
@@ -153,8 +156,16 @@ cdef class Service:
         """How often a worker found the scheduler busy with another's connection, modulo 2**32."""
         return self.service.state.lock.waited
 
+    @property
+    def ranked(self) -> bool:
+        """Whether its servers are kept in the order in which the scheduler likes them: there are many, it looks at
+        loads, and it is published.
+        """
+        return is_told(self.service)
+
     def __dealloc__(self):
         if self.service != NULL:
+            free_ranking(self.service)
             free(self.service.servers)
             free(self.service.places)
             free(self.service.state)
@@ -167,15 +178,15 @@ cdef void inherit(service_t* service, const service_t* previous) noexcept:
     """
     cdef server_t* server
     cdef const server_t* before
-    cdef uint32_t at, other
+    cdef uint32_t at
+    cdef int32_t other
     for at in range(service.count):
         server = &service.servers[at]
-        for other in range(previous.count):
+        other = position(previous, server.slot)
+        if other >= 0:
             before = &previous.servers[other]
-            if before.slot == server.slot:
-                server.last_weight = server.weight or before.last_weight
-                server.overloaded = before.overloaded and 0 < server.upper <= before.upper
-                break
+            server.last_weight = server.weight or before.last_weight
+            server.overloaded = before.overloaded and 0 < server.upper <= before.upper
 
 
 cdef class Locality:
@@ -209,6 +220,7 @@ cdef class Snapshot:
         cdef Service service
         cdef uint32_t i
         self.services = tuple(services)
+        self.ranked = frozenset([service for service in self.services if is_ranked(service)])
         self.snapshot = <snapshot_t*>calloc(1, sizeof(snapshot_t))
         if self.snapshot == NULL:
             raise MemoryError
@@ -250,6 +262,10 @@ cdef class Snapshot:
             free(self.snapshot.available)
             free(self.snapshot.mss)
             free(self.snapshot)
+
+
+cdef bint is_ranked(Service service) noexcept:
+    return service.service.ranking != NULL
 
 
 cdef enum kind_t:

@@ -7,8 +7,9 @@ connection: the state word is exchanged with compare-and-swap, and who wins coun
 """
 from libc.stdint cimport uint8_t, uint32_t
 
-from nfqlb._core.atomic cimport ACQUIRE, RELAXED, RELEASE, add32, load32, replace32, store32, subtract32
+from nfqlb._core.atomic cimport ACQUIRE, RELAXED, RELEASE, SEQUENTIAL, add32, load32, replace32, store32, subtract32
 from nfqlb._core.connection cimport hasten
+from nfqlb._core.ranking cimport note_load
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
     ANSWERED,
@@ -127,8 +128,9 @@ cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connec
                 if (word ^ wanted) & INACTIVE:
                     load = &table.loads[connection.slot]
                     if wanted & INACTIVE:
-                        subtract32(&load.active, 1, RELAXED)
-                        add32(&load.inactive, 1, RELAXED)
+                        subtract32(&load.active, 1, SEQUENTIAL)
+                        add32(&load.inactive, 1, SEQUENTIAL)
+                        note_load(table, connection.slot)
                     else:
                         add32(&load.active, 1, RELAXED)
                         subtract32(&load.inactive, 1, RELAXED)

@@ -4,7 +4,7 @@ Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5
 for the family. Ports are host order. Time is in ticks of 100 ms of CLOCK_BOOTTIME, good for 13 years of uptime. Indices
 stand where pointers would: 0 means none.
 """
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from nfqlb._core.atomic cimport lock_t
 
@@ -208,6 +208,31 @@ cdef struct counter_t:           # what one worker counted for a slot
     uint64_t reserved[3]
 
 
+cdef struct leaf_t:              # a real server as its ranking is told of it
+    ranking_t* ranking
+    uint32_t next                # as ranking_t.little
+    uint32_t little              # it is on that list
+
+
+cdef struct node_t:              # of a tournament: the winner below, who has the least cost / weight
+    int64_t cost                 # twos: sum of the weights below
+    uint32_t weight              # 0: nobody
+    uint32_t index
+
+
+cdef struct ranking_t:           # the servers of a service as a tree; but for the news all is under the service's lock
+    uint32_t told                # how often somebody had news, wraps
+    uint32_t reserved[15]
+    uint64_t* news               # number << 32 | index of a server that has less to do now, by the number's last bits
+    uint32_t news_mask
+    uint32_t heard               # the first number not yet looked at
+    leaf_t* leaves
+    node_t* nodes                # [1] is the root, [i] has [2 * i] and [2 * i + 1] below, [width] is the first leaf
+    uint32_t width               # a power of two, at least the number of servers
+    uint32_t state
+    uint32_t little              # lblc, lblcr: 1 + index of one that had less than half of what its weight says, or 0
+
+
 cdef struct bucket_t:            # one cache line of the index: a tag of the hash sorts out nearly every wrong entry
     lock_t lock
     uint16_t tag[8]
@@ -250,10 +275,11 @@ cdef struct table_t:
     uint64_t key[2]
 
     uint32_t* wheel
+    leaf_t** watch               # by slot: who is told when its load changes, NULL for nobody
     uint32_t capacity
     uint32_t slot_count
     uint32_t reader_count
-    uint32_t reserved[11]
+    uint32_t reserved[9]
 
     lock_t free_lock
     uint32_t free_head           # removed entries in the order of their removal, linked by timer_next
@@ -314,6 +340,23 @@ cdef struct server_t:
     uint8_t overloaded           # between those two; written by whoever adds a connection or looks
 
 
+cdef enum scheduler_t:           # in the order of SCHEDULERS, schedulers.pyx
+    RR = 0
+    WRR
+    LC
+    WLC
+    LBLC
+    LBLCR
+    DH
+    SH
+    MH
+    SED
+    NQ
+    FO
+    OVF
+    TWOS
+
+
 cdef enum:                       # what a scheduler does besides (ip_vs.h, IP_VS_SVC_F_SCHED1 and 2)
     FALLBACK = 1                 # sh, mh: another server where the one of the hash takes none
     HASH_PORT = 2                # sh, mh: the client's port counts, too
@@ -370,6 +413,9 @@ cdef struct service_t:
     uint16_t mss                 # bytes that a SYN may announce at most, 0: as it comes
     uint32_t count
     server_t* servers            # newest first
+    uint32_t* seats              # 1 + index of the server by its slot, open addressing; NULL where servers are few
+    uint32_t seat_mask
+    ranking_t* ranking           # or NULL: few servers, or the scheduler does not look at loads
     scheduler_state_t* state
     uint32_t persistence         # ticks that a client stays with its server after its last connection began, or 0
     uint8_t one_packet           # each datagram is scheduled on its own
