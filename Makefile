@@ -161,6 +161,7 @@ bench: PACKAGES += $(BENCH_PACKAGES)
 bench: setup
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.core
+	$(BIN)/python -m bench.schedulers
 	$(BIN)/python -m bench.changes
 	$(BIN)/python -m bench.workers
 	$(BIN)/python -m bench.peers

@@ -19,9 +19,9 @@ from nfqlb._core.memory cimport anonymous, give_back
 from nfqlb._core.packet cimport parse
 from nfqlb._core.ranking cimport note_load
 from nfqlb._core.schedulers cimport pick
-from nfqlb._core.snapshot cimport classify
+from nfqlb._core.snapshot cimport Service, classify
 from nfqlb._core.types cimport BATCH, PREROUTING, REQUEST, packet_t, service_t, table_t
-from nfqlb._core.wire cimport IP4_HEADER, IP4_SOURCE
+from nfqlb._core.wire cimport IP4_DESTINATION, IP4_HEADER, IP4_SOURCE
 
 
 cdef extern from "<mcheck.h>" nogil:
@@ -87,36 +87,37 @@ cdef class Flows:
             muntrace()
         return taken / packets
 
-    def connections(self, uint32_t count, uint32_t lasting) -> tuple[float, list[int]]:
-        """Choose a server for so many connections, of each flow in turn; each is active until `lasting` others have
-        begun, none stays in the end. Returns nanoseconds for each, of a choice, a beginning and an ending, and the
-        index of the server that each got, -1 for none. The table knows nothing of them, but for the servers' loads.
+    def connections(self, uint32_t count, uint32_t lasting, bint to_many = False) -> tuple[float, list[int]]:
+        """Have the first service choose a server for so many connections, of each flow in turn; each is active until
+        `lasting` others have begun, none stays in the end. Returns nanoseconds for each from then on, of a choice, a
+        beginning and an ending, and the index of the server that each got, -1 for none. The table knows nothing of
+        them, but for the servers' loads. With `to_many` the flows differ in their destination, not in their source.
         """
         cdef double taken
         cdef int32_t* chosen = <int32_t*>calloc(max(1, count), sizeof(int32_t))
         if chosen == NULL:
             raise MemoryError
         try:
-            taken = choose(self, count, lasting, chosen)
-            return taken / count, [chosen[i] for i in range(count)]
+            taken = choose(self, count, lasting, to_many, chosen)
+            return taken, [chosen[i] for i in range(count)]
         finally:
             free(chosen)
 
 
-cdef double choose(Flows flows, uint32_t count, uint32_t lasting, int32_t* chosen) noexcept:
+cdef double choose(Flows flows, uint32_t count, uint32_t lasting, bint to_many, int32_t* chosen) except -1:
     cdef table_t* table = flows.worker.worker.table
-    cdef service_t* service = NULL
+    cdef Service first = flows.worker.datapath.current.services[0]
+    cdef service_t* service = first.service
     cdef uint64_t start
     cdef uint64_t taken = 0
+    cdef uint32_t timed = 0
     cdef uint32_t size, i, at
     cdef uint32_t done = 0
     with nogil:
         while done < count:
             size = min(<uint32_t>BATCH, count - done)
-            prepare(flows, done, size, False)
+            prepare(flows, done, size, False, to_many)
             run_parse(flows, size)
-            if service == NULL:
-                service = classify(flows.worker.datapath.published, &flows.batch[0], False)
             start = clock()
             for i in range(size):
                 at = done + i
@@ -127,12 +128,14 @@ cdef double choose(Flows flows, uint32_t count, uint32_t lasting, int32_t* chose
                         note_load(table, service.servers[chosen[at]].slot)
                 if at >= lasting and chosen[at - lasting] >= 0:
                     end(table, service, chosen[at - lasting])
-            taken += clock() - start
+            if done >= lasting:
+                taken += clock() - start
+                timed += size
             done += size
         for at in range(count - min(lasting, count), count):
             if chosen[at] >= 0:
                 end(table, service, chosen[at])
-    return <double>taken
+    return <double>taken / max(1, timed)
 
 
 cdef inline void end(table_t* table, const service_t* service, int32_t at) noexcept nogil:
@@ -150,7 +153,7 @@ cdef double pass_packets(Flows flows, uint32_t packets, uint64_t now, step_t ste
     with nogil:
         while done < packets:
             size = min(<uint32_t>BATCH, packets - done)
-            prepare(flows, done, size, random)
+            prepare(flows, done, size, random, False)
             if step > PARSE:
                 run_parse(flows, size)
             start = clock()
@@ -213,8 +216,9 @@ cdef void run_nat(Flows flows, uint32_t size) noexcept nogil:
         nat_request(&flows.batch[i], &connection)
 
 
-cdef void prepare(Flows flows, uint32_t first, uint32_t size, bint random) noexcept nogil:
+cdef void prepare(Flows flows, uint32_t first, uint32_t size, bint random, bint to_many) noexcept nogil:
     """Fill the batch with packets of flows from `first` on, or of random ones."""
+    cdef uint32_t end = IP4_DESTINATION if to_many else IP4_SOURCE
     cdef uint8_t* data
     cdef uint32_t i, flow
     for i in range(size):
@@ -223,9 +227,9 @@ cdef void prepare(Flows flows, uint32_t first, uint32_t size, bint random) noexc
             flow = <uint32_t>((next_random(&flows.random) >> 32) * flows.count >> 32)
         data = flows.room[i]
         memcpy(data, flows.packet, flows.length)
-        data[IP4_SOURCE + 1] = <uint8_t>(flow >> 20)
-        data[IP4_SOURCE + 2] = <uint8_t>(flow >> 12)
-        data[IP4_SOURCE + 3] = <uint8_t>(flow >> 4)
+        data[end + 1] = <uint8_t>(flow >> 20)
+        data[end + 2] = <uint8_t>(flow >> 12)
+        data[end + 3] = <uint8_t>(flow >> 4)
         data[IP4_HEADER + 1] = <uint8_t>(flow & 15)
         flows.batch[i].data = data
         flows.batch[i].captured = flows.length
