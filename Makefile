@@ -25,17 +25,18 @@ ARGS ?=
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-CORE := $(shell find ext bench -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+CORE := $(shell find ext bench -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.bpf.c')
 PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
 	nginx-light wrk curl tcpdump conntrack procps systemd
 # The real servers' mail, files and names, and the storage that they mount.
 PACKAGES += openssh-server sshfs postfix dovecot-imapd vsftpd bind9 bind9-dnsutils
 BENCH_PACKAGES := haproxy
 VM_PACKAGES := ipvsadm kmod
-CLANG := clang-16
+export CLANG := clang-16
+PACKAGES += $(CLANG)
 ifeq ($(NFQLB_BUILD),fuzz)
 export CC := $(CLANG)
-PACKAGES += $(CLANG) libclang-rt-16-dev llvm-16
+PACKAGES += libclang-rt-16-dev llvm-16
 endif
 PYTEST := $(BIN)/pytest
 
@@ -79,7 +80,7 @@ build/$(NFQLB_BUILD)/compiled: .venv/installed setup.py tests/fuzz/covered.txt $
 	@touch $@
 
 clean:
-	rm -rf .venv build src/*.egg-info src/nfqlb/_core/*.so bench/*.so .benchmarks .hypothesis .*_cache
+	rm -rf .venv build src/*.egg-info src/nfqlb/_core/*.so src/nfqlb/_core/*.bpf.o bench/*.so .benchmarks .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # -- checks -----------------------------------------------------------------------------------------------------------

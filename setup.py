@@ -6,11 +6,16 @@ of the environment chooses how: NFQLB_BUILD=release (the default), debug (assert
 sanitize (AddressSanitizer and UndefinedBehaviorSanitizer), fuzz (the same, and coverage for libFuzzer; CC=clang) or
 none (the Makefile compiles apart from pip, and so only what changed). Each way has its own folder in build/.
 bench/loops.pyx is compiled in place only, and never installed.
+offload.bpf.c becomes a program for the kernel where clang is found (CLANG names one); without it all works but the
+offload.
 Everything else about the project stands in pyproject.toml.
 """
 
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -19,6 +24,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 COVERED = "tests/fuzz/covered.txt"
+HEADER = "ext/nfqlb/_core/offload.h"
+PROGRAM = Path("ext/nfqlb/_core/offload.bpf.c")
+CLANGS = ("clang", *(f"clang-{version}" for version in range(22, 13, -1)))
 COVERAGE = ["-fsanitize=fuzzer-no-link", f"-fsanitize-coverage-allowlist={COVERED}"]
 # -fwrapv, which Python hands down, would define what shall be found
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-wrapv", "-fno-omit-frame-pointer"]
@@ -64,7 +72,8 @@ how = {
     "define_macros": macros,
     "extra_compile_args": flags + WARNINGS,
     "extra_link_args": link,
-    "depends": ["setup.py", COVERED],  # the flags
+    "depends": ["setup.py", COVERED, HEADER],  # the flags
+    "include_dirs": [str(Path(HEADER).parent.absolute())],
 }
 
 
@@ -73,6 +82,23 @@ class BuildExt(build_ext):
         # not in pyproject.toml: an editable installation of more than src costs every start a search in Python
         self.distribution.package_dir["bench"] = "bench"
         super().finalize_options()
+
+    def run(self):
+        super().run()
+        if sources:
+            into = self.get_ext_fullpath(f"nfqlb._core.{PROGRAM.name.partition('.')[0]}")
+            self.compile_program(Path(into).with_name("offload.bpf.o"))
+
+    def compile_program(self, into):
+        """The offload's program; -mcpu=v3 has the atomic operations that it needs (Linux 5.12)."""
+        clang = next(filter(None, map(shutil.which, [os.environ.get("CLANG", ""), *CLANGS])), None)
+        if clang is None:
+            into.unlink(missing_ok=True)
+            print("no clang: built without the offload (apt-get install clang-16)", file=sys.stderr)
+            return
+        own = [f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH')}", "-O2", "-fno-strict-aliasing"]
+        command = [clang, "-target", "bpf", "-mcpu=v3", *own, "-Wall", "-Wextra", "-c", str(PROGRAM), "-o", str(into)]
+        subprocess.run(command, check=True)
 
 
 Options.warning_errors = True

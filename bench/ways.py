@@ -15,6 +15,7 @@ from bench.road import COUNTED, ECHO, HTTP, SINK, Way, cable
 from netns import Host
 from netns.director import NFQLB
 
+OFFLOAD = ("--offload", "auto")
 GSO, PLAIN = 7, 8  # queues: TCP, and all else
 NAT = """
 table ip bench {{
@@ -175,6 +176,10 @@ PEERS = {
     "dr-mark": Peer("nfqlb, direct routing by marks", nfqlb("fast", 1, "dr", "--dr-by", "route")),
     "dr-local": Peer("nfqlb, direct routing, the VIP local", nfqlb("fast", 1, "dr", local=True)),
     "tun": Peer("nfqlb, tunnelling", nfqlb("fast", 1, "tun")),
+    "nat-bpf": Peer("nfqlb, NAT, offload", nfqlb("fast", 1, "nat", *OFFLOAD)),
+    "dr-bpf": Peer("nfqlb, direct routing, offload", nfqlb("fast", 1, "dr", *OFFLOAD)),
+    "local-bpf": Peer("nfqlb, direct routing, the VIP local, offload", nfqlb("fast", 1, "dr", *OFFLOAD, local=True)),
+    "tun-bpf": Peer("nfqlb, tunnelling, offload", nfqlb("fast", 1, "tun", *OFFLOAD)),
 }
 
 

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from aiohttp.web import AppRunner
 
     from nfqlb.api.director import Connection
+    from nfqlb.offloading import Offloading
 
 REPAIR_SECONDS = 2.0  # between looks at the kernel while nobody is heard to change it
 CALM_SECONDS = 0.1  # between hearing somebody and looking: what others do comes in bursts
@@ -127,6 +128,7 @@ class Director:
         self._repairs = 0
         self._failure = ""  # of the last repair
         self._ways: dict[int, neighbours.Hop] = {}  # by slot: where frames go
+        self._hops: Mapping[int, neighbours.Hop] = {}  # by slot: where flows leave that the kernel forwards
         self._lost: set[str] = set()  # real servers to which there is no way
         self._mask = config.dr_mask if config.dr_by != "frame" else 0
         self._marks = marks or {}  # by which the kernel steers packets to real servers
@@ -135,6 +137,8 @@ class Director:
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._ill = asyncio.Event()  # a real server went down or came back
         self._tasks: set[asyncio.Task[None]] = set()
+        self._offloading: Offloading | None = None
+        self._without_offload = ""  # why there is none
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -174,8 +178,31 @@ class Director:
             if self.starts == 0:
                 self._kernel.withdraw()
             raise
+        self._offload()
         if self._table.adopted:
             log.info("connections of the last director that go on: %d", self._table.adopted)
+
+    def _offload(self) -> None:
+        """Have the kernel forward what is established, as far as it can; else take a predecessor's offload away."""
+        from nfqlb import offloading
+
+        try:
+            if self.config.offload == "off":
+                self._without_offload = "off"
+            elif self.config.engine != "fast":
+                self._without_offload = "the reference engine takes every packet"
+            else:
+                found = offloading.Offloading(self.config.name, self._datapath, self.config.connections)
+                found.start()
+                self._offloading = found
+                return
+        except NfqlbError as error:
+            self._without_offload = str(error)
+            log.warning("no offload: %s", error)
+        try:
+            offloading.withdraw(self.config.name)
+        except NfqlbError as error:
+            log.error("%s", error)
 
     async def run(self, ready: Callable[[], None], alive: Callable[[], None] | None = None) -> int:
         """Serve the API, say `ready`, and mind the kernel until a signal; the exit code.
@@ -214,11 +241,12 @@ class Director:
     def finish(self) -> int:
         """Take everything back and say so in the state; the exit code."""
         code = 0
-        try:
-            self._kernel.withdraw()
-        except NfqlbError as error:
-            log.error("could not take everything back: %s", error)
-            code = error.exit_code
+        for take_back in (*([self._offloading.stop] if self._offloading else []), self._kernel.withdraw):
+            try:
+                take_back()
+            except NfqlbError as error:
+                log.error("could not take everything back: %s", error)
+                code = error.exit_code
         for worker in self._workers:
             worker.stop()
         self._table.close(True)
@@ -322,6 +350,8 @@ class Director:
             "workers": config.workers,
             "diverter": self._kernel.diverter,
             "firewall": config.firewall,
+            "offload": {"state": "on" if self._offloading else self._without_offload}
+            | (self._offloading.statistics() if self._offloading else {}),
             "vip_dev": self.state.vip_dev or None,
             "origin": self._origin,
             "edited": self._edited(),
@@ -375,6 +405,7 @@ class Director:
                 raise
             self.state, self._snapshot = after, snapshot
             self.health.adopt(intent)
+            self._look_after_flows()
         found = await asyncio.to_thread(steps, before.intent, intent)
         self.feed.say("changed", f"revision {after.revision}", after.revision, found)
         return after.revision
@@ -385,6 +416,11 @@ class Director:
         if after != self.state:
             await asyncio.to_thread(self._save, after)
             self.state = after
+
+    def _look_after_flows(self) -> None:
+        """Flows that the kernel forwards come up again where they do not fit any more."""
+        if self._offloading:
+            self._offloading.look()
 
     async def _apply(self, plan: Plan) -> None:
         """Make the kernel hold `plan`, if it does not already."""
@@ -444,6 +480,8 @@ class Director:
             self._compiler.forget(lambda slot: not any(self._table.load(slot)))
             await self._apply(self._plan_of(self.state.intent))
             done = await asyncio.to_thread(self._kernel.repair)
+            if self._offloading:
+                done += await asyncio.to_thread(self._offloading.follow)
             if self._warned_for != self.revision:
                 await asyncio.to_thread(self._warn)
         except Exception as error:
@@ -641,6 +679,7 @@ class Director:
         for slot in self._ways.keys() | ways.keys():
             if self._ways.get(slot) != ways.get(slot):
                 self._datapath.aim(slot, Hop(*ways[slot]) if slot in ways else None)
+        self._lead({slot: found[address] for slot, address in wanted.items() if address in found})
         for server in sorted(lost - self._lost):
             log.warning("real server %s: no route, or no answer to ARP or ND; its packets are dropped", server)
             self.feed.say("real", f"{server} is not reached")
@@ -648,6 +687,17 @@ class Director:
             log.info("real server %s: reached", server)
             self.feed.say("real", f"{server} is reached again")
         self._ways, self._lost = ways, lost
+
+    def _lead(self, hops: Mapping[int, neighbours.Hop]) -> None:
+        """Have flows that the kernel forwards leave by these next hops, whatever brings the engine's packets there."""
+        if self.config.offload == "off":
+            return
+        changed = {slot for slot in self._hops.keys() | hops.keys() if self._hops.get(slot) != hops.get(slot)}
+        for slot in changed:
+            self._datapath.lead(slot, Hop(*hops[slot]) if slot in hops else None)
+        self._hops = hops
+        if changed:
+            self._look_after_flows()
 
     async def _mind_neighbours(self) -> NoReturn:
         """Follow real servers that move, and ask those that get packets whether they are there."""
@@ -664,6 +714,8 @@ class Director:
                     await asyncio.wait_for(heard.wait(), PROBE_SECONDS)
                     await asyncio.sleep(FOLLOW_SECONDS)
                 heard.clear()
+                if self._offloading:
+                    self._offloading.look_again()
                 async with self._lock:
                     try:
                         await self._follow()
@@ -768,6 +820,9 @@ def load_kernel(name: str) -> Kernel:
 
 def withdraw(name: str) -> int:
     """Do what a director that was killed could not do; the exit code."""
+    from nfqlb import offloading
+
+    offloading.withdraw(name)
     load_kernel(name).withdraw()
     file = paths(name).state
     last = state.load(file)

@@ -10,8 +10,9 @@ same things, and packets wait in the kernel meanwhile, because a queue belongs t
 - What tells a restarted director which queue a socket is bound to is the kernel (its port id in
   /proc/net/netfilter/nfnetlink_queue), so the holder has nothing to remember.
 - It speaks to systemd: ready, stopping, and the watchdog's signs of life, which the director gives and it passes on.
-- It gives up all capabilities but two before it starts the director; uid 0 stays, for files that are root's alone
-  (/proc/net/ip_tables_names, xtables.lock, the table and the state of a director that was started by hand).
+- It gives up all capabilities but two (four with the offload) before it starts the director; uid 0 stays, for files
+  that are root's alone (/proc/net/ip_tables_names, xtables.lock, the table and the state of a director that was
+  started by hand).
 - Where a director could not clean up (killed before `ready`, or while it stopped, or not running because of the
   back-off), `nfqlb.daemon --withdraw` does that part of its work.
 """
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nfqlb.errors import ConfigError, NfqlbError, TakenError
-from nfqlb.kernel.capabilities import NET_ADMIN, NET_RAW, keep_only
+from nfqlb.kernel.capabilities import BPF, NET_ADMIN, NET_RAW, PERFMON, keep_only
 from nfqlb.logs import Voice
 from nfqlb.paths import paths
 
@@ -63,6 +64,9 @@ class Holder:
         self.api = Path(config["api"])
         self.workers = int(config.get("workers", 1))
         self.stops = STOPS - {signal.SIGHUP} if os.path.isabs(config.get("origin", "")) else STOPS
+        self.capabilities = [NET_ADMIN, NET_RAW]
+        if config.get("offload", "off") != "off":
+            self.capabilities += [BPF, PERFMON]
         self.voice = Voice(config.get("log_format", "console"), self.name)
         self.paths = paths(self.name)
         self.config_fd, self.director = config_fd, director
@@ -79,7 +83,7 @@ class Holder:
         self._take_name()
         try:
             self._make()
-            keep_only(NET_ADMIN, NET_RAW)
+            keep_only(*self.capabilities)
             code = self._keep_running()
         finally:
             self._clean()

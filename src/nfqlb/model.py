@@ -209,7 +209,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     Either `address`, `port` (0: every port; up to `last`, if that is given) and `protocol`, or `fwmark`: then it takes
     what bears this netfilter mark, of TCP and UDP, and of the family of `address`, which is 0.0.0.0 or ::.
 
-    `mss`: bytes that a SYN through the director may announce at most, 0 for any.
+    `mss`: bytes that a SYN through the director may announce at most, 0 for any. `offload`: the kernel may forward what
+    is established by itself.
     """
 
     address: str = ""
@@ -226,6 +227,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     one_packet: bool = False
     mss: int = 0
     health: Health | None = None
+    offload: bool = True
 
     def __post_init__(self) -> None:
         if self.fwmark:

@@ -17,6 +17,7 @@ ENGINES = ("fast", "reference")
 DIVERTERS = ("auto", "nft", "iptables")
 FIREWALLS = ("accept", "leave")
 DR_BY = ("auto", "frame", "route")
+OFFLOADS = ("auto", "off")
 WORKERS_MAX = 64
 QUEUES = ("gso", "plain", "head")  # the classes of a worker's queues
 QUEUES_PER_WORKER = len(QUEUES)
@@ -42,6 +43,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     connections: int = 262_144
     dr_by: str = "auto"
     dr_mask: int = 0xFF000000
+    offload: str = "off"
     metrics: str = ""  # ADDRESS:PORT to serve them on, nothing for not at all
     log_format: str = "console"
 
@@ -58,6 +60,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_choice("firewall", self.firewall, FIREWALLS)
         check_choice("dr_by", self.dr_by, DR_BY)
         check_mask("dr_mask", self.dr_mask)
+        check_choice("offload", self.offload, OFFLOADS)
         check_range("connections", self.connections, CONNECTIONS_MIN, CONNECTIONS_MAX)
         if self.metrics:
             parse_listener("metrics", self.metrics)

@@ -13,11 +13,11 @@ import pytest
 
 CORE = Path(__file__).parents[2] / "ext/nfqlb/_core"
 LAYERS = [
-    {"queue", "probe", "script"},
+    {"queue", "probe", "script", "follow"},
     {"transmit", "audit"},
     {"datapath"},
     {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
-    {"packet"},
+    {"packet", "offload"},
     {"wire", "telemetry"},
     {"checksum", "hash"},
     {"types", "atomic", "memory"},

@@ -133,6 +133,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
         "one_packet": False,
         "mss": 0,
         "health": None,
+        "offload": True,
     }
 
 
@@ -218,6 +219,7 @@ def test_reasons_and_daemon_are_passed_on(client: Client, director: FakeDirector
         ),
         (lambda c: c.edit_service(WEB_KEY, {"scheduler": "lc"}), (msgspec.structs.replace(WEB, scheduler="lc"), DNS)),
         (lambda c: c.edit_service(WEB_KEY, {"mss": 1400}), (msgspec.structs.replace(WEB, mss=1400), DNS)),
+        (lambda c: c.edit_service(WEB_KEY, {"offload": False}), (msgspec.structs.replace(WEB, offload=False), DNS)),
         (lambda c: c.delete_service(DNS_KEY), (WEB,)),
         (
             lambda c: c.add_real(DNS_KEY, {"address": "2001:db8:1::12", "port": 53, "weight": 4}),

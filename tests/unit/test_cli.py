@@ -247,6 +247,7 @@ def test_the_director_is_found_by_option_then_environment_then_name(
             ["service", "edit", VIP, "--mss", "1400", "--if-revision", "1"],
             (msgspec.structs.replace(WEB, mss=1400), DNS),
         ),
+        (["service", "edit", VIP, "--no-offload"], (msgspec.structs.replace(WEB, offload=False), DNS)),
         (
             ["service", "add", "[::9]:53", "--mss", "1220"],
             (WEB, DNS, Service("::9", 53, mss=1220)),
@@ -337,7 +338,8 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (["service", "add", VIP, "--real", "10.0.1.11:x"], "real port 'x': is not a whole number"),
         (
             ["service", "edit", VIP],
-            "edit '': says nothing to change; give --scheduler or --flag or --persistent or --mss or --mode or --label",
+            "edit '': says nothing to change; "
+            "give --scheduler or --flag or --persistent or --mss or --offload or --mode or --label",
         ),
         (
             ["service", "delete", "203.0.113.10"],

@@ -47,6 +47,7 @@ vip = "203.0.113.10:80"
 mode = "nat"
 scheduler = "wrr"
 mss = 1400
+offload = false
 
   [[service.real]]
   address = "10.0.1.11:8080"
@@ -73,7 +74,7 @@ def test_a_whole_file() -> None:
     assert director == given | {"dr_by": "frame", "dr_mask": 0xFF00}
     assert intent == Intent(
         (
-            Service("203.0.113.10", 80, "tcp", "nat", "wrr", WEB_REALS, "web", mss=1400),
+            Service("203.0.113.10", 80, "tcp", "nat", "wrr", WEB_REALS, "web", mss=1400, offload=False),
             Service("2001:db8::10", 53, "udp", reals=(Real("2001:db8:1::11", 5353, 0),)),
         ),
         Timeouts(tcp=600, udp=30),
@@ -100,7 +101,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "[director]\nthreads = 2\n",
             "f.toml:2: director.threads '2': is not known here; the keys are "
             "name, api, vip_dev, queue, workers, engine, diverter, firewall, connections, dr_by, dr_mask, "
-            "metrics, log_format",
+            "offload, metrics, log_format",
         ),
         ('[director]\nworkers = "2"\n', "f.toml:2: director.workers '2': is not a whole number"),
         ("[director]\nworkers = true\n", "f.toml:2: director.workers 'True': is not a whole number"),
@@ -155,7 +156,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + "port = 1\n",
             "f.toml:3: service.port '1': is not known here; the keys are "
-            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, mss, health, real",
+            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, mss, health, offload, real",
         ),
         (
             SERVICE + "fwmark = 7\n",
@@ -180,11 +181,6 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + "one_packet = true\n",
             "f.toml:3: service.one_packet 'true': is not for tcp; it is for UDP and firewall marks",
-        ),
-        (
-            SERVICE + 'offload = { mode = "auto", table = "a/long/name/of/a/table/of/it" }\n',
-            "f.toml:3: service.offload \"{'mode': 'auto', 'table': 'a/long/nam...\": "
-            "this version of nfqlb does not do offload; take it out of the file",
         ),
         (
             SERVICE + '[service.health]\ntype = "http"\npath = "healthz"\n',
@@ -322,7 +318,7 @@ def test_one_reading_finds_every_mistake_in_the_order_of_the_lines() -> None:
         "f.toml:2: director.workers '0': out of range; use 1 to 64",
         "f.toml:3: director.threads '2': is not known here; the keys are "
         "name, api, vip_dev, queue, workers, engine, diverter, firewall, connections, dr_by, dr_mask, "
-        "metrics, log_format",
+        "offload, metrics, log_format",
         "f.toml:4: director.queue 'ten': is not a whole number",
         "f.toml:7: timeouts.tcp '0': out of range; use 1 to 2147483 seconds",
         "f.toml:8: timeouts.udp '0': out of range; use 1 to 2147483 seconds",

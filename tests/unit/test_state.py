@@ -29,7 +29,7 @@ def services(draw: st.DrawFn) -> Service:
     reals = tuple(Real(*end, draw(st.integers(0, WEIGHT_MAX))) for end in ends if end != (address, port))
     protocol, scheduler = draw(st.sampled_from(sorted(PROTOCOLS))), draw(st.sampled_from(SCHEDULERS))
     mss = draw(st.sampled_from((0, 1400))) if protocol == "tcp" else 0
-    return Service(address, port, protocol, "nat", scheduler, reals, mss=mss)
+    return Service(address, port, protocol, "nat", scheduler, reals, mss=mss, offload=draw(st.booleans()))
 
 
 INTENTS = st.builds(

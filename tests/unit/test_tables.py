@@ -6,7 +6,7 @@ import pytest
 
 from nfqlb.cli import tables
 
-PLAIN: dict[str, object] = {"flags": [], "persistence": None, "one_packet": False, "mss": 0}
+PLAIN: dict[str, object] = {"flags": [], "persistence": None, "one_packet": False, "mss": 0, "offload": True}
 
 
 def text(table: tables.Table) -> str:
@@ -28,6 +28,7 @@ def test_services_look_as_ipvsadm_lists_them() -> None:
                 "flags": ["sh-port"],
                 "persistence": {"timeout": 600, "netmask": 24},
                 "mss": 1400,
+                "offload": False,
                 "reals": [
                     real("10.0.1.11:8080", weight=3, active=2, inactive=50),
                     real("10.0.1.12:8080", weight=0, active=0, inactive=1234567),
@@ -39,7 +40,7 @@ def test_services_look_as_ipvsadm_lists_them() -> None:
     assert text(tables.services(answer)) == (
         "Prot LocalAddress:Port Scheduler Flags\n"
         "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
-        "TCP  203.0.113.10:80 wlc (sh-port) persistent 600 mask /24 mss 1400\n"
+        "TCP  203.0.113.10:80 wlc (sh-port) persistent 600 mask /24 mss 1400 no-offload\n"
         "  -> 10.0.1.11:8080               nat     3      2          50\n"
         "  -> 10.0.1.12:8080               nat     0      0          1234567\n"
         "UDP  203.0.113.10:53 rr\n"

@@ -32,6 +32,7 @@ cdef void show(table_t* table, connection_t* connection, uint32_t word) noexcept
 # endings
 cdef bint remove(table_t* table, connection_t* connection) noexcept nogil
 cdef void hasten(table_t* table, connection_t* connection) noexcept nogil
+cdef void bring_up(table_t* table, connection_t* connection) noexcept nogil
 cdef void abandon(table_t* table, connection_t* connection, uint32_t now) noexcept nogil
 cdef int expire(table_t* table, uint32_t now, int budget) noexcept nogil
 

@@ -45,6 +45,7 @@ from nfqlb._core.atomic cimport (
 )
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.memory cimport allow_huge, anonymous, cache_lines, give_back
+from nfqlb._core.offload cimport is_busy, offload_t, take_out
 from nfqlb._core.ranking cimport note_load
 from nfqlb._core.types cimport (
     ACTIVE_STATES,
@@ -94,6 +95,7 @@ cdef enum:
     PAGE = 4096
     POPPED = 32                                      # entries taken out of the wheel at a time
     GROUP = 64                                       # entries adopted at a time
+    SOON = 20                                        # ticks, longer than the follower's round
     LAST_PORT = 0xffff
 
 assert sizeof(connection_t) == 128 and sizeof(bucket_t) == 64 and sizeof(table_t) == (5 + READERS) * 64
@@ -219,6 +221,8 @@ cdef connection_t* take(table_t* table) noexcept nogil:
     if entry != NULL:
         table.used += 1
     unlock(&table.free_lock)
+    if entry != NULL:
+        entry.place = entry.nominated = entry.outpackets = 0
     return entry
 
 
@@ -286,11 +290,18 @@ cdef bint remove(table_t* table, connection_t* entry) noexcept nogil:
     note_load(table, entry.slot)
     if entry.control != 0:
         subtract32(&table.entries[entry.control].children, 1, RELEASE)
+    bring_up(table, entry)
     lock(&table.free_lock)
     free_entry(table, entry, load64(&table.epoch, SEQUENTIAL))
     table.used -= 1
     unlock(&table.free_lock)
     return True
+
+
+cdef void bring_up(table_t* table, connection_t* entry) noexcept nogil:
+    """Have the kernel forward no more of a connection by itself."""
+    if load32(&entry.place, SEQUENTIAL) != 0 and table.offload != NULL:
+        take_out(<offload_t*>table.offload, entry, load32(&table.wheel_tick, RELAXED))
 
 
 cdef inline void free_entry(table_t* table, connection_t* entry, uint64_t epoch) noexcept nogil:
@@ -345,6 +356,7 @@ cdef void hasten(table_t* table, connection_t* entry) noexcept nogil:
 cdef void abandon(table_t* table, connection_t* entry, uint32_t now) noexcept nogil:
     """No request finds the connection any more; replies that are under way do, for LINGER ticks."""
     entry.flags |= LEFT
+    bring_up(table, entry)
     store32(&entry.expires, now + LINGER, RELAXED)
     if entry.expires < load32(&entry.due, RELAXED):
         hasten(table, entry)
@@ -401,11 +413,16 @@ cdef int expire(table_t* table, uint32_t now, int budget) noexcept nogil:
 
 cdef bint may_go(table_t* table, connection_t* entry, uint32_t now) noexcept nogil:
     """False for a template that controls connections: it stays, and is looked at again. From a template that may go no
-    new connection begins.
+    new connection begins. False for a connection of which the kernel forwarded packets just now.
     """
     cdef bint idle
+    cdef uint32_t place
     if not entry.flags & TEMPLATE:
-        return True
+        place = load32(&entry.place, ACQUIRE)
+        if place == 0 or table.offload == NULL or not is_busy(<offload_t*>table.offload, place):
+            return True
+        store32(&entry.expires, now + SOON, RELAXED)         # the follower sets it right
+        return False
     hold(table, entry.hash, entry.hash)
     idle = load32(&entry.children, ACQUIRE) == 0
     if idle:
@@ -597,6 +614,7 @@ cdef class Table:
             for i in range(min(GROUP, table.capacity + 1 - first)):
                 entry = &table.entries[first + i]
                 if words[i]:
+                    entry.place = entry.nominated = 0
                     show(table, entry, words[i])
                     table.used += 1
                 else:

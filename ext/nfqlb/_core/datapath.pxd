@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from nfqlb._core.connection cimport Table
 from nfqlb._core.snapshot cimport Snapshot
 from nfqlb._core.telemetry cimport telemetry_t
-from nfqlb._core.types cimport connection_t, hop_t, outbox_t, packet_t, path_t, snapshot_t, table_t
+from nfqlb._core.types cimport connection_t, hop_t, nominees_t, outbox_t, packet_t, path_t, snapshot_t, table_t
 
 
 cdef struct worker_t:
@@ -15,6 +15,9 @@ cdef struct worker_t:
     outbox_t* outbox                 # of the last batch
     hop_t** hops                     # by slot: the way to a real server, NULL when there is none
     path_t* paths                    # by slot: what is known of the tunnel to it; shared by all workers
+    nominees_t* nominees             # of the last batch; NULL without an offload
+    uint32_t* turns                  # by slot: how often that was another one
+    hop_t** nexts                    # by slot: the next hop for the offload, also where packets go by a mark
     int reader
     uint32_t now                     # tick of this batch
     uint64_t random                  # state of a generator
@@ -26,8 +29,13 @@ cdef class Datapath:
     cdef snapshot_t* published
     cdef Snapshot current            # that Snapshot behind `published`
     cdef hop_t** hops
+    cdef hop_t** nexts
+    cdef uint32_t* turns
     cdef path_t* paths
     cdef dict ways                   # the Hop behind each of `hops`
+    cdef dict beyond                 # and of `nexts`
+    cdef readonly object offload     # the Offload, or None
+    cdef object follower              # who counts what it does
     cdef list retired                # (epoch, Snapshot or Hop) that a batch may still read
     cdef list workers
 
@@ -40,3 +48,5 @@ cdef class Worker:
 
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil
+cdef void settle(worker_t* worker, bint drained) noexcept nogil
+cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil

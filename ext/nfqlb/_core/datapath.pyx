@@ -13,10 +13,23 @@ from libc.string cimport memset
 import os
 from typing import NamedTuple
 
-from nfqlb._core.atomic cimport RELAXED, SEQUENTIAL, add32, add64, load32, load_pointer, store32, store_pointer
+from nfqlb._core.atomic cimport (
+    ACQUIRE,
+    RELAXED,
+    RELEASE,
+    SEQUENTIAL,
+    add32,
+    add64,
+    load32,
+    load_pointer,
+    replace32,
+    store32,
+    store_pointer,
+)
 from nfqlb._core.connection cimport (
     Table,
     abandon,
+    bring_up,
     enter,
     expire,
     find,
@@ -38,12 +51,13 @@ from nfqlb._core.forward cimport direct, finish_bulk, is_bulk, nat_reply, nat_re
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.load cimport note_connection
+from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, offload_t
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
 from nfqlb._core.ranking cimport attach, detach, note_load, position
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport Hop, Service, Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
-from nfqlb._core.tracking cimport CLIENT_ONLY, CLOSE, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
+from nfqlb._core.tracking cimport CLIENT_ONLY, CLOSE, ESTABLISHED, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
 from nfqlb._core.types cimport (
     BAD_CHECKSUM,
     DIRECT,
@@ -59,8 +73,11 @@ from nfqlb._core.types cimport (
     INACTIVE,
     INPUT,
     LATE_REPLY,
+    LEFT,
+    LIFE,
     LIVE,
     MARKED,
+    MAY_OFFLOAD,
     METHOD,
     NAT,
     NEWBORN,
@@ -71,6 +88,7 @@ from nfqlb._core.types cimport (
     ONE_PACKET,
     PARSED,
     PASS,
+    PREROUTING,
     REASONS,
     REFUSED,
     REPLY,
@@ -98,6 +116,7 @@ from nfqlb._core.types cimport (
     counter_t,
     hop_t,
     load_t,
+    nominees_t,
     outbox_t,
     packet_t,
     path_t,
@@ -106,7 +125,19 @@ from nfqlb._core.types cimport (
     snapshot_t,
     table_t,
 )
-from nfqlb._core.wire cimport DONT_FRAGMENT, IP4_FRAGMENT, IP4_HEADER, IP6_HEADER, RST, SYN, get16, lower_mss
+from nfqlb._core.wire cimport (
+    ACK,
+    DONT_FRAGMENT,
+    FIN,
+    IP4_FRAGMENT,
+    IP4_HEADER,
+    IP6_HEADER,
+    RST,
+    SYN,
+    get16,
+    is_mapped,
+    lower_mss,
+)
 from nfqlb._core.telemetry import REASON_NAMES, VERDICT_NAMES
 
 
@@ -114,6 +145,8 @@ cdef enum:
     LEAST_MTU4 = 552                     # of a link, as we believe it (net.ipv4.route.min_pmtu)
     LEAST_MTU6 = 1280                    # (RFC 8200)
     PATH_LIFE = 6000                     # ticks: ten minutes (RFC 1191, 6.3)
+    UNANSWERED = 8                       # datagrams of a client that make a flow without an answer
+    PATIENCE = 2                         # ticks that a connection waits for an empty queue
 
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil:
@@ -125,6 +158,8 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
     enter(worker.table, worker.reader)
     worker.now = now // TICK
     worker.outbox.count = 0
+    if worker.nominees != NULL:
+        worker.nominees.count = 0
     worker.snapshot = <snapshot_t*>load_pointer(<void**>worker.published, SEQUENTIAL)
     for i in range(count):
         packet = &packets[i]
@@ -172,6 +207,8 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         connection = look_up(worker, packet, not reply)
         if connection != NULL:
             reply = not reply
+    if connection != NULL and connection.place != 0:
+        catch_up(worker, connection)
     if connection != NULL and not reply and outlived(worker, connection, packet):
         if packet.protocol == TCP:
             remove(worker.table, connection)
@@ -188,6 +225,8 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     if reply:
         track(worker.table, worker.snapshot, connection, packet, FROM_SERVER, worker.now)
         count_out(worker.telemetry, connection, packet)
+        if worker.nominees != NULL and is_steady(worker, connection, packet):
+            nominate(worker, connection)
         lower_mss(packet, allowed_mss(worker, packet, connection))
         return reply_on(packet, connection)
     if not has_server(worker, connection):
@@ -196,6 +235,8 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         track(worker.table, worker.snapshot, connection, packet,
               CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
     count_in(worker.telemetry, connection, packet)
+    if worker.nominees != NULL and is_steady(worker, connection, packet):
+        nominate(worker, connection)
     if connection.flags & METHOD == NAT:
         lower_mss(packet, allowed_mss(worker, packet, connection))
         reason = nat_request(packet, connection)
@@ -212,6 +253,113 @@ cdef uint8_t send_on(worker_t* worker, packet_t* packet, const connection_t* con
         return direct(packet, hop, mss)
     return tunnel(packet, connection, hop, &worker.paths[connection.slot], worker.now, mss)
 
+
+# -- established flows that the kernel may forward by itself -----------------------------------------------------------
+
+cdef bint is_steady(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
+    """Whether all that is left to do for a connection is the same for every packet: it is established, and was answered
+    where answers pass here; datagrams go on, UNANSWERED of them where nobody answers.
+    """
+    cdef bint both_ways = connection.flags & METHOD == NAT
+    if connection.place != 0 or connection.flags & (ONE_PACKET | LEFT) \
+            or connection.slot >= worker.snapshot.slot_count \
+            or not worker.snapshot.available[connection.slot] & MAY_OFFLOAD \
+            or (packet.hook != PREROUTING and packet.hook != FORWARD):
+        return False
+    if packet.protocol != TCP:
+        if both_ways and connection.outpackets == 0:
+            return connection.inpackets >= UNANSWERED
+        return connection.inpackets + connection.outpackets > (2 if both_ways else 1)
+    if both_ways and connection.outpackets == 0:
+        return False
+    return (connection.word & STATE_MASK) >> STATE_SHIFT == ESTABLISHED and not packet.segment & (SYN | FIN | RST)
+
+
+cdef void nominate(worker_t* worker, connection_t* connection) noexcept nogil:
+    cdef nominees_t* nominees = worker.nominees
+    if connection.nominated == 0:
+        connection.nominated = worker.now
+    nominees.nominees[nominees.count].connection = <uint32_t>(connection - worker.table.entries)
+    nominees.nominees[nominees.count].hash = connection.hash
+    nominees.count += 1
+
+
+cdef void settle(worker_t* worker, bint drained) noexcept nogil:
+    """After the verdicts of a batch: have the kernel forward the connections that were nominated.
+
+    Not while a packet of one may wait in the queue, which those that follow would overtake; `drained` says that it is
+    empty. Under a load that never lets it be, a connection is taken after PATIENCE, and those that wait come late.
+    """
+    cdef nominees_t* nominees = worker.nominees
+    cdef connection_t* connection
+    cdef uint32_t i
+    enter(worker.table, worker.reader)
+    for i in range(nominees.count):
+        connection = &worker.table.entries[nominees.nominees[i].connection]
+        if load32(&connection.word, ACQUIRE) & LIFE == LIVE and connection.hash == nominees.nominees[i].hash \
+                and connection.place == 0 and (drained or worker.now - connection.nominated >= PATIENCE):
+            hand_down(worker, connection)
+    nominees.count = 0
+    leave(worker.table, worker.reader)
+
+
+cdef void hand_down(worker_t* worker, connection_t* connection) noexcept nogil:
+    cdef uint32_t turn = load32(&worker.turns[connection.slot], SEQUENTIAL)
+    cdef const hop_t* hop = <hop_t*>load_pointer(<void**>&worker.nexts[connection.slot], SEQUENTIAL)
+    cdef const hop_t* own = <hop_t*>load_pointer(<void**>&worker.hops[connection.slot], SEQUENTIAL)
+    cdef const path_t* path = &worker.paths[connection.slot]
+    cdef uint32_t mtu = 0
+    if connection.flags & METHOD != NAT:
+        if hop == NULL or hop.local or not hop.ethernet:
+            return
+        mtu = hop.mtu
+        if connection.flags & METHOD == TUNNEL:
+            mtu -= IP4_HEADER if is_mapped(&connection.client) else IP6_HEADER
+            if worker.now < path.until:
+                mtu = min(mtu, path.mtu)
+    elif own != NULL and own.local:
+        return
+    if install(<offload_t*>worker.table.offload, connection, <uint32_t>(connection - worker.table.entries), hop, mtu,
+               own != NULL and own.mask != 0, turn) \
+            and (load32(&connection.word, SEQUENTIAL) & LIFE != LIVE or connection.flags & LEFT):
+        bring_up(worker.table, connection)                   # it ended at the same moment
+
+
+cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
+    """Bring the state of a connection up to the FIN and RST that the kernel forwarded since; the caller is in a batch.
+    """
+    cdef offload_t* offload = <offload_t*>worker.table.offload
+    cdef uint32_t place = load32(&connection.place, ACQUIRE)
+    cdef uint32_t ended, followed
+    cdef int first
+    if place == 0 or offload == NULL:
+        return
+    ended = load32(&offload.places[place].ended, ACQUIRE)
+    followed = load32(&offload.owners[place].followed, ACQUIRE)
+    if ended == followed or not replace32(&offload.owners[place].followed, &followed, ended, False, RELEASE, ACQUIRE):
+        return
+    ended &= ~followed | ~<uint32_t>OFFLOAD_ENDS
+    first = 1 if ended & OFFLOAD_FIRST << 1 else 0
+    follow(worker, connection, ended, OFFLOAD_FIN, FIN, first)
+    follow(worker, connection, ended, OFFLOAD_FIN, FIN, 1 - first)
+    follow(worker, connection, ended, OFFLOAD_RST, RST, first)
+    follow(worker, connection, ended, OFFLOAD_RST, RST, 1 - first)
+
+
+cdef void follow(worker_t* worker, connection_t* connection, uint32_t ended, uint32_t what, uint8_t segment,
+                 int reply) noexcept nogil:
+    """Track a segment of one end that the kernel forwarded, if it did."""
+    cdef packet_t packet
+    if not ended & what << reply:
+        return
+    memset(&packet, 0, sizeof(packet_t))
+    packet.protocol = TCP
+    packet.segment = segment | ACK
+    track(worker.table, worker.snapshot, connection, &packet,
+          FROM_SERVER if reply else CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
+
+
+# -- first packets ----------------------------------------------------------------------------------------------------
 
 cdef uint8_t answer_late(worker_t* worker, packet_t* packet, uint8_t reason) noexcept nogil:
     """A reply that was under way when its flow went on with another real server; `reason` when it is none."""
@@ -422,6 +570,7 @@ cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nog
         path = &worker.paths[connection.slot]
         path.mtu = mtu
         path.until = worker.now + PATH_LIFE
+        bring_up(worker.table, connection)                   # its next place has that MTU
         if error.version == 4 and not get16(inside.data + IP4_FRAGMENT) & DONT_FRAGMENT:
             return ERROR_REISSUED
     reissue(worker.outbox, error, &inside, mtu, <uint64_t>worker.now * TICK)
@@ -495,9 +644,13 @@ cdef class Datapath:
     def __cinit__(self, Table table not None):
         self.table = table
         self.ways = {}
+        self.beyond = {}
+        self.offload = None
         self.hops = <hop_t**>calloc(table.table.slot_count, sizeof(hop_t*))
+        self.nexts = <hop_t**>calloc(table.table.slot_count, sizeof(hop_t*))
+        self.turns = <uint32_t*>calloc(table.table.slot_count, sizeof(uint32_t))
         self.paths = <path_t*>calloc(table.table.slot_count, sizeof(path_t))
-        if self.hops == NULL or self.paths == NULL:
+        if self.hops == NULL or self.nexts == NULL or self.turns == NULL or self.paths == NULL:
             raise MemoryError
         self.retired = []
         self.workers = []
@@ -506,6 +659,8 @@ cdef class Datapath:
 
     def __dealloc__(self):
         free(self.hops)
+        free(self.nexts)
+        free(self.turns)
         free(self.paths)
 
     def publish(self, Snapshot snapshot not None) -> None:
@@ -533,6 +688,30 @@ cdef class Datapath:
         for service in snapshot.ranked - old:
             attach(self.table.table, service.service)
 
+    def lead(self, uint32_t slot, Hop hop) -> None:
+        """Where flows to the real server of this slot leave when the kernel forwards them by itself; None: they don't.
+        For direct routing and tunnels. Those that go another way now come up.
+        """
+        if slot >= self.table.table.slot_count:
+            raise IndexError(slot)
+        store_pointer(<void**>&self.nexts[slot], NULL if hop is None else <void*>&hop.hop, SEQUENTIAL)
+        add32(&self.turns[slot], 1, SEQUENTIAL)
+        self._retire(self.beyond.pop(slot, None))
+        if hop is not None:
+            self.beyond[slot] = hop
+
+    def hand_down(self, Offload offload not None) -> None:
+        """Let the kernel forward what is established from now on. Once, and the offload stays."""
+        cdef Worker worker
+        if self.offload is not None:
+            raise ValueError("there is an offload already")
+        self.offload = offload
+        store_pointer(&self.table.table.offload, &offload.offload, SEQUENTIAL)
+        for worker in self.workers:
+            worker.worker.nominees = <nominees_t*>calloc(1, sizeof(nominees_t))
+            if worker.worker.nominees == NULL:
+                raise MemoryError
+
     def _retire(self, old) -> None:
         """Keep what a batch may still read, and let go what none can."""
         self.retired = [(epoch, kept) for epoch, kept in self.retired if not passed(self.table.table, epoch)]
@@ -555,6 +734,8 @@ cdef class Datapath:
         reasons = [0] * REASONS
         slots = {}
         batches = packets = 0
+        if self.follower is not None:
+            self.follower.count()
         for worker in self.workers:
             for i in range(<int>REASONS):
                 reasons[i] += worker.worker.telemetry.reasons[i]
@@ -582,6 +763,8 @@ cdef class Worker:
         self.worker.table = datapath.table.table
         self.worker.published = &datapath.published
         self.worker.hops = datapath.hops
+        self.worker.nexts = datapath.nexts
+        self.worker.turns = datapath.turns
         self.worker.paths = datapath.paths
         self.worker.telemetry = telemetry_new(datapath.table.table.slot_count)
         self.worker.outbox = <outbox_t*>calloc(1, sizeof(outbox_t))
@@ -593,6 +776,7 @@ cdef class Worker:
     def __dealloc__(self):
         telemetry_free(self.worker.telemetry)
         free(self.worker.outbox)
+        free(self.worker.nominees)
 
     def process(self, packet: bytes, now: int, *, int hook = 0, unsigned int mark = 0, int flags = 0) -> Result:
         """One packet as a batch of its own, at `now` (CLOCK_BOOTTIME, nanoseconds); pure but for the table and

@@ -77,7 +77,9 @@ cdef extern from "<sys/socket.h>" nogil:
         unsigned int msg_len
     enum:
         MSG_DONTWAIT
+        MSG_PEEK
     int recvmmsg(int, mmsghdr*, unsigned int, int, timespec*)
+    ssize_t recv(int, void*, size_t, int)
     ssize_t sendmsg(int, const msghdr*, int)
 
 cdef extern from "<poll.h>" nogil:

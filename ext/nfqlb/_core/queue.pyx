@@ -21,7 +21,7 @@ import os
 import socket
 
 from nfqlb._core.atomic cimport RELAXED, load32, store32
-from nfqlb._core.datapath cimport Worker, run_batch
+from nfqlb._core.datapath cimport Worker, run_batch, settle
 from nfqlb._core.transmit cimport Transmitter, post, send_frames
 from nfqlb._core.types cimport ACCEPT, BATCH, DROP, HEAD, MARK, REWRITE, TRANSMIT, packet_t
 from nfqlb._core.wire cimport htonl, htons, ntohl
@@ -197,7 +197,14 @@ cdef int serve(FastEngine engine, queue_t* queue) noexcept nogil:
         answer(queue, count)
         if engine.worker.worker.outbox.count:
             post(engine.transmitter, engine.worker.worker.outbox)
+        if engine.worker.worker.nominees != NULL and engine.worker.worker.nominees.count:
+            settle(&engine.worker.worker, is_empty(queue))
     return got
+
+
+cdef bint is_empty(queue_t* queue) noexcept nogil:
+    """Whether no packet waits."""
+    return recv(queue.fd, NULL, 0, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
 
 cdef bint decode(queue_t* queue, uint8_t* message, uint32_t length, packet_t* packet) noexcept nogil:

@@ -21,6 +21,8 @@ from nfqlb._core.ranking cimport free_ranking, is_told, new_ranking, position, s
 from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.tracking cimport default_timeouts
 from nfqlb._core.types cimport (
+    AVAILABLE,
+    MAY_OFFLOAD,
     TCP,
     TICK,
     address_t,
@@ -79,7 +81,7 @@ cdef class Service:
     `flags` are some of the scheduler's (schedulers.FLAGS). With `persistence`, a client stays with its real server for
     so many seconds after its last connection began; `mask` (16 bytes) makes all of a network one client; with
     `moves_quiesced` a server of weight 0 loses its clients. `one_packet`: each datagram is scheduled on its own. `mss`:
-    bytes that a SYN may announce at most, 0 for any.
+    bytes that a SYN may announce at most, 0 for any. `offload`: the kernel may forward what is established by itself.
 
     `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
@@ -91,7 +93,7 @@ cdef class Service:
     def __cinit__(self, int protocol, address: bytes, int port, scheduler: str,
                   servers: Sequence[tuple], Service previous = None, *, int last = 0, uint32_t mark = 0,
                   flags: Sequence[str] = (), uint32_t persistence = 0, mask: bytes = b"\xff" * 16,
-                  bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0):
+                  bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0, bint offload = True):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -117,6 +119,7 @@ cdef class Service:
         if mark:                                             # as the kernel has it: the mark is the address
             self.service.template_address = address_from(address[:12] + mark.to_bytes(4, "big"))
         self.service.mss = mss
+        self.service.offload = offload
         for flag in flags:
             self.service.flags |= 1 << FLAGS[scheduler].index(flag)
         for slot, packed, server_port, weight, method, *thresholds in servers:
@@ -239,7 +242,8 @@ cdef class Snapshot:
             raise MemoryError
         for service in self.services:
             for i in range(service.service.count):
-                self.snapshot.available[service.service.servers[i].slot] = 1
+                self.snapshot.available[service.service.servers[i].slot] = \
+                    AVAILABLE | (MAY_OFFLOAD if service.service.offload else 0)
                 self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True

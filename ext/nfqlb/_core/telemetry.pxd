@@ -25,6 +25,7 @@ cdef inline void count_in(telemetry_t* telemetry, connection_t* connection, pack
 cdef inline void count_out(telemetry_t* telemetry, connection_t* connection, packet_t* packet) noexcept nogil:
     """A packet from a real server back to its client."""
     cdef counter_t* counter = &telemetry.slots[connection.slot]
+    connection.outpackets += 1
     counter.outpackets += 1
     counter.outbytes += packet.length
 

@@ -154,7 +154,10 @@ cdef struct connection_t:
     uint64_t freed               # epoch in which it was removed
     uint32_t control             # its template, which does not go before it
     uint32_t children            # of a template: connections that it controls
-    uint64_t reserved[2]
+    uint32_t place               # with the offload, 0: its packets come up
+    uint32_t nominated           # tick at which it first could have one, 0: not yet
+    uint32_t outpackets          # from the real server, wraps
+    uint32_t reserved
 
 
 cdef enum:
@@ -276,10 +279,11 @@ cdef struct table_t:
 
     uint32_t* wheel
     leaf_t** watch               # by slot: who is told when its load changes, NULL for nobody
+    void* offload                # offload_t, NULL: there is none
     uint32_t capacity
     uint32_t slot_count
     uint32_t reader_count
-    uint32_t reserved[9]
+    uint32_t reserved[7]
 
     lock_t free_lock
     uint32_t free_head           # removed entries in the order of their removal, linked by timer_next
@@ -319,6 +323,16 @@ cdef struct outbox_t:            # what a batch wants sent beside its verdicts
     uint32_t credit              # messages that may still be written now
     uint64_t refilled            # nanoseconds
     message_t messages[BATCH]
+
+
+cdef struct nominee_t:
+    uint32_t connection          # index
+    uint64_t hash
+
+
+cdef struct nominees_t:          # connections of a batch that the kernel may forward from now on
+    uint32_t count
+    nominee_t nominees[BATCH]
 
 
 cdef enum answer_t:              # to a packet that no real server gets
@@ -419,6 +433,7 @@ cdef struct service_t:
     scheduler_state_t* state
     uint32_t persistence         # ticks that a client stays with its server after its last connection began, or 0
     uint8_t one_packet           # each datagram is scheduled on its own
+    uint8_t offload              # the kernel may forward what is established by itself
     uint8_t moves_quiesced       # a template does not lead to a server of weight 0
     uint8_t template_protocol    # with these, a template of a client says whose it is
     uint16_t template_port
@@ -427,6 +442,11 @@ cdef struct service_t:
     uint32_t* places             # dh, sh, mh: 1 + index of a server, 0 for none
     uint32_t place_count
     locality_t* locality         # lblc, lblcr
+
+
+cdef enum:
+    AVAILABLE = 1
+    MAY_OFFLOAD = 2              # its service lets the kernel forward what is established
 
 
 cdef struct span_t:              # the services of one address and protocol that have more than one port
@@ -446,7 +466,7 @@ cdef struct snapshot_t:
     uint32_t marks
     uint8_t ftp                  # there is a persistent service on port 21
     uint64_t key[2]
-    uint8_t* available           # by slot: the server belongs to its service
+    uint8_t* available           # by slot: AVAILABLE, the server belongs to its service; MAY_OFFLOAD
     uint16_t* mss                # by slot: that of its service
     uint32_t slot_count
     uint32_t timeouts[16]        # ticks by TCP state

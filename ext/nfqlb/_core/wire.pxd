@@ -205,6 +205,13 @@ cdef inline void set_source(packet_t* packet, const address_t* address, uint16_t
     finish_transport(packet, difference)
 
 
+cdef inline bint is_mapped(const address_t* address) noexcept nogil:
+    """Whether it is an IPv4 address (RFC 4291, 2.5.5.2)."""
+    cdef uint32_t front
+    memcpy(&front, &address.low, 4)
+    return address.high == 0 and front == htonl(0xffff)
+
+
 cdef inline uint8_t time_to_live(const packet_t* packet) noexcept nogil:
     return packet.data[IP4_TTL if packet.version == 4 else IP6_HOP_LIMIT]
 

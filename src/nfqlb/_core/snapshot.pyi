@@ -37,6 +37,7 @@ class Service:
         moves_quiesced: bool = False,
         one_packet: bool = False,
         mss: int = 0,
+        offload: bool = True,
     ) -> Self: ...
     def collect(self, now: int, all_unused: bool) -> int: ...
     @property

@@ -52,6 +52,7 @@ class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
     one_packet: bool | msgspec.UnsetType = msgspec.UNSET
     mss: int | msgspec.UnsetType = msgspec.UNSET
     health: Health | msgspec.UnsetType | None = msgspec.UNSET
+    offload: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
@@ -161,6 +162,7 @@ class ServiceView(msgspec.Struct):
     one_packet: bool
     mss: int
     health: Health | None
+    offload: bool
 
 
 class Services(msgspec.Struct):
@@ -307,6 +309,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, seen: Mapping
         one_packet=service.one_packet,
         mss=service.mss,
         health=service.health,
+        offload=service.offload,
     )
 
 

@@ -59,6 +59,11 @@ if TYPE_CHECKING:
     help="How dr sends packets: as frames, or by a mark that the kernel routes by [default: auto].",
 )
 @click.option("--dr-mask", metavar="BITS", help="The bits of such a mark [default: 0xff000000].")
+@click.option(
+    "--offload",
+    metavar="auto|off",
+    help="Whether the kernel may forward what is established by itself [default: off].",
+)
 @click.option("--connections", type=int, metavar="N", help="The most connections at a time [default: 262144].")
 @click.option("--metrics", metavar="ADDR:PORT", help="Serve metrics for Prometheus there [default: not at all].")
 @click.option("--log-format", metavar="console|json", help="How lines on stderr look [default: console].")

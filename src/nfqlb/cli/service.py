@@ -28,6 +28,7 @@ def command() -> None:
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @click.option("--one-packet", is_flag=True, help="Each datagram is scheduled on its own.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything [default: 0].")
+@click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established [default: yes].")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @change_options
 @click.pass_obj
@@ -42,6 +43,7 @@ def add(
     netmask: int | None,
     one_packet: bool,
     mss: int | None,
+    offload: bool | None,
     reals: tuple[str, ...],
     api: str | None,
     name: str | None,
@@ -52,6 +54,7 @@ def add(
     from nfqlb.cli.values import persistence, service
 
     more = {"persistence": persistence(persistent, netmask), "one_packet": one_packet, "mss": mss, "name": label}
+    more["offload"] = offload
     client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags, **more)))
 
 
@@ -66,6 +69,7 @@ def add(
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0: no more.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything.")
+@click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established.")
 @change_options
 @click.pass_obj
 def edit(
@@ -78,6 +82,7 @@ def edit(
     persistent: int | None,
     netmask: int | None,
     mss: int | None,
+    offload: bool | None,
     api: str | None,
     name: str | None,
 ) -> None:
@@ -88,7 +93,13 @@ def edit(
     from nfqlb.model import parse_vip
 
     changed = given(
-        scheduler=scheduler, flags=list(flags) or None, persistent=persistent, mss=mss, mode=mode, label=label
+        scheduler=scheduler,
+        flags=list(flags) or None,
+        persistent=persistent,
+        mss=mss,
+        offload=offload,
+        mode=mode,
+        label=label,
     )
     if "label" in changed:
         changed["name"] = changed.pop("label")

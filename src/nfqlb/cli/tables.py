@@ -45,7 +45,7 @@ def services(answer: Answer, width: int = 0) -> Table:
 
 
 def _flags(service: Answer) -> Iterator[str]:
-    """What ipvsadm writes behind the scheduler, and the MSS."""
+    """What ipvsadm writes behind the scheduler, the MSS, and that it is not offloaded."""
     if service["flags"]:
         yield f"({','.join(service['flags'])})"
     if sticky := service["persistence"]:
@@ -56,6 +56,8 @@ def _flags(service: Answer) -> Iterator[str]:
         yield "ops"
     if service["mss"]:
         yield f"mss {service['mss']}"
+    if not service["offload"]:
+        yield "no-offload"
     if service.get("name"):
         yield f"name {service['name']}"
 

@@ -39,6 +39,7 @@ from nfqlb.runconfig import (
     DR_BY,
     ENGINES,
     FIREWALLS,
+    OFFLOADS,
     WORKERS_MAX,
     RunConfig,
 )
@@ -65,6 +66,10 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "description": "The bits of the packet mark that are ours.",
         "minimum": 1,
         "maximum": MARK_MAX,
+    },
+    ("director", "offload"): {
+        "description": "Whether the kernel may forward what is established by itself.",
+        "enum": [*OFFLOADS],
     },
     ("director", "metrics"): {"description": "ADDRESS:PORT that serves metrics for Prometheus."},
     ("director", "log_format"): {"description": "Lines for people or for machines.", "enum": [*FORMATS]},
@@ -96,6 +101,7 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "minimum": 0,
         "maximum": MSS_MAX,
     },
+    ("service", "offload"): {"description": "Whether the kernel may forward what is established by itself."},
     ("persistence", "timeout"): {"description": "Seconds after a client's last connection began.", **SECONDS},
     ("persistence", "netmask"): {"description": "The prefix that makes clients one.", "minimum": 1, "maximum": 128},
     ("persistence", "quiescent"): {"description": "Where clients of a server of weight 0 go.", "enum": [*QUIESCENT]},

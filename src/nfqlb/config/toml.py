@@ -1,11 +1,10 @@
 """The configuration file, in TOML: text in, options of the director and an intent out, and back. No I/O.
 
 Strategy: tomli reads (tomllib, compiled: files may be large), the values of the model check themselves, and what is
-here is the map between keys and fields. A key that nobody knows is refused, so is one that this version cannot honour
-yet: a file never means less than it says. What is wrong is noted and left out, and the rest is looked at as if it had
-not been there, so one reading finds every error. Each names file, line, key, value and fix; tomli keeps no line numbers
-of keys, so `_lines` finds them again, and where a key stands inside an inline table the line is that of the nearest
-header or key around it.
+here is the map between keys and fields. A key that nobody knows is refused: a file never means less than it says. What
+is wrong is noted and left out, and the rest is looked at as if it had not been there, so one reading finds every
+error. Each names file, line, key, value and fix; tomli keeps no line numbers of keys, so `_lines` finds them again,
+and where a key stands inside an inline table the line is that of the nearest header or key around it.
 
 Written is what differs from the default, in the order of the tables of keys below, so equal configurations are equal
 files.
@@ -58,6 +57,7 @@ DIRECTOR: Types = {
     "connections": int,
     "dr_by": str,
     "dr_mask": int,
+    "offload": str,
     "metrics": str,
     "log_format": str,
 }
@@ -75,6 +75,7 @@ SERVICE: Types = {
     "one_packet": bool,
     "mss": int,
     "health": dict,
+    "offload": bool,
     "real": list,
 }
 HEALTH: Types = {
@@ -96,9 +97,6 @@ HEALTH: Types = {
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str}
-LATER = {
-    "offload": "offload",
-}
 TYPE_NAMES = {
     str: "a string in quotes",
     bool: "true or false",
@@ -316,10 +314,7 @@ class _Reader:
         found = {}
         for key, value in table.items():
             where = (*path, key)
-            if key in LATER:
-                fix = "take it out of the file"
-                self.refuse(where, _short(value), f"this version of nfqlb does not do {LATER[key]}", fix)
-            elif key not in known:
+            if key not in known:
                 self.refuse(where, _short(value), "is not known here", f"the keys are {', '.join(known)}")
             elif not _is(value, known[key]):
                 self.refuse(where, _short(value), f"is not {TYPE_NAMES[known[key]]}")

@@ -104,6 +104,7 @@ class Compiler:
             flags=service.flags,
             one_packet=service.one_packet,
             mss=service.mss,
+            offload=service.offload,
             **_persistence(service),
         )
 

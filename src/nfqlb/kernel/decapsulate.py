@@ -10,23 +10,17 @@ Formats: include/uapi/linux/bpf.h; the instruction set is RFC 9669.
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import os
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
-from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
-from nfqlb.errors import KernelError, MissingError
+from nfqlb.errors import MissingError
+from nfqlb.kernel import bpf
 
 NAME = "nfqlb-decapsulate"
-SYS_BPF = {"x86_64": 321, "aarch64": 280}
-PROG_LOAD, SCHED_CLS = 5, 3
-INGRESS, CLSACT = "ffff:fff2", 0xFFFF0000
-HOOKS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress and egress
 ACCEPT, SHOT = 0, 2  # TC_ACT_OK, TC_ACT_SHOT
 LOAD_BYTES_RELATIVE, ADJUST_ROOM = 68, 50  # helpers
 FROM_NETWORK_HEADER, ROOM_MAC, FIXED_GSO = 1, 1, 1
@@ -40,7 +34,6 @@ DESTINATION = {4: 16, 6: 24}
 FRAGMENT, MORE_OR_OFFSET = 6, 0x3FFF
 
 _INSTRUCTION = struct.Struct("=BBhi")
-_LOAD = struct.Struct("=IIQQ")
 
 
 class Assembler:
@@ -179,13 +172,7 @@ def attach(vips: Sequence[str], devices: Sequence[str]) -> None:
         with IPRoute() as ip:
             for device in devices:
                 (index,) = ip.link_lookup(ifname=device)
-                _detach(ip, index)
-                try:
-                    if not _has_clsact(ip, index):
-                        ip.tc("add", "clsact", index)
-                    ip.tc("add-filter", "bpf", index, fd=fd, name=NAME, parent=INGRESS, classid=1, direct_action=True)
-                except NetlinkError as error:
-                    raise KernelError(f"tc on {device}: {os.strerror(error.code)} (sch_clsact, cls_bpf)") from error
+                bpf.attach(ip, index, fd, NAME)
     finally:
         os.close(fd)
 
@@ -193,60 +180,21 @@ def attach(vips: Sequence[str], devices: Sequence[str]) -> None:
 def detach() -> None:
     """Take the program away wherever it is, and tc's hook with it where nobody else uses that."""
     with IPRoute() as ip:
-        for index in _devices(ip):
-            _detach(ip, index)
+        for index in bpf.attached(ip, NAME):
+            bpf.detach(ip, index, NAME)
 
 
 def attached() -> list[str]:
     """The interfaces on which it is."""
     with IPRoute() as ip:
-        return [name for index, name in _devices(ip).items() if _ours(ip, index)]
-
-
-def _devices(ip: IPRoute) -> dict[int, str]:
-    return {int(link["index"]): str(link.get("ifname")) for link in ip.get_links()}
-
-
-def _has_clsact(ip: IPRoute, index: int) -> bool:
-    return any(qdisc["index"] == index and qdisc["handle"] == CLSACT for qdisc in ip.get_qdiscs())
-
-
-def _filters(ip: IPRoute, index: int) -> list[Any]:
-    """Every filter of either hook; the kernel lists each priority too, as a filter without a handle."""
-    if not _has_clsact(ip, index):
-        return []
-    found = (message for parent in HOOKS for message in ip.get_filters(index=index, parent=parent))
-    return [message for message in found if message["handle"]]
-
-
-def _ours(ip: IPRoute, index: int) -> list[Any]:
-    return [
-        message
-        for message in _filters(ip, index)
-        if message.get("kind") == "bpf" and message.get("options").get_attr("TCA_BPF_NAME") == NAME
-    ]
-
-
-def _detach(ip: IPRoute, index: int) -> None:
-    ours = _ours(ip, index)
-    for message in ours:
-        where = {"parent": message["parent"], "prio": message["info"] >> 16}
-        ip.tc("del-filter", "bpf", index, message["handle"], **where)
-    if ours and not _filters(ip, index):
-        ip.tc("del", "clsact", index)
+        return list(bpf.attached(ip, NAME).values())
 
 
 def _load(program: bytes) -> int:
     """A file descriptor of the program in the kernel."""
-    code, licence = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(b"GPL")
-    attributes = _LOAD.pack(SCHED_CLS, len(program) // 8, ctypes.addressof(code), ctypes.addressof(licence))
-    union = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
-    number = SYS_BPF.get(os.uname().machine)
-    if number is None:
-        raise MissingError(f"bpf() is not known on {os.uname().machine}: load the module ipip instead")
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(number, PROG_LOAD, union, len(union))
-    if fd < 0:
-        why = os.strerror(ctypes.get_errno())
-        raise MissingError(f"the kernel takes no BPF program to decapsulate with ({why}): load the module ipip instead")
-    return int(fd)
+    try:
+        return bpf.load(program, "decapsulate")
+    except OSError as error:
+        raise MissingError(
+            f"the kernel takes no BPF program to decapsulate with ({error.strerror}): load the module ipip instead"
+        ) from None

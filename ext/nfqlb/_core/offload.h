@@ -1,0 +1,63 @@
+/* What the offload's BPF program and the engine share: maps of established flows, docs/offload.md.
+ *
+ * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; ports are in network order.
+ */
+#ifndef NFQLB_OFFLOAD_H
+#define NFQLB_OFFLOAD_H
+
+#include <linux/types.h>
+
+enum offload_way {             /* to the real server, as method_t; or back from it */
+	OFFLOAD_NAT,
+	OFFLOAD_DIRECT,
+	OFFLOAD_TUNNEL,
+	OFFLOAD_REPLY,
+};
+
+enum offload_ending {          /* seen in a flow, shifted by offload_flow.reply; FIRST: of both ends */
+	OFFLOAD_FIN = 1,
+	OFFLOAD_RST = 4,
+	OFFLOAD_ENDS = 15,
+	OFFLOAD_FIRST = 16,
+};
+
+struct offload_key {           /* one direction of a flow, as its packets come */
+	__u32 source[4];
+	__u32 destination[4];
+	__u16 sport;
+	__u16 dport;
+	__u32 protocol;
+};
+
+struct offload_flow {          /* where its packets go, and how */
+	__u32 place;
+	__u32 interface;
+	__u32 mtu;             /* bytes of the longest IP packet, an outer header not counted */
+	__u32 looked;          /* NAT: generation in which the next hop was looked up */
+	__u16 link[6];         /* MAC addresses: the next hop's and ours */
+	__u8 way;              /* enum offload_way */
+	__u8 reply;            /* 1: from the real server */
+	__u16 port;            /* NAT: what the port becomes */
+	__u32 address[4];      /* NAT: what the address becomes; tunnel: the outer destination */
+	__u32 own[4];          /* tunnel: the outer source */
+	__u32 address_change;  /* NAT: what that adds to a checksum, one's complement */
+	__u32 port_change;
+};
+
+struct offload_way_count {
+	__u64 packets;
+	__u64 bytes;           /* IP length */
+};
+
+struct offload_place {         /* what the kernel counts for a flow; read by the engine from the same memory */
+	struct offload_way_count count[2];
+	__u32 ended;           /* enum offload_ending */
+	__u32 reserved[7];
+};
+
+struct offload_control {
+	__u32 generation;      /* of routes and neighbours: what was looked up in another one is looked up again */
+	__u32 reserved[15];
+};
+
+#endif

@@ -1,0 +1,116 @@
+"""The program that forwards established flows in the kernel: loaded, and attached where packets come in.
+
+Strategy: every Ethernet interface with an address gets it, on its ingress, and keeps it while it has one. The program
+and its maps live as long as a filter refers to them: after a director was killed they go on, and the next one puts its
+own in their place, in one step for each interface.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
+from nfqlb.errors import MissingError
+from nfqlb.kernel import bpf
+
+SECTION = "tc"
+RING_BYTES = 1 << 18
+ETHERNET = 1  # ARPHRD_ETHER
+LOOPBACK, UP = 0x8, 0x1  # interface flags
+
+
+class Sizes(NamedTuple):
+    """Bytes of what lies in the maps (_core.offload.Offload has them)."""
+
+    key: int
+    flow: int
+    place: int
+    control: int
+
+
+class Maps(NamedTuple):
+    """File descriptors."""
+
+    flows: int
+    places: int
+    control: int
+    events: int
+
+
+class Program:
+    """A program with its maps in the kernel, of the director of that name. MissingError where it cannot be had."""
+
+    def __init__(self, name: str, file: Path, sizes: Sizes, flows: int) -> None:
+        self.name, self._attached = filter_name(name), set[int]()
+        self._fds: list[int] = []
+        try:
+            program = bpf.read(file.read_bytes(), SECTION)
+        except FileNotFoundError:
+            raise MissingError("it was built without the offload (no clang)") from None
+        except ValueError as error:
+            raise MissingError(f"{file}: {error}") from None
+        try:
+            self.maps = Maps(
+                self._keep(bpf.create("flows", bpf.HASH, sizes.key, sizes.flow, 2 * flows, bpf.NO_PREALLOC)),
+                self._keep(bpf.create("places", bpf.ARRAY, 4, sizes.place, flows + 1, bpf.MMAPABLE)),
+                self._keep(bpf.create("control", bpf.ARRAY, 4, sizes.control, 1, bpf.MMAPABLE)),
+                self._keep(bpf.create("events", bpf.RINGBUF, 0, 0, RING_BYTES)),
+            )
+            self._program = self._keep(bpf.load(bpf.linked(program, self.maps._asdict()), "nfqlb_forward"))
+        except OSError as error:
+            self.close()
+            raise MissingError(f"the kernel takes no BPF program: {error.strerror}") from None
+
+    def _keep(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def follow(self) -> list[str]:
+        """Attach to interfaces that came, and where somebody took it away; the names of the latter."""
+        done = []
+        with IPRoute() as ip:
+            wanted = interfaces(ip)
+            for index, device in wanted.items():
+                if index not in self._attached or not bpf.ours(ip, index, self.name):
+                    with suppress(NetlinkError):  # it went again
+                        bpf.attach(ip, index, self._program, self.name)
+                        if index in self._attached:
+                            done.append(device)
+            for index in self._attached - wanted.keys():
+                with suppress(NetlinkError):
+                    bpf.detach(ip, index, self.name)
+        self._attached = set(wanted)
+        return done
+
+    def close(self) -> None:
+        """Let go of program and maps; where it is attached, they stay."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def filter_name(name: str) -> str:
+    return f"nfqlb-offload-{name}"
+
+
+def detach(name: str) -> None:
+    """Take the program of a director away wherever it is."""
+    with IPRoute() as ip:
+        for index in bpf.attached(ip, filter_name(name)):
+            with suppress(NetlinkError):  # the interface went
+                bpf.detach(ip, index, filter_name(name))
+
+
+def interfaces(ip: IPRoute) -> Mapping[int, str]:
+    """Those that packets of flows can come in by: index -> name."""
+    addressed = {int(message["index"]) for message in ip.get_addr()}
+    return {
+        int(link["index"]): str(link.get("ifname"))
+        for link in ip.get_links()
+        if link["ifi_type"] == ETHERNET and link["flags"] & (UP | LOOPBACK) == UP and int(link["index"]) in addressed
+    }

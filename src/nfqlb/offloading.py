@@ -1,0 +1,69 @@
+"""The offload of one director: the program in the kernel, and the thread that follows what it does.
+
+Strategy: without it everything works, only slower; so what stands against it is said, and the director goes on. It is
+attached after the workers began, and before rules are taken away it is gone. Routes and neighbours that change are
+heard by the director, which has next hops looked up again; once a second that is done in any case, and a packet of each
+flow shows the kernel that its neighbour is in use.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from nfqlb import _core
+from nfqlb._core.datapath import Datapath
+from nfqlb._core.follow import Follower
+from nfqlb._core.offload import Offload
+from nfqlb.errors import NfqlbError
+from nfqlb.kernel.offload import RING_BYTES, Program, Sizes, detach
+
+FLOWS_MAX = 1 << 20
+PROGRAM = Path(_core.__path__[0]) / "offload.bpf.o"
+
+
+class Offloading:
+    """A running offload. MissingError where it cannot be had."""
+
+    def __init__(self, name: str, datapath: Datapath, connections: int) -> None:
+        flows = min(connections, FLOWS_MAX)
+        self._name = name
+        self._program = Program(name, PROGRAM, Sizes(Offload.KEY, Offload.FLOW, Offload.PLACE, Offload.CONTROL), flows)
+        self._offload = Offload(*self._program.maps, RING_BYTES, flows)
+        datapath.hand_down(self._offload)
+        self._follower = Follower(datapath)
+        self._thread = threading.Thread(target=self._follower.run, name="offload", daemon=True)
+
+    def start(self) -> None:
+        """Attach to the interfaces, in place of a predecessor's program, and follow."""
+        self._program.follow()
+        self._thread.start()
+
+    def follow(self) -> list[str]:
+        """Attach to interfaces that came, and where somebody took it away: a sentence for each of the latter."""
+        return [f"the offload was gone from {device}" for device in self._program.follow()]
+
+    def look(self) -> None:
+        """Services, real servers or their hops changed: flows that do not fit any more come up."""
+        self._follower.look()
+
+    def look_again(self) -> None:
+        """Routes or neighbours may have changed."""
+        self._offload.look_again()
+
+    def statistics(self) -> dict[str, int]:
+        return self._offload.statistics()
+
+    def stop(self) -> None:
+        """Have everything come up again, and end the thread."""
+        withdraw(self._name)
+        self._follower.stop()
+        self._thread.join(5)
+
+
+def withdraw(name: str) -> None:
+    """Take away what a director of this name left in the kernel."""
+    try:
+        detach(name)
+    except OSError as error:
+        raise NfqlbError(f"cannot take the offload away: {error.strerror or error}") from error
