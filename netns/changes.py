@@ -19,22 +19,32 @@ LEAD = 0.5  # seconds of traffic before the first change, and after the last
 
 
 class Outcome(NamedTuple):
-    """`seconds` is what the changes took; `lost_there` and `lost_back` are datagrams."""
+    """`seconds` is what the changes took; `lost_there` and `lost_back` are datagrams, and so are those that came `late`,
+    overtaken by others of their flow.
+    """
 
     sent: int
     changes: int
     seconds: float
     lost_there: int
     lost_back: int
+    late_there: int
+    late_back: int
 
 
 def run(
-    net: Net, *args: str, changes: int, rate: int, within: float, hasten: Callable[[int], None] = lambda pid: None
+    net: Net,
+    *args: str,
+    changes: int,
+    rate: int,
+    within: float,
+    hasten: Callable[[int], None] = lambda pid: None,
+    step: Callable[[Client, str, str, int], None] | None = None,
 ) -> Outcome:
     """Start nfqlb on `net` with these arguments, three servers or more; make so many changes, evenly, if it keeps up.
 
     By threes: a server is added, gets another weight, and is deleted again. Each is read back, else AssertionError.
-    `hasten` is given the pid of everything that has a part in it.
+    Or each is a `step`, given the service, a real server that is not in it, and the number of the change. `hasten` is given the pid of everything that has a part in it.
     """
     service = f"{net.service(PORT)}/udp"
     *reals, added = (f"{server.v4}:{PORT}" for server in net.servers)
@@ -49,16 +59,18 @@ def run(
     began = time.monotonic()
     for number in range(changes):
         time.sleep(max(0.0, began + number * PACE * within / changes - time.monotonic()))
-        change(client, service, added, number)
+        (step or change)(client, service, added, number)
     taken = time.monotonic() - began
     said = json.loads(answer(sender, within + 10))
-    there = 0
+    there = late = 0
     for server in servers:
         server.tell("")
-        there |= int(json.loads(answer(server, 10)), 16)
+        heard = json.loads(answer(server, 10))
+        there |= int(heard["seen"], 16)
+        late += heard["late"]
     net.director.stop()
-    back = int(said["seen"], 16)
-    return Outcome(said["sent"], changes, taken, said["sent"] - there.bit_count(), said["sent"] - back.bit_count())
+    lost = [said["sent"] - seen.bit_count() for seen in (there, int(said["seen"], 16))]
+    return Outcome(said["sent"], changes, taken, *lost, late, said["late"])
 
 
 def change(client: Client, service: str, real: str, number: int) -> None:

@@ -1,10 +1,11 @@
-"""Numbered datagrams at an even rate, there and back: what was sent, what each side saw.
+"""Numbered datagrams at an even rate, there and back: what was sent, what each side saw, and what it saw late.
 
 Run inside namespaces, a line of JSON each:
     python -m netns.stream serve PORT                            ready, then after a line on standard input what it saw
     python -m netns.stream send ADDRESS PORT RATE SECONDS FLOWS  ready, then how many it sent and which came back
 
-`seen` is a string of hexadecimal digits, a bit for each number, the lowest first.
+`seen` is a string of hexadecimal digits, a bit for each number, the lowest first; `late` how many came after a higher
+number of the same flow.
 """
 
 from __future__ import annotations
@@ -30,15 +31,20 @@ class Seen:
 
     def __init__(self) -> None:
         self.flags = bytearray()
+        self.newest: dict[object, int] = {}
+        self.late = 0
 
-    def add(self, number: int) -> None:
+    def add(self, number: int, flow: object) -> None:
+        if number < self.newest.get(flow, 0):
+            self.late += 1
+        self.newest[flow] = number
         if number >= len(self.flags):
             self.flags.extend(bytes(number + 1 - len(self.flags) + 65536))
         self.flags[number] = 1
 
-    def text(self) -> str:
+    def figures(self) -> dict[str, object]:
         bits = "".join(map(str, reversed(self.flags)))
-        return f"{int(bits or '0', 2):x}"
+        return {"seen": f"{int(bits or '0', 2):x}", "late": self.late}
 
 
 def wide(sock: socket.socket) -> socket.socket:
@@ -59,8 +65,8 @@ def serve(port: str) -> None:
             while True:
                 data, peer = sock.recvfrom(64, socket.MSG_DONTWAIT)
                 sock.sendto(data, peer)
-                seen.add(NUMBER.unpack(data)[0])
-    print(json.dumps(seen.text()), flush=True)
+                seen.add(NUMBER.unpack(data)[0], peer)
+    print(json.dumps(seen.figures()), flush=True)
 
 
 def send(address: str, port: str, rate: str, seconds: str, flows: str) -> None:
@@ -84,8 +90,8 @@ def send(address: str, port: str, rate: str, seconds: str, flows: str) -> None:
         for fd, _ in arrived:
             with suppress(BlockingIOError):
                 while True:
-                    seen.add(NUMBER.unpack(by_fd[fd].recv(64, socket.MSG_DONTWAIT))[0])
-    print(json.dumps({"sent": sent, "seen": seen.text()}), flush=True)
+                    seen.add(NUMBER.unpack(by_fd[fd].recv(64, socket.MSG_DONTWAIT))[0], fd)
+    print(json.dumps({"sent": sent, **seen.figures()}), flush=True)
 
 
 VERBS: dict[str, Callable[..., None]] = {"serve": serve, "send": send}

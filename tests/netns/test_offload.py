@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from netns import Net, load
+from netns import Net, changes, kernelstate, load
+from netns.host import until
+from netns.wiring import endpoint
+from nfqlb.api.client import Client
 from tests import sizes
 
 ON = ["--offload", "auto"]
+HELD = 3
 
 
 @pytest.fixture(params=["nat", "dr", "tun"])
@@ -30,6 +35,16 @@ def offload(net: Net) -> dict[str, int]:
     return found
 
 
+def flows(net: Net, count: int, timeout: float = 3.0) -> None:
+    """Wait for so many flows of the offload."""
+    until(lambda: offload(net)["flows"] == count, timeout, lambda: f"{offload(net)}, not {count} flows")
+
+
+def active(net: Net) -> tuple[int, int]:
+    found: Any = net.director.show("services")["services"][0]
+    return found["active"], found["inactive"]
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_streams_are_forwarded_by_the_kernel_unharmed(make_net: Callable[..., Net], mode: str, family: int) -> None:
     net = make_net(servers=1, mode=mode)
@@ -38,6 +53,94 @@ def test_streams_are_forwarded_by_the_kernel_unharmed(make_net: Callable[..., Ne
     load.upload(net.client, net.storage.files / "whole", net.url("/incoming/whole", family), timeout=20)
     assert net.storage.sha256("incoming/whole") == sent
     assert load.download(net.client, net.url("/incoming/whole", family), timeout=20) == sent
-    found = offload(net)
-    assert found["packets"] > 100
-    print(found, net.director.show("reasons"), net.director.show("stats"), net.director.show("connections"))
+    found, stats = offload(net), net.director.show("stats")
+    assert found["installed"] == 2
+    assert found["packets"] + stats["packets"] == sum(net.director.show("reasons")["reasons"].values())
+    assert found["packets"] > 10 * stats["packets"]
+    assert stats["services"][0]["inbytes"] > 8 * sizes.MIB
+    ended = "TIME_WAIT" if mode == "nat" else "FIN_WAIT"
+    assert {one["state"] for one in net.director.show("connections")["connections"]} == {ended}
+    flows(net, 0)
+
+
+@pytest.mark.parametrize("checksums", ["sender", "device"])
+def test_datagrams_are_forwarded_by_the_kernel_unharmed(
+    make_net: Callable[..., Net], mode: str, checksums: str
+) -> None:
+    """Lone ones and super-packets, with a checksum that the sender made or left to the device."""
+    net = make_net(servers=1, mode=mode, web=False, echo=True)
+    net.offload(checksums == "device")
+    start(net, port=7, protocol="udp")
+    assert load.gso(net.client, net.vip(), 48, 500) == (48, 48)
+    assert offload(net)["packets"] > 0
+
+
+def test_connections_end_in_time(make_net: Callable[..., Net]) -> None:
+    net = make_net(servers=1, web=False, echo=True)
+    start(net, port=7)
+    held = load.Held(net.client, net.vip(), HELD)
+    assert held.alive() == HELD
+    flows(net, HELD)
+    assert active(net) == (HELD, 0)
+    held.process.end()
+    until(lambda: active(net) == (0, HELD), 0.5, lambda: f"{active(net)} connections after all were closed")
+    flows(net, 0)
+
+
+def test_flows_end_with_their_server_and_with_their_services_leave(make_net: Callable[..., Net]) -> None:
+    net = make_net(servers=1, web=False, echo=True)
+    start(net, port=7)
+    held = load.Held(net.client, net.vip(), HELD)
+    assert held.alive() == HELD
+    flows(net, HELD)
+    service, server = f"{net.service(7)}/tcp", endpoint(net.servers[0].v4, 7)
+    net.director.cli("service", "edit", service, "--no-offload")
+    flows(net, 0, 0.5)
+    assert held.alive() == HELD
+    assert offload(net)["flows"] == 0
+    net.director.cli("service", "edit", service, "--offload")
+    assert held.alive() == HELD
+    flows(net, HELD)
+    net.director.cli("real", "delete", service, server)
+    flows(net, 0, 0.5)
+    before = net.director.show("reasons")["reasons"]["server_gone"]
+    held.process.tell("nobody")
+    until(lambda: net.director.show("reasons")["reasons"]["server_gone"] > before, 2.0, lambda: "nothing is dropped")
+
+
+def test_flows_go_on_without_a_director_and_with_the_next(make_net: Callable[..., Net]) -> None:
+    """And what others have in tc's hook stays, and nothing else does."""
+    net = make_net(servers=1, web=False, echo=True)
+    filters = ["dev", net.uplink, "ingress"]
+    net.director.run(["tc", "qdisc", "add", "dev", net.uplink, "clsact"])
+    net.director.run(["tc", "filter", "add", *filters, "pref", "7", "bpf", "bytecode", "1,6 0 0 0"])
+    others = net.director.run(["tc", "filter", "show", *filters]).stdout
+    found = net.director.state()
+    args = ["--vip", net.service(7), *net.reals(port=7), *ON]
+    net.director.nfqlb(*args)
+    held = load.Held(net.client, net.vip(), HELD)
+    assert held.alive() == HELD
+    flows(net, HELD)
+    net.director.kill_both()
+    assert held.alive() == HELD
+    net.director.nfqlb(*args)
+    assert held.alive() == HELD
+    flows(net, HELD)
+    assert net.director.run(["tc", "filter", "show", *filters]).stdout != others
+    assert net.director.stop() == 0
+    assert net.director.run(["tc", "filter", "show", *filters]).stdout == others
+    assert kernelstate.difference(found, net.director.state()) == ""
+
+
+def test_nothing_is_lost_while_the_offload_goes_on_and_off(make_net: Callable[..., Net]) -> None:
+    seen: list[int] = []
+
+    def switch(client: Client, service: str, real: str, number: int) -> None:
+        seen.append(client.daemon()["offload"]["flows"])
+        client.edit_service(service, {"offload": number % 2 == 1})
+
+    net = make_net(servers=3, web=False)
+    done = changes.run(net, *ON, changes=20, rate=sizes.RATE, within=1.0, step=switch)
+    assert done.sent >= sizes.RATE
+    assert (done.lost_there, done.lost_back) == (0, 0)
+    assert min(seen[0::2]) > changes.FLOWS / 2 > max(seen[1::2])
