@@ -19,8 +19,8 @@ LEAD = 0.5  # seconds of traffic before the first change, and after the last
 
 
 class Outcome(NamedTuple):
-    """`seconds` is what the changes took; `lost_there` and `lost_back` are datagrams, and so are those that came `late`,
-    overtaken by others of their flow.
+    """`seconds` is what the changes took; `lost_there` and `lost_back` are datagrams, and so are those that came
+    `late`, overtaken by others of their flow.
     """
 
     sent: int
