@@ -37,11 +37,11 @@ import nfqlb
 from nfqlb import runconfig, state
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
-from nfqlb._core.snapshot import Hop
+from nfqlb.aiming import Aiming
 from nfqlb.api.director import DrainView
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.control import drains
-from nfqlb.control.compile import Compiler, compile_plan, packed, steered
+from nfqlb.control.compile import Compiler, compile_plan, packed
 from nfqlb.control.drains import Drain, Phase
 from nfqlb.control.rates import TICK_SECONDS, Meter
 from nfqlb.control.reconcile import steps
@@ -49,11 +49,11 @@ from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
-from nfqlb.kernel.plan import Plan, Way, marks
+from nfqlb.kernel.plan import Plan, marks
 from nfqlb.kernel.queues import queues as listeners
 from nfqlb.kernel.saved import numbers
 from nfqlb.logs import Voice
-from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
 from nfqlb.paths import paths
 from nfqlb.runconfig import RunConfig
 from nfqlb.state import State
@@ -124,12 +124,8 @@ class Director:
         self._warned_for = -1  # the revision that the warnings are about
         self._repairs = 0
         self._failure = ""  # of the last repair
-        self._ways: dict[int, neighbours.Hop] = {}  # by slot: where frames go
-        self._lost: set[str] = set()  # real servers to which there is no way
-        self._mask = config.dr_mask if config.dr_by != "frame" else 0
-        self._marks = marks or {}  # by which the kernel steers packets to real servers
-        self._kept: frozenset[str] = frozenset()  # VIPs of direct routing that marks do not work for
-        self._routes: Mapping[str, neighbours.Route] = {}  # to the real servers that packets are steered to
+        mask = config.dr_mask if config.dr_by != "frame" else 0
+        self._aiming = Aiming(datapath, compiler, config.dr_by, mask, marks or {})
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -145,10 +141,10 @@ class Director:
         self._origin = "saved state" if restored and given is None else self.config.origin
         if remark:
             log.warning(remark)
-        self._look(self.state.intent)
+        self._aiming.look(self.state.intent, self.state.vip_dev)
         self._plan = self._plan_of(self.state.intent)
         self._snapshot = self._compiler.snapshot(self.state.intent)
-        self._aim(self.state.intent, RESOLVE_SECONDS)
+        self._aiming.aim(self.state.intent, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
         if all(queue.bound for queue in self._queues):
             self._start_workers()
@@ -158,8 +154,8 @@ class Director:
             self._kernel.require(self._plan)
             self._start_workers()
         if self._plan.ways:
-            self._marks = self._kernel.marks(self._plan)
-            self._aim(self.state.intent)
+            self._aiming.marks = self._kernel.marks(self._plan)
+            self._aiming.aim(self.state.intent)
         self._kernel.apply(self._plan)
         try:
             if self.state != saved:
@@ -341,7 +337,7 @@ class Director:
                 await self._keep(**kept)
                 return before.revision
             held = self._plan
-            await asyncio.to_thread(self._look, intent)
+            await asyncio.to_thread(self._aiming.look, intent, before.vip_dev)
             snapshot = self._compiler.snapshot(intent)
             plan = self._plan_of(intent)
             both = between(held, plan)
@@ -350,7 +346,7 @@ class Director:
             published = False
             try:
                 await self._apply(both)
-                await asyncio.to_thread(self._aim, intent, RESOLVE_SECONDS)
+                await asyncio.to_thread(self._aiming.aim, intent, RESOLVE_SECONDS)
                 self._datapath.publish(snapshot)
                 published = True
                 if (plan.requests, plan.heads) != (both.requests, both.heads):
@@ -382,7 +378,7 @@ class Director:
         """Make the kernel hold `plan`, if it does not already."""
         if plan != self._plan:
             if plan.ways:
-                self._marks = await asyncio.to_thread(self._kernel.marks, plan)
+                self._aiming.marks = await asyncio.to_thread(self._kernel.marks, plan)
             await asyncio.to_thread(self._kernel.apply, plan)
             self._plan = plan
 
@@ -404,13 +400,9 @@ class Director:
             firewall=self.config.firewall,
             vip_dev=self.state.vip_dev or None,
             leaving=self._compiler.left,
-            heads=self._steered(intent),
-            ways=[
-                Way(server, route.interface, route.gateway, route.mtu)
-                for server, route in self._routes.items()
-                if not route.local
-            ],
-            mask=self._mask,
+            heads=self._aiming.steered(intent),
+            ways=self._aiming.ways(),
+            mask=self._aiming.mask,
         )
 
     # --- the kernel between changes -----------------------------------------------------------------------------------
@@ -535,92 +527,21 @@ class Director:
 
     # --- where packets go ---------------------------------------------------------------------------------------------
 
-    def _steered(self, intent: Intent) -> list[Service]:
-        return steered(intent, self.config.dr_by, self._kept, self._mask // max(1, self._mask & -self._mask))
-
-    def _look(self, intent: Intent) -> bool:
-        """Find out to which real servers of direct routing the kernel is to route, and how; whether that is new."""
-        before = self._kept, self._routes
-        direct = [service for service in intent.services if service.mode == "dr" and not service.fwmark]
-        vips = {service.address for service in direct} if self._mask else set()
-        try:
-            ruled, found = (neighbours.ruled(), neighbours.routes(vips)) if vips else (set(), {})
-            local = vips if self.state.vip_dev else {vip for vip, route in found.items() if route.local}
-            self._kept = frozenset(vip for vip in vips if vip in local or family(vip) not in ruled)
-            servers = {real.address for service in self._steered(intent) for real in service.reals}
-            self._routes = neighbours.routes(servers) if servers else {}
-        except OSError as error:
-            raise KernelError(f"cannot ask for routes: {error.strerror or error}") from error
-        return (self._kept, self._routes) != before
-
     async def _follow(self) -> None:
         """Have packets go where the real servers are now."""
         intent = self.state.intent
         plan = self._plan
-        if await asyncio.to_thread(self._look, intent):
+        if await asyncio.to_thread(self._aiming.look, intent, self.state.vip_dev):
             plan = self._plan_of(intent)
             held = between(self._plan, plan)
             plan = replace(plan, ways=held.ways)
             await self._apply(held)
-        await asyncio.to_thread(self._aim, intent)
+        await asyncio.to_thread(self._aiming.aim, intent)
         await self._apply(plan)
-
-    def _way(self, server: str) -> neighbours.Hop | None:
-        """Over the kernel's own route, if it has one."""
-        if server in self._routes and self._routes[server].local:
-            return neighbours.Hop(0, 0, local=True)
-        if server in self._routes and server in self._marks:
-            return neighbours.Hop(0, 0, mark=self._marks[server], mask=self._mask)
-        return None
-
-    def _aim(self, intent: Intent, patience: float = 0.0) -> None:
-        """Send packets where the real servers are now; wait at most `patience` seconds for new ones. Of those that are
-        reached by NAT only the ones on this machine need a way.
-
-        Whom the kernel routes to is aimed at whether it answers or not: the kernel tells the client.
-        """
-        by_mark = {service.key for service in self._steered(intent)}
-        modes = {
-            (service.key, real.address, real.port): service.mode_of(real)
-            for service in intent.services
-            for real in service.reals
-        }
-        slots = {slot: (end[1], modes[end]) for end, slot in self._compiler.slots.items() if end in modes}
-        if not slots and not self._ways:
-            return
-        wanted = {slot: address for slot, (address, mode) in slots.items() if mode != "nat"}
-        end = time.monotonic() + patience
-        while True:
-            try:
-                found, here = neighbours.hops(set(wanted.values())), neighbours.own()
-            except OSError as error:
-                raise KernelError(f"cannot look for real servers on the wire: {error.strerror or error}") from error
-            lost = set(wanted.values()) - found.keys()
-            if lost <= self._lost or time.monotonic() >= end:
-                break
-            time.sleep(0.01)
-        ways = {slot: found[address] for slot, address in wanted.items() if address in found}
-        ways |= {slot: neighbours.HERE for slot, (address, mode) in slots.items() if mode == "nat" and address in here}
-        for (key, address, _), slot in self._compiler.slots.items():
-            if key in by_mark:
-                ways.pop(slot, None)
-                if way := self._way(address):
-                    ways[slot] = way
-        for slot in self._ways.keys() | ways.keys():
-            if self._ways.get(slot) != ways.get(slot):
-                self._datapath.aim(slot, Hop(*ways[slot]) if slot in ways else None)
-        for server in sorted(lost - self._lost):
-            log.warning("real server %s: no route, or no answer to ARP or ND; its packets are dropped", server)
-            self.feed.say("real", f"{server} is not reached")
-        for server in sorted(self._lost & found.keys()):
-            log.info("real server %s: reached", server)
-            self.feed.say("real", f"{server} is reached again")
-        self._ways, self._lost = ways, lost
 
     async def _mind_neighbours(self) -> NoReturn:
         """Follow real servers that move, and ask those that get packets whether they are there."""
         loop, heard = asyncio.get_running_loop(), asyncio.Event()
-        before: dict[int, int] = {}
         probed = loop.time()
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # who may not listen looks once a second
@@ -635,20 +556,13 @@ class Director:
                 async with self._lock:
                     try:
                         await self._follow()
-                        if self._ways and loop.time() >= probed + PROBE_SECONDS:
+                        if loop.time() >= probed + PROBE_SECONDS:
                             probed = loop.time()
-                            before = await asyncio.to_thread(self._probe, before)
+                            await asyncio.to_thread(self._aiming.probe)
                     except (NfqlbError, OSError) as error:
                         log.error("%s", error)
 
-    def _probe(self, before: Mapping[int, int]) -> dict[int, int]:
-        """Probe the servers that got more packets than `before`; what each slot has got by now."""
-        slots = self._datapath.drain().slots
-        packets = {slot: slots[slot][1] for slot in self._ways}
-        busy = {slot for slot, count in packets.items() if count > before.get(slot, 0)}
-        addresses = {address for (_, address, _), slot in self._compiler.slots.items() if slot in busy}
-        neighbours.probe(addresses)
-        return packets
+    # --- warnings -----------------------------------------------------------------------------------------------------
 
     def _warn(self) -> None:
         """Say what looks wrong around this director, each thing once."""

@@ -19,7 +19,8 @@ LOOK_AROUND = {  # commands about the machine that they run on
     "nfqlb.cli.doctor": {"nfqlb.kernel.doctor", "nfqlb.kernel.queues"},
 }
 HOLDER = {"nfqlb.errors", "nfqlb.kernel.capabilities", "nfqlb.logs", "nfqlb.paths"}
-USERS_OF_THE_CORE = {"nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.reference", "nfqlb.testing", "nfqlb.worker"}
+USERS_OF_THE_CORE = {"nfqlb.aiming", "nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.reference", "nfqlb.testing"}
+USERS_OF_THE_CORE |= {"nfqlb.worker"}
 
 
 def module_of(path: Path) -> str:

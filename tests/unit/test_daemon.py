@@ -490,7 +490,7 @@ def test_a_real_server_of_nat_that_is_this_machine_is_known(made: Made, monkeypa
     for own, steps in [({WEB.reals[0].address}, ["aim 11"]), (set(), ["no way to 11"])]:
         monkeypatch.setattr(neighbours, "own", lambda own=own: own)
         made.fakes.take()
-        made.director._aim(made.director.intent())
+        made.director._aiming.aim(made.director.intent())
         assert made.fakes.take() == steps
 
 
@@ -505,7 +505,7 @@ def test_frames_go_where_real_servers_are_found(
 
     def look() -> list[object]:
         made.fakes.take()
-        made.director._aim(made.director.intent())
+        made.director._aiming.aim(made.director.intent())
         return made.fakes.take()
 
     assert look() == [], "nobody gets frames"
