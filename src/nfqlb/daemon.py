@@ -41,8 +41,9 @@ from nfqlb.aiming import Aiming
 from nfqlb.api.director import DrainView
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.control import drains
-from nfqlb.control.compile import Compiler, compile_plan, packed
+from nfqlb.control.compile import Compiler, packed
 from nfqlb.control.drains import Drain, Phase
+from nfqlb.control.planner import Planner
 from nfqlb.control.rates import TICK_SECONDS, Meter
 from nfqlb.control.reconcile import steps
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
@@ -55,7 +56,7 @@ from nfqlb.kernel.saved import numbers
 from nfqlb.logs import Voice
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
 from nfqlb.paths import paths
-from nfqlb.runconfig import RunConfig
+from nfqlb.runconfig import QUEUES, RunConfig
 from nfqlb.state import State
 from nfqlb.worker import Queue, Worker, assign, inherited
 
@@ -125,6 +126,10 @@ class Director:
         self._repairs = 0
         self._failure = ""  # of the last repair
         mask = config.dr_mask if config.dr_by != "frame" else 0
+        gso, plain, head = (tuple(queue.number for queue in self._queues if queue.kind == kind) for kind in QUEUES)
+        self._planner = Planner(
+            Plan(config.name, gso=gso, plain=plain, head=head, diverter=config.diverter, firewall=config.firewall)
+        )
         self._aiming = Aiming(datapath, compiler, config.dr_by, mask, marks or {})
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._tasks: set[asyncio.Task[None]] = set()
@@ -349,7 +354,7 @@ class Director:
                 await asyncio.to_thread(self._aiming.aim, intent, RESOLVE_SECONDS)
                 self._datapath.publish(snapshot)
                 published = True
-                if (plan.requests, plan.heads) != (both.requests, both.heads):
+                if plan.requests != both.requests:
                     await self._apply(plan)
                 await asyncio.to_thread(self._save, after)
             except BaseException:
@@ -390,16 +395,10 @@ class Director:
             raise KernelError(f"cannot save {self._state_file}: {why}") from error
 
     def _plan_of(self, intent: Intent) -> Plan:
-        return compile_plan(
+        return self._planner.plan(
             intent,
-            name=self.config.name,
-            gso=[queue.number for queue in self._queues if queue.kind == "gso"],
-            plain=[queue.number for queue in self._queues if queue.kind == "plain"],
-            head=[queue.number for queue in self._queues if queue.kind == "head"],
-            diverter=self.config.diverter,
-            firewall=self.config.firewall,
+            self._compiler.left,
             vip_dev=self.state.vip_dev or None,
-            leaving=self._compiler.left,
             heads=self._aiming.steered(intent),
             ways=self._aiming.ways(),
             mask=self._aiming.mask,
@@ -452,7 +451,7 @@ class Director:
     async def _mind_rates(self) -> NoReturn:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self.meter.tick(self._datapath.drain().slots)
+            self.meter.tick(self._datapath.moved())
 
     # --- files and confirmations --------------------------------------------------------------------------------------
 
@@ -543,11 +542,17 @@ class Director:
         """Follow real servers that move, and ask those that get packets whether they are there."""
         loop, heard = asyncio.get_running_loop(), asyncio.Event()
         probed = loop.time()
+
+        def hear(addresses: bool) -> None:
+            self._aiming.stale = self._aiming.stale or addresses
+            heard.set()
+
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # who may not listen looks once a second
-                events = stack.enter_context(contextlib.closing(neighbours.Events(heard.set)))
+                events = stack.enter_context(contextlib.closing(neighbours.Events(hear)))
                 loop.add_reader(events, events.clear)
                 stack.callback(loop.remove_reader, events)
+                self._aiming.listens = True
             while True:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(heard.wait(), PROBE_SECONDS)
@@ -578,7 +583,6 @@ def between(held: Plan, wanted: Plan) -> Plan:
     found = {way.server for way in wanted.ways}
     return replace(
         wanted.with_(held),
-        heads=wanted.heads & held.heads,  # a packet that is whole can go either way
         ways=wanted.ways | {way for way in held.ways if way.server not in found},
     )
 

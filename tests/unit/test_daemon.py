@@ -29,6 +29,7 @@ from nfqlb.model import Intent, Key, Real, Service
 from nfqlb.runconfig import QUEUES, RunConfig
 from nfqlb.state import State
 from nfqlb.worker import Queue
+from tests.plans import reals_of, services_of
 
 WEB = Service("203.0.113.10", 80, reals=(Real("10.0.1.11", 8080), Real("10.0.1.12", 8080)))
 INTENT = Intent((WEB,))
@@ -64,8 +65,8 @@ class Fakes:
         self.step("require")
 
     def apply(self, plan: Plan) -> None:
-        steered = f" {len(plan.heads)}/{len(plan.ways)}" if plan.mask else ""
-        self.step(f"kernel {len(plan.services)}/{len(plan.reals)}{steered}")
+        steered = f" {len(plan.v4.heads)}/{len(plan.ways)}" if plan.mask else ""
+        self.step(f"kernel {len(services_of(plan))}/{len(reals_of(plan))}{steered}")
         self.plan = plan
 
     def marks(self, plan: Plan) -> dict[str, int]:

@@ -26,6 +26,7 @@ cdef class Datapath:
     cdef object current              # the Snapshot behind `published`
     cdef hop_t** hops
     cdef path_t* paths
+    cdef uint64_t* seen              # by slot: connections and packets that `moved` has told
     cdef dict ways                   # the Hop behind each of `hops`
     cdef list retired                # (epoch, Snapshot or Hop) that a batch may still read
     cdef list workers
