@@ -57,7 +57,7 @@ from nfqlb.logs import Voice
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
 from nfqlb.paths import paths
 from nfqlb.runconfig import QUEUES, RunConfig
-from nfqlb.state import State
+from nfqlb.state import State, Store
 from nfqlb.worker import Queue, Worker, assign, inherited
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ FOLLOW_SECONDS = 0.02  # between hearing of a neighbour and looking
 COLLECT_SECONDS = 60.0  # between looks for destinations that a scheduler can forget
 PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
 RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
+TIDY_SECONDS = 10.0  # between looks at the state's journal
 DRAIN_SECONDS = 0.5  # between looks at real servers that are drained
 DRAINED_MAX = 256  # ends that are remembered for those who ask
 BEAT_SECONDS = 1.0  # between signs of life
@@ -112,6 +113,7 @@ class Director:
         marks: Mapping[str, int] | None = None,  # by which a predecessor steered
     ) -> None:
         self.config, self.holder, self.starts = config, holder, starts
+        self._store = Store(state_file)
         self._state_file, self._table, self._datapath, self._compiler = state_file, table, datapath, compiler
         self._load_kernel = kernel
         self._queues = [queue for lane in queues for queue in lane]
@@ -138,7 +140,7 @@ class Director:
 
     def start(self) -> None:
         """Take the packets; NfqlbError leaves the kernel as it was."""
-        saved = state.load(self._state_file)
+        saved = self._store.load()
         given = self.config.intent
         self.state, restored, remark = state.choose(
             saved, given, self.config.vip_dev or "", restore=self.config.restore
@@ -195,7 +197,12 @@ class Director:
             return error.exit_code
         ready()
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
-        minding += [self._mind_rates(), self._mind_pending(), *([self._beat(alive)] if alive else [])]
+        minding += [
+            self._mind_rates(),
+            self._mind_state(),
+            self._mind_pending(),
+            *([self._beat(alive)] if alive else []),
+        ]
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
         async with self._lock:
@@ -217,7 +224,7 @@ class Director:
             worker.stop()
         self._table.close(True)
         try:
-            self._save(msgspec.structs.replace(self.state, clean=True))
+            self._save(msgspec.structs.replace(self.state, clean=True), whole=True)
         except NfqlbError as error:
             log.error("%s", error)
             code = error.exit_code
@@ -387,9 +394,9 @@ class Director:
             await asyncio.to_thread(self._kernel.apply, plan)
             self._plan = plan
 
-    def _save(self, value: State) -> None:
+    def _save(self, value: State, *, whole: bool = False) -> None:
         try:
-            state.save(self._state_file, value)
+            self._store.save(value, whole=whole)
         except OSError as error:
             why = f"{error.strerror}; NFQLB_STATE_DIR names another folder"
             raise KernelError(f"cannot save {self._state_file}: {why}") from error
@@ -452,6 +459,14 @@ class Director:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self.meter.tick(self._datapath.moved())
+
+    async def _mind_state(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            try:
+                await asyncio.to_thread(self._store.tidy)
+            except OSError as error:
+                log.error("cannot tidy up %s: %s", self._state_file, error.strerror)
 
     # --- files and confirmations --------------------------------------------------------------------------------------
 
@@ -646,10 +661,10 @@ def load_kernel(name: str) -> Kernel:
 def withdraw(name: str) -> int:
     """Do what a director that was killed could not do; the exit code."""
     load_kernel(name).withdraw()
-    file = paths(name).state
-    last = state.load(file)
+    store = Store(paths(name).state)
+    last = store.load()
     if last:
-        state.save(file, msgspec.structs.replace(last, clean=True))
+        store.save(msgspec.structs.replace(last, clean=True), whole=True)
     return 0
 
 

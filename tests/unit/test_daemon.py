@@ -27,7 +27,7 @@ from nfqlb.kernel.plan import marks as marks_of
 from nfqlb.logs import Voice
 from nfqlb.model import Intent, Key, Real, Service
 from nfqlb.runconfig import QUEUES, RunConfig
-from nfqlb.state import State
+from nfqlb.state import State, Store
 from nfqlb.worker import Queue
 from tests.plans import reals_of, services_of
 
@@ -153,13 +153,13 @@ def snapshot(services: Sequence[object], *timeouts: int, **_: object) -> Any:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     fakes = Fakes()
-    save = state.save
+    save = Store.save
 
-    def noted(path: Path, value: State) -> None:
+    def noted(store: Store, value: State, **how: bool) -> None:
         fakes.step("save")
-        save(path, value)
+        save(store, value, **how)
 
-    monkeypatch.setattr(state, "save", noted)
+    monkeypatch.setattr(Store, "save", noted)
     monkeypatch.setattr(daemon, "Worker", lambda *_: fakes)
     return fakes
 
@@ -658,7 +658,7 @@ def test_a_clean_up_for_a_killed_director_withdraws_and_ends_the_crash(
     monkeypatch.setattr(daemon, "load_kernel", lambda name: fakes)
     assert daemon.withdraw("none") == 0
     file = tmp_path / "main" / "state.toml"
-    state.save(file, State(4, False, "", INTENT))
+    Store(file).save(State(4, False, "", INTENT))
     assert daemon.withdraw("main") == 0
     assert state.load(file) == State(4, True, "", INTENT)
     assert fakes.done == ["withdraw", "save", "withdraw", "save"]
