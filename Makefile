@@ -7,7 +7,7 @@
 #   make fuzz          libFuzzer sends PACKETS (2000000) through such a core; ends with 1 at a finding
 #   make netns-test    the end-to-end tests, each named as it runs
 #   make oracle-vm     tests under a kernel with ip_vs and tunnel devices, booted for them: a download of 42 MB, 120 MB kept
-#   make bench         figures with their bars: start of commands, the core alone, nfqlb beside its peers
+#   make bench         figures with their bars: start of commands, the core alone, changes, very many services, peers
 #   make bench-compare no step of the core costs much more than it did
 #   make setup clean
 #
@@ -164,5 +164,6 @@ bench: setup
 	$(BIN)/python -m bench.core
 	$(BIN)/python -m bench.schedulers
 	$(BIN)/python -m bench.changes
+	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.workers
 	$(BIN)/python -m bench.peers

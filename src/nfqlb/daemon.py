@@ -37,12 +37,13 @@ import nfqlb
 from nfqlb import runconfig, state
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
-from nfqlb._core.snapshot import Hop
+from nfqlb.aiming import Aiming
 from nfqlb.api.director import DrainView
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.control import drains
-from nfqlb.control.compile import Compiler, compile_plan, packed, steered
+from nfqlb.control.compile import Compiler, packed
 from nfqlb.control.drains import Drain, Phase
+from nfqlb.control.planner import Planner
 from nfqlb.control.rates import TICK_SECONDS, Meter
 from nfqlb.control.reconcile import steps
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
@@ -51,14 +52,14 @@ from nfqlb.health.machine import Status
 from nfqlb.health.runner import End, Runner
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
-from nfqlb.kernel.plan import Plan, Way, marks
+from nfqlb.kernel.plan import Plan, marks
 from nfqlb.kernel.queues import queues as listeners
 from nfqlb.kernel.saved import numbers
 from nfqlb.logs import Voice
-from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, endpoint, family, parse_real, parse_vip
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, endpoint, parse_real, parse_vip
 from nfqlb.paths import paths
-from nfqlb.runconfig import RunConfig
-from nfqlb.state import Down, State
+from nfqlb.runconfig import QUEUES, RunConfig
+from nfqlb.state import Down, State, Store
 from nfqlb.worker import Queue, Worker, assign, inherited
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ FOLLOW_SECONDS = 0.02  # between hearing of a neighbour and looking
 COLLECT_SECONDS = 60.0  # between looks for destinations that a scheduler can forget
 PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
 RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
+TIDY_SECONDS = 10.0  # between looks at the state's journal
 DRAIN_SECONDS = 0.5  # between looks at real servers that are drained
 DRAINED_MAX = 256  # ends that are remembered for those who ask
 BEAT_SECONDS = 1.0  # between signs of life
@@ -114,6 +116,7 @@ class Director:
         marks: Mapping[str, int] | None = None,  # by which a predecessor steered
     ) -> None:
         self.config, self.holder, self.starts = config, holder, starts
+        self._store = Store(state_file)
         self._state_file, self._table, self._datapath, self._compiler = state_file, table, datapath, compiler
         self._load_kernel = kernel
         self._queues = [queue for lane in queues for queue in lane]
@@ -127,13 +130,14 @@ class Director:
         self._warned_for = -1  # the revision that the warnings are about
         self._repairs = 0
         self._failure = ""  # of the last repair
-        self._ways: dict[int, neighbours.Hop] = {}  # by slot: where frames go
-        self._hops: Mapping[int, neighbours.Hop] = {}  # by slot: where flows leave that the kernel forwards
-        self._lost: set[str] = set()  # real servers to which there is no way
-        self._mask = config.dr_mask if config.dr_by != "frame" else 0
-        self._marks = marks or {}  # by which the kernel steers packets to real servers
-        self._kept: frozenset[str] = frozenset()  # VIPs of direct routing that marks do not work for
-        self._routes: Mapping[str, neighbours.Route] = {}  # to the real servers that packets are steered to
+        mask = config.dr_mask if config.dr_by != "frame" else 0
+        gso, plain, head = (tuple(queue.number for queue in self._queues if queue.kind == kind) for kind in QUEUES)
+        self._planner = Planner(
+            Plan(config.name, gso=gso, plain=plain, head=head, diverter=config.diverter, firewall=config.firewall)
+        )
+        self._aiming = Aiming(datapath, compiler, config.dr_by, mask, marks or {}, self.feed)
+        if config.offload != "off":
+            self._aiming.lead(self._look_after_flows)
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._ill = asyncio.Event()  # a real server went down or came back
         self._tasks: set[asyncio.Task[None]] = set()
@@ -144,7 +148,7 @@ class Director:
 
     def start(self) -> None:
         """Take the packets; NfqlbError leaves the kernel as it was."""
-        saved = state.load(self._state_file)
+        saved = self._store.load()
         given = self.config.intent
         self.state, restored, remark = state.choose(
             saved, given, self.config.vip_dev or "", restore=self.config.restore
@@ -152,11 +156,11 @@ class Director:
         self._origin = "saved state" if restored and given is None else self.config.origin
         if remark:
             log.warning(remark)
-        self._look(self.state.intent)
+        self._aiming.look(self.state.intent, self.state.vip_dev)
         self._plan = self._plan_of(self.state.intent)
         self.health = Runner(self._turned, _ends(self.state.down))
         self._snapshot = self._compiler.snapshot(self.state.intent, self.health.down)
-        self._aim(self.state.intent, RESOLVE_SECONDS)
+        self._aiming.aim(self.state.intent, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
         if all(queue.bound for queue in self._queues):
             self._start_workers()
@@ -166,8 +170,8 @@ class Director:
             self._kernel.require(self._plan)
             self._start_workers()
         if self._plan.ways:
-            self._marks = self._kernel.marks(self._plan)
-            self._aim(self.state.intent)
+            self._aiming.marks = self._kernel.marks(self._plan)
+            self._aiming.aim(self.state.intent)
         self._kernel.apply(self._plan)
         try:
             if self.state != saved:
@@ -226,7 +230,7 @@ class Director:
         ready()
         self.health.adopt(self.state.intent)
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
-        minding += [self._mind_rates(), self._mind_pending(), self._mind_health()]
+        minding += [self._mind_rates(), self._mind_state(), self._mind_pending(), self._mind_health()]
         minding += [self._beat(alive)] if alive else []
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
@@ -251,7 +255,7 @@ class Director:
             worker.stop()
         self._table.close(True)
         try:
-            self._save(msgspec.structs.replace(self.state, clean=True))
+            self._save(msgspec.structs.replace(self.state, clean=True), whole=True)
         except NfqlbError as error:
             log.error("%s", error)
             code = error.exit_code
@@ -378,7 +382,7 @@ class Director:
                 await self._keep(**kept)
                 return before.revision
             held = self._plan
-            await asyncio.to_thread(self._look, intent)
+            await asyncio.to_thread(self._aiming.look, intent, before.vip_dev)
             snapshot = self._compiler.snapshot(intent, self.health.down)
             plan = self._plan_of(intent)
             both = between(held, plan)
@@ -387,10 +391,10 @@ class Director:
             published = False
             try:
                 await self._apply(both)
-                await asyncio.to_thread(self._aim, intent, RESOLVE_SECONDS)
+                await asyncio.to_thread(self._aiming.aim, intent, RESOLVE_SECONDS)
                 self._datapath.publish(snapshot)
                 published = True
-                if (plan.requests, plan.heads) != (both.requests, both.heads):
+                if plan.requests != both.requests:
                     await self._apply(plan)
                 await asyncio.to_thread(self._save, after)
             except BaseException:
@@ -426,35 +430,25 @@ class Director:
         """Make the kernel hold `plan`, if it does not already."""
         if plan != self._plan:
             if plan.ways:
-                self._marks = await asyncio.to_thread(self._kernel.marks, plan)
+                self._aiming.marks = await asyncio.to_thread(self._kernel.marks, plan)
             await asyncio.to_thread(self._kernel.apply, plan)
             self._plan = plan
 
-    def _save(self, value: State) -> None:
+    def _save(self, value: State, *, whole: bool = False) -> None:
         try:
-            state.save(self._state_file, value)
+            self._store.save(value, whole=whole)
         except OSError as error:
             why = f"{error.strerror}; NFQLB_STATE_DIR names another folder"
             raise KernelError(f"cannot save {self._state_file}: {why}") from error
 
     def _plan_of(self, intent: Intent) -> Plan:
-        return compile_plan(
+        return self._planner.plan(
             intent,
-            name=self.config.name,
-            gso=[queue.number for queue in self._queues if queue.kind == "gso"],
-            plain=[queue.number for queue in self._queues if queue.kind == "plain"],
-            head=[queue.number for queue in self._queues if queue.kind == "head"],
-            diverter=self.config.diverter,
-            firewall=self.config.firewall,
+            self._compiler.left,
             vip_dev=self.state.vip_dev or None,
-            leaving=self._compiler.left,
-            heads=self._steered(intent),
-            ways=[
-                Way(server, route.interface, route.gateway, route.mtu)
-                for server, route in self._routes.items()
-                if not route.local
-            ],
-            mask=self._mask,
+            heads=self._aiming.steered(intent),
+            ways=self._aiming.ways(),
+            mask=self._aiming.mask,
         )
 
     # --- the kernel between changes -----------------------------------------------------------------------------------
@@ -506,7 +500,15 @@ class Director:
     async def _mind_rates(self) -> NoReturn:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self.meter.tick(self._datapath.drain().slots)
+            self.meter.tick(self._datapath.moved())
+
+    async def _mind_state(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            try:
+                await asyncio.to_thread(self._store.tidy)
+            except OSError as error:
+                log.error("cannot tidy up %s: %s", self._state_file, error.strerror)
 
     # --- health -------------------------------------------------------------------------------------------------------
 
@@ -527,6 +529,7 @@ class Director:
                     down = self.health.down
                     self._snapshot = self._compiler.snapshot(self.state.intent, down)
                     self._datapath.publish(self._snapshot)
+                    self._look_after_flows()
                     written = (Down(str(key), endpoint(address, port)) for key, address, port in sorted(down))
                     await self._keep(down=tuple(written))
                 except NfqlbError as error:
@@ -605,110 +608,33 @@ class Director:
 
     # --- where packets go ---------------------------------------------------------------------------------------------
 
-    def _steered(self, intent: Intent) -> list[Service]:
-        return steered(intent, self.config.dr_by, self._kept, self._mask // max(1, self._mask & -self._mask))
-
-    def _look(self, intent: Intent) -> bool:
-        """Find out to which real servers of direct routing the kernel is to route, and how; whether that is new."""
-        before = self._kept, self._routes
-        direct = [service for service in intent.services if service.mode == "dr" and not service.fwmark]
-        vips = {service.address for service in direct} if self._mask else set()
-        try:
-            ruled, found = (neighbours.ruled(), neighbours.routes(vips)) if vips else (set(), {})
-            local = vips if self.state.vip_dev else {vip for vip, route in found.items() if route.local}
-            self._kept = frozenset(vip for vip in vips if vip in local or family(vip) not in ruled)
-            servers = {real.address for service in self._steered(intent) for real in service.reals}
-            self._routes = neighbours.routes(servers) if servers else {}
-        except OSError as error:
-            raise KernelError(f"cannot ask for routes: {error.strerror or error}") from error
-        return (self._kept, self._routes) != before
-
     async def _follow(self) -> None:
         """Have packets go where the real servers are now."""
         intent = self.state.intent
         plan = self._plan
-        if await asyncio.to_thread(self._look, intent):
+        if await asyncio.to_thread(self._aiming.look, intent, self.state.vip_dev):
             plan = self._plan_of(intent)
             held = between(self._plan, plan)
             plan = replace(plan, ways=held.ways)
             await self._apply(held)
-        await asyncio.to_thread(self._aim, intent)
+        await asyncio.to_thread(self._aiming.aim, intent)
         await self._apply(plan)
-
-    def _way(self, server: str) -> neighbours.Hop | None:
-        """Over the kernel's own route, if it has one."""
-        if server in self._routes and self._routes[server].local:
-            return neighbours.Hop(0, 0, local=True)
-        if server in self._routes and server in self._marks:
-            return neighbours.Hop(0, 0, mark=self._marks[server], mask=self._mask)
-        return None
-
-    def _aim(self, intent: Intent, patience: float = 0.0) -> None:
-        """Send packets where the real servers are now; wait at most `patience` seconds for new ones. Of those that are
-        reached by NAT only the ones on this machine need a way.
-
-        Whom the kernel routes to is aimed at whether it answers or not: the kernel tells the client.
-        """
-        by_mark = {service.key for service in self._steered(intent)}
-        modes = {
-            (service.key, real.address, real.port): service.mode_of(real)
-            for service in intent.services
-            for real in service.reals
-        }
-        slots = {slot: (end[1], modes[end]) for end, slot in self._compiler.slots.items() if end in modes}
-        if not slots and not self._ways:
-            return
-        wanted = {slot: address for slot, (address, mode) in slots.items() if mode != "nat"}
-        end = time.monotonic() + patience
-        while True:
-            try:
-                found, here = neighbours.hops(set(wanted.values())), neighbours.own()
-            except OSError as error:
-                raise KernelError(f"cannot look for real servers on the wire: {error.strerror or error}") from error
-            lost = set(wanted.values()) - found.keys()
-            if lost <= self._lost or time.monotonic() >= end:
-                break
-            time.sleep(0.01)
-        ways = {slot: found[address] for slot, address in wanted.items() if address in found}
-        ways |= {slot: neighbours.HERE for slot, (address, mode) in slots.items() if mode == "nat" and address in here}
-        for (key, address, _), slot in self._compiler.slots.items():
-            if key in by_mark:
-                ways.pop(slot, None)
-                if way := self._way(address):
-                    ways[slot] = way
-        for slot in self._ways.keys() | ways.keys():
-            if self._ways.get(slot) != ways.get(slot):
-                self._datapath.aim(slot, Hop(*ways[slot]) if slot in ways else None)
-        self._lead({slot: found[address] for slot, address in wanted.items() if address in found})
-        for server in sorted(lost - self._lost):
-            log.warning("real server %s: no route, or no answer to ARP or ND; its packets are dropped", server)
-            self.feed.say("real", f"{server} is not reached")
-        for server in sorted(self._lost & found.keys()):
-            log.info("real server %s: reached", server)
-            self.feed.say("real", f"{server} is reached again")
-        self._ways, self._lost = ways, lost
-
-    def _lead(self, hops: Mapping[int, neighbours.Hop]) -> None:
-        """Have flows that the kernel forwards leave by these next hops, whatever brings the engine's packets there."""
-        if self.config.offload == "off":
-            return
-        changed = {slot for slot in self._hops.keys() | hops.keys() if self._hops.get(slot) != hops.get(slot)}
-        for slot in changed:
-            self._datapath.lead(slot, Hop(*hops[slot]) if slot in hops else None)
-        self._hops = hops
-        if changed:
-            self._look_after_flows()
 
     async def _mind_neighbours(self) -> NoReturn:
         """Follow real servers that move, and ask those that get packets whether they are there."""
         loop, heard = asyncio.get_running_loop(), asyncio.Event()
-        before: dict[int, int] = {}
         probed = loop.time()
+
+        def hear(addresses: bool) -> None:
+            self._aiming.stale = self._aiming.stale or addresses
+            heard.set()
+
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # who may not listen looks once a second
-                events = stack.enter_context(contextlib.closing(neighbours.Events(heard.set)))
+                events = stack.enter_context(contextlib.closing(neighbours.Events(hear)))
                 loop.add_reader(events, events.clear)
                 stack.callback(loop.remove_reader, events)
+                self._aiming.listens = True
             while True:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(heard.wait(), PROBE_SECONDS)
@@ -719,20 +645,13 @@ class Director:
                 async with self._lock:
                     try:
                         await self._follow()
-                        if self._ways and loop.time() >= probed + PROBE_SECONDS:
+                        if loop.time() >= probed + PROBE_SECONDS:
                             probed = loop.time()
-                            before = await asyncio.to_thread(self._probe, before)
+                            await asyncio.to_thread(self._aiming.probe)
                     except (NfqlbError, OSError) as error:
                         log.error("%s", error)
 
-    def _probe(self, before: Mapping[int, int]) -> dict[int, int]:
-        """Probe the servers that got more packets than `before`; what each slot has got by now."""
-        slots = self._datapath.drain().slots
-        packets = {slot: slots[slot][1] for slot in self._ways}
-        busy = {slot for slot, count in packets.items() if count > before.get(slot, 0)}
-        addresses = {address for (_, address, _), slot in self._compiler.slots.items() if slot in busy}
-        neighbours.probe(addresses)
-        return packets
+    # --- warnings -----------------------------------------------------------------------------------------------------
 
     def _warn(self) -> None:
         """Say what looks wrong around this director, each thing once."""
@@ -748,7 +667,6 @@ def between(held: Plan, wanted: Plan) -> Plan:
     found = {way.server for way in wanted.ways}
     return replace(
         wanted.with_(held),
-        heads=wanted.heads & held.heads,  # a packet that is whole can go either way
         ways=wanted.ways | {way for way in held.ways if way.server not in found},
     )
 
@@ -824,10 +742,10 @@ def withdraw(name: str) -> int:
 
     offloading.withdraw(name)
     load_kernel(name).withdraw()
-    file = paths(name).state
-    last = state.load(file)
+    store = Store(paths(name).state)
+    last = store.load()
     if last:
-        state.save(file, msgspec.structs.replace(last, clean=True))
+        store.save(msgspec.structs.replace(last, clean=True), whole=True)
     return 0
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
@@ -202,7 +204,7 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         return endpoint(self.address, self.port)
 
 
-class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
     """A virtual service and its real servers, in the order in which they were added; `name` is for people, `flags` are
     those of the scheduler (FLAGS). With `one_packet` each datagram is scheduled on its own.
 
@@ -294,7 +296,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         if real.address == self.address and (real.port == self.port or self.key.wide):
             raise ConfigError("real", real, "is the virtual service itself", "name the address of a real server")
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key(self.protocol, self.address, self.port, self.last, self.fwmark)
 
@@ -330,7 +332,7 @@ class Answers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check_choice("no_connection", self.no_connection, NO_CONNECTION)
 
 
-class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """Everything one director should do; the whole of what `state.toml` keeps."""
 
     services: tuple[Service, ...] = ()
@@ -338,16 +340,16 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answers: Answers = Answers()
 
     def __post_init__(self) -> None:
-        names = [service.name for service in self.services if service.name]
+        names = [name for service in self.services if (name := service.name)]
         if len(names) != len(set(names)):
             twice = next(name for at, name in enumerate(names) if name in names[:at])
             raise ConfigError("name", twice, "is there twice", "give each service a name of its own")
-        seen: set[Key] = set()
+        keys = [service.key for service in self.services]
+        if len(keys) != len(self.by_key):
+            key = next(key for at, key in enumerate(keys) if key in keys[:at])
+            raise ConfigError("vip", key, "is there twice", "put all its real servers into one service")
         ranges: dict[tuple[str, str], list[Key]] = {}
-        for key in (service.key for service in self.services):
-            if key in seen:
-                raise ConfigError("vip", key, "is there twice", "put all its real servers into one service")
-            seen.add(key)
+        for key in keys:
             if key.last:
                 ranges.setdefault((key.protocol, key.address), []).append(key)
         for keys in ranges.values():
@@ -355,6 +357,10 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for one, other in itertools.pairwise(keys):
                 if other.port <= one.last:
                     raise ConfigError("vip", other, f"has ports of {one}, too", "give each port to one service")
+
+    @cached_property
+    def by_key(self) -> Mapping[Key, Service]:
+        return {service.key: service for service in self.services}
 
 
 def canonical(field: str, text: str) -> str:

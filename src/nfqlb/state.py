@@ -1,29 +1,43 @@
 """What a director keeps over its own death: the intent, its revision, and how the last life ended.
 
-Strategy: one TOML file, replaced whole (temporary file, fsync, rename, fsync of the folder), so a reader finds the old
-state or the new one. `clean` is false while a director lives: found false at a start, it tells of a crash. `origin` is
-a digest of the intent that the command gave: the same command after a crash means "go on", and run-time edits
-survive; another command means what it says.
+Strategy: `state.toml` is the whole, replaced as such (temporary file, fsync, rename, fsync of the folder), so a reader
+finds the old state or the new one. What changed since stands in a journal beside it, `state.jsonl`: a line for each
+save, appended and fsynced, so that a save costs what changed. Lines are numbered, and `serial` in the whole says which
+is the last that it contains; so it does not matter whether a crash comes before or after older lines are taken away. A
+last line that is torn is a save that nobody was told of, and counts as not there. When the journal has outgrown the
+whole, `tidy` makes them one; so does the end of a director.
+
+`clean` is false while a director lives: found false at a start, it tells of a crash. `origin` is a digest of the intent
+that the command gave: the same command after a crash means "go on", and run-time edits survive; another command means
+what it says.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
-import tomllib
+import threading
+import zlib
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import tomli
 import tomli_w
 
 from nfqlb.control.drains import Drain
+from nfqlb.control.registry import differing
 from nfqlb.errors import ConfigError, NfqlbError
-from nfqlb.model import Intent
+from nfqlb.model import Answers, Intent, Key, Service, Timeouts
 
-HEAD = "# Written by nfqlb after every change; edit it only while no director of this name runs.\n"
+HEAD = "# Written by nfqlb; edit it only while no director of this name runs, and no state.jsonl is beside it.\n"
+JOURNAL = ".jsonl"
+JOURNAL_MIN = 1 << 18  # bytes of a journal that are always allowed
+MUCH = 0.5  # of the services: a save that changes more of them writes the whole
 
 
 class Pending(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -42,7 +56,7 @@ class Down(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The content of `state.toml`; `vip_dev` is empty where no address is added. `reloaded` is the digest of what the
+    """What is kept; `vip_dev` is empty where no address is added. `reloaded` is the digest of what the
     file of the start asked for when it was last read again.
     """
 
@@ -57,6 +71,21 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     down: tuple[Down, ...] = ()
 
 
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One line of the journal: what became of the state before. `state` lacks its intent; the rest tells what changed
+    there: a service in `put` takes the place of the one with its key, or the last; `order` is there where that is not
+    the order.
+    """
+
+    serial: int
+    state: State
+    timeouts: Timeouts | None = None
+    answers: Answers | None = None
+    gone: tuple[Key, ...] = ()
+    put: tuple[Service, ...] = ()
+    order: tuple[Key, ...] = ()
+
+
 class Choice(NamedTuple):
     """What a starting director begins with; `remark` is a sentence where the choice may surprise."""
 
@@ -65,23 +94,180 @@ class Choice(NamedTuple):
     remark: str | None
 
 
+class Store:
+    """The two files of one director, for the one process that writes them. `path` is that of the whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._journal = path, path.with_suffix(JOURNAL)
+        self._lock = threading.Lock()
+        self._state: State | None = None  # as it is on the disk
+        self._serial = 0
+        self._size = 0  # bytes of the journal that count
+        self._room = 0  # bytes that it may have before it is tidied up
+        self._base = 0  # the number of the whole
+        self._sound = False  # whether it is known what the journal holds
+
+    def load(self) -> State | None:
+        """The state, None where there is none yet; ConfigError for files that cannot be what was saved."""
+        try:
+            tables = tomli.loads(self._path.read_text())
+            serial = tables.pop("serial", 0)
+            state = msgspec.convert(tables, State)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, NfqlbError) as error:  # TOML, UTF-8 and msgspec errors are ValueErrors
+            raise _unusable(self._path, error) from None
+        try:
+            data = self._journal.read_bytes() if self._journal.exists() else b""
+            lines, size = _lines(data)
+            news = [line for line in lines if line.serial > serial]
+            if [line.serial for line in news] != list(range(serial + 1, serial + 1 + len(news))):
+                raise ValueError(f"it does not follow number {serial}, the last in {self._path.name}")
+            state, base, serial = _replay(state, news), serial, serial + len(news)
+        except (OSError, ValueError, KeyError, NfqlbError) as error:
+            raise _unusable(self._journal, error) from None
+        self._state, self._serial, self._size, self._base, self._sound = state, serial, size, base, True
+        self._room = max(JOURNAL_MIN, self._path.stat().st_size)
+        return state
+
+    def save(self, state: State, *, whole: bool = False) -> None:
+        """Have the disk hold the state, at the end of a life as a `whole` alone; on OSError it holds the one before."""
+        with self._lock:
+            before = self._state
+            keys = differing(before.intent, state.intent) if before else []
+            if before is None or whole or not self._sound or len(keys) > max(1, MUCH * len(before.intent.services)):
+                self._replace(state)
+            else:
+                self._append(_line(self._serial + 1, before, state, keys))
+                self._state, self._serial = state, self._serial + 1
+
+    def tidy(self) -> None:
+        """Make one file of both, if the journal has outgrown the whole. Saves wait while the files change, not while
+        the whole is put into words.
+        """
+        with self._lock:
+            state, serial, size, base = self._state, self._serial, self._size, self._base
+        if state is None or size <= self._room:
+            return
+        data = _encode(state, serial)
+        with self._lock:
+            if self._base == base:  # else there is a newer whole
+                rest = self._journal.read_bytes()[size : self._size]
+                self._put(data, serial, rest)
+
+    def _replace(self, state: State) -> None:
+        if self._state is None:
+            self._journal.unlink(missing_ok=True)  # of a whole that somebody moved away
+        self._put(_encode(state, self._serial + 1), self._serial + 1, b"")
+        self._state, self._serial, self._sound = state, self._serial + 1, True
+
+    def _put(self, whole: bytes, serial: int, rest: bytes) -> None:
+        _write(self._path, whole)
+        self._base, self._room = serial, max(JOURNAL_MIN, len(whole))
+        self._shorten(rest)
+
+    def _shorten(self, rest: bytes) -> None:
+        """Leave nothing but `rest` of the journal; what fails leaves lines that count as contained."""
+        with suppress(OSError):
+            if rest:
+                _write(self._journal, rest)
+            else:
+                self._journal.unlink(missing_ok=True)
+            self._size = len(rest)
+
+    def _append(self, line: bytes) -> None:
+        new = not self._journal.exists()
+        fd = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, self._size)  # what a crash tore off
+            try:
+                if os.pwrite(fd, line, self._size) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(fd)
+                if new:
+                    _sync_folder(self._path.parent)
+            except OSError:
+                self._sound = False
+                with suppress(OSError):
+                    os.ftruncate(fd, self._size)
+                raise
+        finally:
+            os.close(fd)
+        self._size += len(line)
+
+
 def load(path: Path) -> State | None:
-    """The state, None where there is none yet; ConfigError for a file that cannot be what was saved."""
-    try:
-        return msgspec.convert(tomllib.loads(path.read_text()), State)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, NfqlbError) as error:  # TOML, UTF-8 and msgspec errors are ValueErrors
-        raise ConfigError("state file", path, f"cannot be used ({error})", "repair it or move it away") from None
+    """The state that the files at `path` hold, None where there is none yet; ConfigError for what cannot be one."""
+    return Store(path).load()
 
 
-def save(path: Path, state: State) -> None:
+def _line(serial: int, before: State, after: State, keys: list[Key]) -> bytes:
+    """The line that makes the one of the other; `keys` are those of the services that differ."""
+    one, other = before.intent, after.intent
+    gone = tuple(key for key in keys if key not in other.by_key)
+    put = tuple(other.by_key[key] for key in keys if key in other.by_key)
+    ordered = tuple(_edit(dict(one.by_key), gone, put).values()) == other.services
+    body = msgspec.json.encode(
+        Line(
+            serial,
+            msgspec.structs.replace(after, intent=Intent()),
+            None if one.timeouts == other.timeouts else other.timeouts,
+            None if one.answers == other.answers else other.answers,
+            gone,
+            put,
+            () if ordered else tuple(other.by_key),
+        )
+    )
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _replay(state: State, lines: Sequence[Line]) -> State:
+    if not lines:
+        return state
+    intent = state.intent
+    services, timeouts, answers = dict(intent.by_key), intent.timeouts, intent.answers
+    for line in lines:
+        services = _edit(services, line.gone, line.put, line.order)
+        timeouts, answers = line.timeouts or timeouts, line.answers or answers
+    after = Intent(tuple(services.values()), timeouts, answers)
+    return msgspec.structs.replace(lines[-1].state, intent=after)
+
+
+def _edit(
+    services: dict[Key, Service], gone: Iterable[Key], put: Iterable[Service], order: Sequence[Key] = ()
+) -> dict[Key, Service]:
+    for key in gone:
+        del services[key]
+    services.update((service.key, service) for service in put)
+    return {key: services[key] for key in order} if order else services
+
+
+def _lines(data: bytes) -> tuple[list[Line], int]:
+    """The lines of a journal and the bytes that they take; a last one that is torn does not count."""
+    found: list[Line] = []
+    size = 0
+    for text in data.splitlines(keepends=True):
+        body = text[9:-1]
+        if not (text.endswith(b"\n") and text[:9] == b"%08x " % zlib.crc32(body)):
+            break
+        found.append(msgspec.json.decode(body, type=Line))
+        size += len(text)
+    if b"\n" in data[size:-1]:
+        raise ValueError(f"line {len(found) + 1} is damaged")
+    return found, size
+
+
+def _encode(state: State, serial: int) -> bytes:
+    return (HEAD + tomli_w.dumps({"serial": serial, **msgspec.to_builtins(state)})).encode()
+
+
+def _write(path: Path, data: bytes) -> None:
     """Replace the file; on OSError the old one is untouched."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write((HEAD + tomli_w.dumps(msgspec.to_builtins(state))).encode())
+            file.write(data)
             file.flush()
             os.fsync(fd)
         os.rename(temporary, path)
@@ -89,11 +275,19 @@ def save(path: Path, state: State) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _unusable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError("state file", path, f"cannot be used ({error})", "repair it or move it away")
 
 
 def digest(intent: Intent | None) -> str:

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +16,7 @@ from scapy.packet import Packet, Raw
 from netns import Host, Net
 from nfqlb.kernel.plan import Plan
 from tests.netns.kernelproxy import FORWARD, INPUT, OUTPUT, PREROUTING, KernelProxy, Taken
+from tests.plans import reals_of, services_of, serving
 
 GSO, PLAIN = 10, 11
 PORT, REAL_PORT = 80, 8080
@@ -118,9 +118,9 @@ def own_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def make_lab(kind: str, family: int, gso: tuple[int, ...] = (GSO,), plain: tuple[int, ...] = (PLAIN,)) -> Iterator[Lab]:
     with Net(servers=1, arms=2, web=False) as net:
         vip, server = net.vip(family), net.servers[0].address(family)
-        services = frozenset((protocol, vip, PORT) for protocol in (6, 17))
-        reals = frozenset((protocol, server, REAL_PORT) for protocol in (6, 17))
-        plan = Plan("packets", services, reals, gso, plain, diverter=kind)
+        services = {(protocol, vip, PORT) for protocol in (6, 17)}
+        reals = {(protocol, server, REAL_PORT) for protocol in (6, 17)}
+        plan = serving(Plan("packets", gso=gso, plain=plain, diverter=kind), services, reals)
         kernel = KernelProxy(net.director.namespace, "packets", net.director.folder / "kernel.json")
         try:
             assert set(kernel.bind(gso + plain)) == {*gso, *plain}
@@ -218,10 +218,10 @@ def test_without_a_listener_packets_wait_for_one(own_lab: Lab) -> None:
 
 def test_members_added_while_packets_flow(own_lab: Lab) -> None:
     lab = own_lab
-    more = replace(
+    more = serving(
         lab.plan,
-        services=lab.plan.services | {(17, lab.vip, 81)},
-        reals=lab.plan.reals - {(6, lab.server, REAL_PORT)} | {(6, lab.server, 81)},
+        services_of(lab.plan) | {(17, lab.vip, 81)},
+        reals_of(lab.plan) - {(6, lab.server, REAL_PORT)} | {(6, lab.server, 81)},
     )
     lab.kernel.apply(more)
     assert where(lab.send(lab.net.client, lab.ip(lab.client, lab.vip) / UDP(dport=81))) == [(PLAIN, PREROUTING)]

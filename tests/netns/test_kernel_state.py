@@ -15,16 +15,14 @@ from netns import Host, Net, kernelstate
 from nfqlb.errors import KernelError
 from nfqlb.kernel.plan import Plan
 from tests.netns.kernelproxy import KernelProxy
+from tests.plans import reals_of, services_of, serving
 
 NAME = "kernel-test-abc"  # as long as a name can be
 
-PLAN = Plan(
-    NAME,
-    services=frozenset({(6, "10.2.0.100", 80), (17, "10.2.0.100", 53), (6, "2001:db8:2::100", 80)}),
-    reals=frozenset({(6, "10.2.0.11", 8080), (17, "10.2.0.11", 53), (6, "2001:db8:2::b", 8080)}),
-    gso=(10,),
-    plain=(11,),
-    vip_dev="eth0",
+PLAN = serving(
+    Plan(NAME, gso=(10,), plain=(11,), vip_dev="eth0"),
+    services={(6, "10.2.0.100", 80), (17, "10.2.0.100", 53), (6, "2001:db8:2::100", 80)},
+    reals={(6, "10.2.0.11", 8080), (17, "10.2.0.11", 53), (6, "2001:db8:2::b", 8080)},
 )
 BREAKS = {
     "nft flush ruleset": "nft flush ruleset",
@@ -196,10 +194,10 @@ def test_one_more_server_touches_no_rule(host: Host, kernel: KernelProxy, plan: 
     close_forward(host)
     kernel.apply(plan)
     before = rules(host)
-    more = replace(
+    more = serving(
         plan,
-        services=plan.services | {(17, "10.2.0.101", 53)},
-        reals=plan.reals - {(6, "10.2.0.11", 8080)} | {(6, "10.2.0.12", 80)},
+        services_of(plan) | {(17, "10.2.0.101", 53)},
+        reals_of(plan) - {(6, "10.2.0.11", 8080)} | {(6, "10.2.0.12", 80)},
     )
     kernel.apply(more)
     assert kernel.check() == []
@@ -211,14 +209,14 @@ def test_one_more_server_touches_no_rule(host: Host, kernel: KernelProxy, plan: 
 
 
 def test_a_family_comes_and_goes(host: Host, kernel: KernelProxy, plan: Plan) -> None:
-    nothing = replace(plan, services=frozenset(), reals=frozenset())
+    nothing = serving(plan, (), ())
     close_forward(host)
     found = state(host)
     kernel.apply(nothing)
     assert changed(host, found) == ""
     kernel.apply(plan)
     assert "nfqlb" in host.run(["ip6tables-save"]).stdout
-    kernel.apply(replace(plan, services=frozenset({(6, "10.2.0.100", 80)})))
+    kernel.apply(serving(plan, {(6, "10.2.0.100", 80)}))
     assert kernel.check() == []
     assert "nfqlb" not in host.run(["ip6tables-save"]).stdout
     assert "2001:db8:2::100" not in host.run(["ip", "address"]).stdout
@@ -240,7 +238,7 @@ def test_a_failure_undoes_what_was_done(host: Host, kernel: KernelProxy, plan: P
     kernel.apply(plan)
     with_plan = state(host)
     with pytest.raises(KernelError):
-        kernel.apply(replace(plan, services=frozenset({(6, "10.2.0.105", 81)}), vip_dev="nosuch"))
+        kernel.apply(serving(replace(plan, vip_dev="nosuch"), {(6, "10.2.0.105", 81)}))
     assert kernel.check() == []
     assert unordered(state(host)) == unordered(with_plan)
     kernel.withdraw()
@@ -270,7 +268,7 @@ def test_queues_are_those_of_the_plan(host: Host, kernel: KernelProxy, plan: Pla
 def test_two_directors_of_similar_names(host: Host, plan: Plan) -> None:
     """The first changes what both need; when it goes, the other keeps it, and the last one puts it back."""
     found = state(host)
-    plans = [replace(plan, name="a"), replace(plan, name="a-b", services=frozenset({(6, "10.2.0.100", 81)}))]
+    plans = [replace(plan, name="a"), serving(replace(plan, name="a-b"), {(6, "10.2.0.100", 81)})]
     kernels = [KernelProxy(host.namespace, its.name, host.folder / its.name / "kernel.json") for its in plans]
     for kernel, its in zip(kernels, plans, strict=True):
         kernel.apply(its)
@@ -285,7 +283,7 @@ def test_more_services_than_an_ipset_holds_by_default(host: Host, kernel: Kernel
     many = frozenset((6, f"10.{100 + i // 65536}.{i // 256 % 256}.{i % 256}", 80) for i in range(70_000))
     close_forward(host)
     small = replace(PLAN, diverter="nft", vip_dev=None)  # fills nft's sets and, for the firewall, ipsets
-    for plan in (small, replace(small, services=small.services | many), small):
+    for plan in (small, serving(small, services_of(small) | many), small):
         kernel.apply(plan)
         assert kernel.check() == []
 
@@ -327,7 +325,7 @@ def test_legacy_firewall_is_opened_too(host: Host, kernel: KernelProxy, plan: Pl
 def test_warnings(host: Host, kernel: KernelProxy, plan: Plan) -> None:
     kernel.apply(plan)
     assert kernel.warnings() == []
-    far = replace(plan, vip_dev=None, reals=plan.reals | {(6, "192.0.2.1", 80)})
+    far = serving(replace(plan, vip_dev=None), reals=reals_of(plan) | {(6, "192.0.2.1", 80)})
     host.ip("route delete default", "route add unreachable 192.0.2.0/24")
     host.run(["nft", "add table inet mine"])
     host.run(["nft", "add chain inet mine fwds { type filter hook forward priority 10; policy drop; }"])
@@ -340,7 +338,8 @@ def test_warnings(host: Host, kernel: KernelProxy, plan: Plan) -> None:
 def run_require(host: Host, wrapper: list[str], plan: Plan, *, verb: str = "require") -> str:
     """Call a verb in a process of its own, started through `wrapper`; what it raised."""
     code = (
-        "from pathlib import Path\nfrom nfqlb.kernel.kernel import Kernel\nfrom nfqlb.kernel.plan import Plan\n"
+        "from pathlib import Path\nfrom nfqlb.kernel.kernel import Kernel\n"
+        "from nfqlb.kernel.plan import Members, Plan\nfrom nfqlb.kernel.pool import Pool\n"
         f"kernel = Kernel('{NAME}', Path('{host.folder}/other.json'))\n"
         f"try: kernel.{verb}({plan!r})\n"
         "except Exception as error: print(type(error).__name__, error)"

@@ -113,7 +113,7 @@ def test_nothing_else_changes_while_something_waits(director: FakeDirector) -> N
 
 def test_what_waits_survives_a_crash_in_the_state(director: FakeDirector, tmp_path: Path) -> None:
     asyncio.run(director.applier.apply({}, AFTER, confirm_within=60))
-    state.save(tmp_path / "state.toml", director.state)
+    state.Store(tmp_path / "state.toml").save(director.state)
     saved = state.load(tmp_path / "state.toml")
     assert saved == director.state
     restarted = state.choose(saved, None, "", restore=False).state

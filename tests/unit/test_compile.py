@@ -1,21 +1,20 @@
-"""From intents to snapshots and plans, with a recording double of the core."""
+"""From intents to snapshots, with a recording double of the core."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nfqlb.control import registry
-from nfqlb.control.compile import Compiler, compile_plan, packed, steered, unpacked
+from nfqlb.control.compile import Compiler, packed, unpacked
+from nfqlb.control.planner import Planner
 from nfqlb.errors import NfqlbError
-from nfqlb.kernel.plan import Members, Plan, Span, disjoint
-from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts
+from nfqlb.kernel.plan import Plan
+from nfqlb.model import Answers, Intent, Real, Service, Timeouts
 from tests.unit.fakes import DNS, WEB
 
 INTENT = Intent((WEB, DNS), Timeouts(tcp=600, tcp_fin=60, udp=30))
@@ -67,6 +66,9 @@ def test_servers_that_left_are_known_until_they_are_idle(compiler: Compiler) -> 
     busy = min(compiler.left.values())
     compiler.forget(lambda slot: slot != busy)
     assert list(compiler.left.values()) == [busy]
+    ends = compiler.left.services[WEB.key]
+    compiler.forget(lambda slot: slot != busy)
+    assert compiler.left.services[WEB.key] is ends, "what nobody left is known by that"
     compiler.snapshot(INTENT)
     assert (compiler.slots, compiler.left) == (slots, {})
 
@@ -150,108 +152,6 @@ def test_a_failure_changes_nothing(compiler: Compiler, slots: Slots) -> None:
     assert services_of(compiler.snapshot(INTENT))[0] is web
 
 
-def test_the_plan_names_what_the_kernel_must_divert() -> None:
-    shared = msgspec.structs.replace(WEB, port=81)
-    plan = compile_plan(
-        Intent((WEB, DNS, shared)),
-        name="main",
-        gso=[4, 6],
-        plain=[5, 7],
-        diverter="nft",
-        firewall="leave",
-        vip_dev="lo",
-    )
-    assert plan == Plan(
-        name="main",
-        services=frozenset({(6, "203.0.113.10", 80), (6, "203.0.113.10", 81), (17, "2001:db8::10", 53)}),
-        reals=frozenset(
-            {(6, "10.0.1.11", 8080), (6, "10.0.1.12", 8080), (6, "10.0.1.13", 80), (17, "2001:db8:1::11", 53)}
-        ),
-        gso=(4, 6),
-        plain=(5, 7),
-        diverter="nft",
-        firewall="leave",
-        vip_dev="lo",
-    )
-
-
-def test_services_of_many_ports_are_diverted_by_ranges_and_marks_and_known_by_their_clients() -> None:
-    """A real server without a port of its own answers from a range, or from whichever port was asked."""
-    vip, real = "203.0.113.10", "10.0.1.11"
-    plan = compile_plan(
-        Intent(
-            (
-                Service(vip, 5000, last=5009, reals=(Real(real, 0), Real("10.0.1.12", 8080))),
-                Service(vip, 0, "udp", reals=(Real(real, 0),)),
-                Service(vip, 6000, mode="dr", last=6009, reals=(Real("10.0.1.13", 0),)),
-                Service(fwmark=7, reals=(Real("10.0.1.14", 0), Real("10.0.1.15", 80))),
-                Service("::", fwmark=9),
-            ),
-            Timeouts(udp=1200),
-        ),
-        name="main",
-        gso=[0],
-        plain=[1],
-        diverter="nft",
-        firewall="leave",
-        vip_dev=None,
-        leaving=[(Key("tcp", vip, 7000, 7009), "10.0.1.16", 0)],
-    )
-    assert plan.families == (4, 6)
-    assert plan.vips == {vip}
-    assert plan.members(4) == Members(
-        services=frozenset(),
-        reals=frozenset({(6, "10.0.1.12", 8080), (6, "10.0.1.15", 80), (17, "10.0.1.15", 80)}),
-        vips=frozenset({vip}),
-        servers=frozenset({real, "10.0.1.12", "10.0.1.14", "10.0.1.15", "10.0.1.16"}),
-        tunnels=frozenset(),
-        heads=frozenset(),
-        ranges=frozenset({(6, vip, 5000, 5009), (6, vip, 6000, 6009), (17, vip, 0, 65535)}),
-        real_ranges=frozenset({(6, real, 5000, 5009), (6, "10.0.1.16", 7000, 7009)}),
-        anyport=frozenset({real, "10.0.1.14"}),
-        marks=frozenset({7}),
-    )
-    assert plan.members(6).kinds == {"marks"}
-    assert plan.idle == 1200
-
-
-@given(st.sets(st.tuples(st.sampled_from([6, 17]), st.sampled_from("ab"), st.integers(0, 30), st.integers(0, 9))))
-def test_spans_are_made_disjoint_and_lose_no_port(spans: set[tuple[int, str, int, int]]) -> None:
-    given_ = {(protocol, address, first, first + more) for protocol, address, first, more in spans}
-    merged = disjoint(given_)
-
-    def ports(of: Iterable[Span]) -> list[tuple[int, str, int]]:
-        return sorted((protocol, address, port) for protocol, address, a, b in of for port in range(a, b + 1))
-
-    assert ports(merged) == sorted(set(ports(given_)))
-
-
-DIRECT = Service("203.0.113.12", 80, mode="dr", reals=tuple(Real(f"10.0.1.{at}", 80) for at in (11, 12, 13)))
-DIRECT_UDP = msgspec.structs.replace(DIRECT, protocol="udp", address="203.0.113.11")
-
-
-@pytest.mark.parametrize(
-    ("by", "kept", "room", "expected"),
-    [
-        ("auto", (), 255, [DIRECT]),
-        ("route", (), 255, [DIRECT, DIRECT_UDP]),
-        ("frame", (), 255, []),
-        ("route", ("203.0.113.12",), 255, [DIRECT_UDP]),
-        ("route", (), 2, []),
-        ("route", (), 3, [DIRECT, DIRECT_UDP]),
-    ],
-)
-def test_packets_are_steered_by_the_kernel(by: str, kept: tuple[str, ...], room: int, expected: list[Service]) -> None:
-    assert steered(Intent((WEB, DIRECT, DIRECT_UDP)), by, kept, room) == expected
-
-
-def test_packets_that_a_mark_or_a_range_may_want_or_whose_mss_is_held_down_are_not_steered() -> None:
-    wide = msgspec.structs.replace(DIRECT, port=81, last=90, reals=())
-    assert steered(Intent((wide, DIRECT)), "route", (), 255) == [DIRECT]
-    assert steered(Intent((msgspec.structs.replace(DIRECT, mss=1400),)), "route", (), 255) == []
-    assert steered(Intent((DIRECT, Service(fwmark=7))), "route", (), 255) == []
-
-
 @given(st.ip_addresses())
 def test_an_address_is_16_bytes_and_back(address: IPv4Address | IPv6Address) -> None:
     assume(address.version == 4 or address.ipv4_mapped is None)
@@ -264,6 +164,6 @@ def test_a_real_server_may_have_a_mode_of_its_own(compiler: Compiler) -> None:
     intent = Intent((Service("203.0.113.10", 80, reals=reals),))
     (made,) = services_of(compiler.snapshot(intent))
     assert [server[4] for server in made.args[4]] == ["tun", "dr", "nat"]  # newest first
-    plan = compile_plan(intent, name="main", gso=[0], plain=[1], diverter="nft", firewall="leave", vip_dev=None)
-    assert plan.reals == {(6, "10.0.1.11", 8080)}
-    assert plan.tunnels == {"10.0.1.13"}
+    plan = Planner(Plan("main")).plan(intent)
+    assert plan.v4.reals == {(6, "10.0.1.11", 8080)}
+    assert plan.v4.tunnels == {"10.0.1.13"}

@@ -27,8 +27,9 @@ from nfqlb.kernel.plan import marks as marks_of
 from nfqlb.logs import Voice
 from nfqlb.model import Intent, Key, Real, Service
 from nfqlb.runconfig import QUEUES, RunConfig
-from nfqlb.state import State
+from nfqlb.state import State, Store
 from nfqlb.worker import Queue
+from tests.plans import reals_of, services_of
 
 WEB = Service("203.0.113.10", 80, reals=(Real("10.0.1.11", 8080), Real("10.0.1.12", 8080)))
 INTENT = Intent((WEB,))
@@ -64,8 +65,8 @@ class Fakes:
         self.step("require")
 
     def apply(self, plan: Plan) -> None:
-        steered = f" {len(plan.heads)}/{len(plan.ways)}" if plan.mask else ""
-        self.step(f"kernel {len(plan.services)}/{len(plan.reals)}{steered}")
+        steered = f" {len(plan.v4.heads)}/{len(plan.ways)}" if plan.mask else ""
+        self.step(f"kernel {len(services_of(plan))}/{len(reals_of(plan))}{steered}")
         self.plan = plan
 
     def marks(self, plan: Plan) -> dict[str, int]:
@@ -152,13 +153,13 @@ def snapshot(services: Sequence[object], *timeouts: int, **_: object) -> Any:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     fakes = Fakes()
-    save = state.save
+    save = Store.save
 
-    def noted(path: Path, value: State) -> None:
+    def noted(store: Store, value: State, **how: bool) -> None:
         fakes.step("save")
-        save(path, value)
+        save(store, value, **how)
 
-    monkeypatch.setattr(state, "save", noted)
+    monkeypatch.setattr(Store, "save", noted)
     monkeypatch.setattr(daemon, "Worker", lambda *_: fakes)
     return fakes
 
@@ -490,7 +491,7 @@ def test_a_real_server_of_nat_that_is_this_machine_is_known(made: Made, monkeypa
     for own, steps in [({WEB.reals[0].address}, ["aim 11"]), (set(), ["no way to 11"])]:
         monkeypatch.setattr(neighbours, "own", lambda own=own: own)
         made.fakes.take()
-        made.director._aim(made.director.intent())
+        made.director._aiming.aim(made.director.intent())
         assert made.fakes.take() == steps
 
 
@@ -505,7 +506,7 @@ def test_frames_go_where_real_servers_are_found(
 
     def look() -> list[object]:
         made.fakes.take()
-        made.director._aim(made.director.intent())
+        made.director._aiming.aim(made.director.intent())
         return made.fakes.take()
 
     assert look() == [], "nobody gets frames"
@@ -657,7 +658,7 @@ def test_a_clean_up_for_a_killed_director_withdraws_and_ends_the_crash(
     monkeypatch.setattr(daemon, "load_kernel", lambda name: fakes)
     assert daemon.withdraw("none") == 0
     file = tmp_path / "main" / "state.toml"
-    state.save(file, State(4, False, "", INTENT))
+    Store(file).save(State(4, False, "", INTENT))
     assert daemon.withdraw("main") == 0
     assert state.load(file) == State(4, True, "", INTENT)
     assert fakes.done == ["withdraw", "save", "withdraw", "save"]

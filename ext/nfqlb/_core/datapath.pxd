@@ -32,6 +32,7 @@ cdef class Datapath:
     cdef hop_t** nexts
     cdef uint32_t* turns
     cdef path_t* paths
+    cdef uint64_t* seen              # by slot: connections and packets that `moved` has told
     cdef dict ways                   # the Hop behind each of `hops`
     cdef dict beyond                 # and of `nexts`
     cdef readonly object offload     # the Offload, or None

@@ -650,7 +650,8 @@ cdef class Datapath:
         self.nexts = <hop_t**>calloc(table.table.slot_count, sizeof(hop_t*))
         self.turns = <uint32_t*>calloc(table.table.slot_count, sizeof(uint32_t))
         self.paths = <path_t*>calloc(table.table.slot_count, sizeof(path_t))
-        if self.hops == NULL or self.nexts == NULL or self.turns == NULL or self.paths == NULL:
+        self.seen = <uint64_t*>calloc(table.table.slot_count, sizeof(uint64_t))
+        if self.hops == NULL or self.nexts == NULL or self.turns == NULL or self.paths == NULL or self.seen == NULL:
             raise MemoryError
         self.retired = []
         self.workers = []
@@ -662,6 +663,7 @@ cdef class Datapath:
         free(self.nexts)
         free(self.turns)
         free(self.paths)
+        free(self.seen)
 
     def publish(self, Snapshot snapshot not None) -> None:
         """Put a configuration before the workers; their next batch goes by it. Never waits for them."""
@@ -727,12 +729,8 @@ cdef class Datapath:
     def drain(self) -> Drained:
         """Read all counters. They only grow; reading takes nothing away."""
         cdef Worker worker
-        cdef counter_t* counter
-        cdef load_t* now
-        cdef uint32_t slot
         cdef int i
         reasons = [0] * REASONS
-        slots = {}
         batches = packets = 0
         if self.follower is not None:
             self.follower.count()
@@ -741,18 +739,50 @@ cdef class Datapath:
                 reasons[i] += worker.worker.telemetry.reasons[i]
             batches += worker.worker.telemetry.batches
             packets += worker.worker.telemetry.packets
-        for slot in self.table.numbers.values():
-            total = [0] * 5
+        return Drained(dict(zip(REASON_NAMES, reasons)), self.counted(self.table.numbers.values()), batches, packets)
+
+    def counted(self, slots: Iterable[int]) -> dict[int, tuple]:
+        """The rows of these slots, as in Drained."""
+        cdef Worker worker
+        cdef counter_t* counter
+        cdef counter_t total
+        cdef load_t* now
+        cdef uint32_t slot
+        found = {}
+        for slot in slots:
+            if slot >= self.table.table.slot_count:
+                raise IndexError(slot)
+            memset(&total, 0, sizeof(counter_t))
             for worker in self.workers:
                 counter = &worker.worker.telemetry.slots[slot]
-                total[0] += counter.connections
-                total[1] += counter.inpackets
-                total[2] += counter.outpackets
-                total[3] += counter.inbytes
-                total[4] += counter.outbytes
+                total.connections += counter.connections
+                total.inpackets += counter.inpackets
+                total.outpackets += counter.outpackets
+                total.inbytes += counter.inbytes
+                total.outbytes += counter.outbytes
             now = &self.table.table.loads[slot]
-            slots[slot] = (*total, now.active, now.inactive, now.persistent)
-        return Drained(dict(zip(REASON_NAMES, reasons)), slots, batches, packets)
+            found[slot] = (
+                total.connections, total.inpackets, total.outpackets, total.inbytes, total.outbytes,
+                now.active, now.inactive, now.persistent,
+            )
+        return found
+
+    def moved(self) -> dict[int, tuple]:
+        """The rows of the slots that had connections or packets since this was called last."""
+        cdef Worker worker
+        cdef counter_t* counter
+        cdef uint32_t slot
+        cdef uint64_t total
+        found = []
+        for slot in range(1, self.table.table.slot_count):
+            total = 0
+            for worker in self.workers:
+                counter = &worker.worker.telemetry.slots[slot]
+                total += counter.connections + counter.inpackets + counter.outpackets
+            if total != self.seen[slot]:
+                self.seen[slot] = total
+                found.append(slot)
+        return self.counted(found)
 
 
 cdef class Worker:

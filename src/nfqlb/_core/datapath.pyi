@@ -1,8 +1,11 @@
+from collections.abc import Iterable
 from typing import NamedTuple, Self
 
 from nfqlb._core.connection import Table
 from nfqlb._core.offload import Offload
 from nfqlb._core.snapshot import Hop, Snapshot
+
+_Row = tuple[int, int, int, int, int, int, int, int]
 
 class Result(NamedTuple):
     verdict: str
@@ -11,7 +14,7 @@ class Result(NamedTuple):
 
 class Drained(NamedTuple):
     reasons: dict[str, int]
-    slots: dict[int, tuple[int, int, int, int, int, int, int, int]]
+    slots: dict[int, _Row]
     batches: int
     packets: int
 
@@ -25,6 +28,8 @@ class Datapath:
     def offload(self) -> Offload | None: ...
     def worker(self) -> Worker: ...
     def drain(self) -> Drained: ...
+    def counted(self, slots: Iterable[int]) -> dict[int, _Row]: ...
+    def moved(self) -> dict[int, _Row]: ...
 
 class Worker:
     def __new__(cls, datapath: Datapath) -> Self: ...

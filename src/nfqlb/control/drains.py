@@ -11,7 +11,7 @@ from enum import StrEnum
 import msgspec
 from msgspec.structs import replace
 
-from nfqlb.control.registry import delete_real, find_real, find_service
+from nfqlb.control.registry import delete_real, edit_real, find_real, find_service
 from nfqlb.errors import NotFoundError
 from nfqlb.model import Intent, Key, Real, parse_real, parse_vip
 
@@ -45,11 +45,8 @@ class Drain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def quiesce(intent: Intent, key: Key, real: Real) -> Intent:
     """The intent in which this real server has weight 0; NotFoundError where there is none."""
-    service = find_service(intent, key)
-    old = find_real(service, real.address, real.port)
-    reals = tuple(replace(one, weight=0) if one is old else one for one in service.reals)
-    services = (replace(one, reals=reals) if one is service else one for one in intent.services)
-    return replace(intent, services=tuple(services))
+    old = find_real(find_service(intent, key), real.address, real.port)
+    return edit_real(intent, key, replace(old, weight=0))
 
 
 def leave(intent: Intent, drain: Drain) -> Intent:

@@ -21,18 +21,23 @@ Rows = Mapping[int, Sequence[int]]  # by slot; a row begins with the five counte
 class Meter:
     def __init__(self) -> None:
         self._last: dict[int, Sequence[int]] = {}
-        self._averages: dict[int, tuple[int, ...]] = {}
+        self._averages: dict[int, tuple[int, ...]] = {}  # that are not all nought
         self._zeroes: dict[int, Sequence[int]] = {}
 
-    def tick(self, rows: Rows) -> None:
-        """Take the counters as they are; call it every TICK_SECONDS."""
-        for slot, row in rows.items():
+    def tick(self, moved: Rows) -> None:
+        """Take the counters that moved since the last time; call it every TICK_SECONDS."""
+        for slot in moved.keys() | self._averages.keys():
             before, averages = self._last.get(slot, NOTHING), self._averages.get(slot, NOTHING)
-            self._averages[slot] = tuple(
+            row = moved[slot][: len(SHIFTS)] if slot in moved else before
+            averages = tuple(
                 average + ((((now - then) << (shift - 1)) - average) >> 2)
-                for now, then, average, shift in zip(row[: len(SHIFTS)], before, averages, SHIFTS, strict=True)
+                for now, then, average, shift in zip(row, before, averages, SHIFTS, strict=True)
             )
-            self._last[slot] = row[: len(SHIFTS)]
+            self._last[slot] = row
+            if any(averages):
+                self._averages[slot] = averages
+            else:
+                self._averages.pop(slot, None)
 
     def rates(self, slots: Iterable[int | None]) -> tuple[int, ...]:
         """Connections, packets in and out, bytes in and out, per second, of these slots together."""
@@ -54,4 +59,4 @@ class Meter:
         for slot in slots:
             if slot in rows:
                 self._zeroes[slot] = self._last[slot] = rows[slot][: len(SHIFTS)]
-                self._averages[slot] = NOTHING
+                self._averages.pop(slot, None)

@@ -16,9 +16,8 @@ from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts, endpoint
 
 
 def find_service(intent: Intent, key: Key) -> Service:
-    for service in intent.services:
-        if service.key == key:
-            return service
+    if service := intent.by_key.get(key):
+        return service
     raise NotFoundError(f"service {key}: there is none; `nfqlb show` lists the services")
 
 
@@ -30,7 +29,7 @@ def find_real(service: Service, address: str, port: int) -> Real:
 
 
 def add_service(intent: Intent, service: Service) -> Intent:
-    if any(other.key == service.key for other in intent.services):
+    if service.key in intent.by_key:
         raise ExistsError(f"service {service.key}: exists already; change it with `nfqlb service edit`")
     return replace(intent, services=(*intent.services, service))
 
@@ -82,5 +81,28 @@ def set_answers(intent: Intent, answers: Answers) -> Intent:
 
 def _put(intent: Intent, service: Service) -> Intent:
     """The service in the place of the one with the same key."""
-    services = (service if other.key == service.key else other for other in intent.services)
-    return replace(intent, services=tuple(services))
+    at = intent.services.index(intent.by_key[service.key])
+    return replace(intent, services=(*intent.services[:at], service, *intent.services[at + 1 :]))
+
+
+def differing(one: Intent, other: Intent) -> list[Key]:
+    """The services that two intents do not share: those that only one has, and those that are not the same in both.
+
+    Intents that come from each other share most of their services, and are compared by identity there.
+    """
+    if one.services is other.services:
+        return []
+    start = _common(one.services, other.services)
+    end = _common(one.services[start:][::-1], other.services[start:][::-1])
+    before = {service.key: service for service in one.services[start : len(one.services) - end]}
+    after = {service.key: service for service in other.services[start : len(other.services) - end]}
+    return [key for key in {**before, **after} if before.get(key) != after.get(key)]
+
+
+def _common(one: tuple[Service, ...], other: tuple[Service, ...]) -> int:
+    """How many services both begin with, by halves: tuples are compared at the speed of memory."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low

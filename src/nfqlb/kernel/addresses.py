@@ -8,7 +8,7 @@ already stays the operator's.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
@@ -19,6 +19,7 @@ from nfqlb.kernel.plan import Plan
 from nfqlb.kernel.saved import Saved
 from nfqlb.model import family
 
+NONE: tuple[None, frozenset[str]] = (None, frozenset())
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 
 
@@ -27,10 +28,10 @@ class Addresses:
 
     def __init__(self, saved: Saved) -> None:
         self._saved = saved
-        self._applied: tuple[str | None, frozenset[str]] = (None, frozenset())
+        self._applied: tuple[str | None, Set[str]] = NONE
 
     def apply(self, plan: Plan, *, afresh: bool = False) -> None:
-        wanted = (plan.vip_dev, plan.vips)
+        wanted = (plan.vip_dev, plan.vips) if plan.vip_dev else NONE
         if wanted == self._applied and not afresh:
             return
         if plan.vip_dev:
@@ -59,7 +60,7 @@ class Addresses:
                 remove(ip, device, vip)
         self._saved.addresses = [pair for pair in self._saved.addresses if pair not in gone]
         self._saved.write()
-        self._applied = (None, frozenset())
+        self._applied = NONE
 
     def check(self, plan: Plan) -> list[str]:
         if not plan.vip_dev or not plan.vips:

@@ -8,10 +8,11 @@ an element for each of its ports. The set of clients is filled by rules (see rul
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
 
 from nfqlb.errors import KernelError, MissingError
-from nfqlb.kernel.plan import Endpoint, Plan, Span, disjoint
+from nfqlb.kernel.plan import NONE, Endpoint, Plan, Span, disjoint
 from nfqlb.kernel.programs import run, there
 
 PROTOCOL = {6: "tcp", 17: "udp", 132: "sctp"}
@@ -33,12 +34,36 @@ def set_name(name: str, title: str, family: int | str) -> str:
     return f"nfqlb-{name}.{title}{family}"
 
 
+@dataclass(frozen=True)
+class Elements:
+    """What a set holds: members, and ranges of ports beside them, which may overlap with each other and with those."""
+
+    members: Set[Endpoint] | Set[str]
+    spans: Set[Span] = frozenset()
+
+    def texts(self) -> frozenset[str]:
+        """Each as `ADDRESS`, `ADDRESS,tcp:PORT` or `ADDRESS,tcp:FIRST-LAST`; no port twice."""
+        return _texts(self.members, self.spans)
+
+    @property
+    def size(self) -> int:
+        """How many elements these are for ipset."""
+        return _size(self.texts()) if self.spans else len(self.members)
+
+    def change(self, old: Elements) -> tuple[frozenset[str], frozenset[str]]:
+        """The texts that are new, and those that are gone."""
+        if self.spans or old.spans:
+            new, before = self.texts(), old.texts()
+            return new - before, before - new
+        return _texts(self.members - old.members, ()), _texts(old.members - self.members, ())
+
+
 class Ipsets:
     """The sets `nfqlb-NAME.services4` and so on."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._members: dict[str, frozenset[str]] = {}
+        self._members: dict[str, Elements] = {}
         self._room: dict[str, int] = {}
 
     def require(self) -> None:
@@ -65,21 +90,22 @@ class Ipsets:
                 lines += [] if name in existing else [create]
                 continue
             old = None if afresh or name not in existing else self._members.get(name)
-            count = _size(members)
-            if old is None or count > room[name] or _size(members ^ old) > len(members ^ old):
+            count = members.size
+            new, gone = members.change(old) if old else (frozenset(), frozenset())
+            if old is None or count > room[name] or _size(new | gone) > len(new | gone):
                 room[name] = max(1024, 2 * count)
                 spare = set_name(self._name, "new", family)
                 lines += [f"destroy {spare}"] if spare in existing else []
                 size = f"hashsize {max(64, count)} maxelem {room[name]}"
                 lines.append(f"create {spare} {kind} family {FAMILY[family]} {size}")
-                lines += [f"add {spare} {member}" for member in members]
+                lines += [f"add {spare} {member}" for member in members.texts()]
                 lines += (
                     [f"swap {spare} {name}", f"destroy {spare}"] if name in existing else [f"rename {spare} {name}"]
                 )
                 existing.discard(spare)
             else:
-                lines += [f"add {name} {member} -exist" for member in members - old]
-                lines += [f"del {name} {member} -exist" for member in old - members]
+                lines += [f"add {name} {member} -exist" for member in new]
+                lines += [f"del {name} {member} -exist" for member in gone]
         self._members, self._room = {}, {}  # unknown, should the program fail half-way
         if lines:
             run("ipset", "restore", stdin="\n".join(lines) + "\n")
@@ -100,15 +126,15 @@ class Ipsets:
         found = [f"the ipset {name} was destroyed" for name in sorted(wanted.keys() - existing)]
         kept = sorted(wanted.keys() & existing)
         kept = [name for name in kept if not name.startswith(set_name(self._name, CLIENTS, ""))]
-        if sum(_size(wanted[name]) for name in kept) <= COMPARED:
+        if sum(wanted[name].size for name in kept) <= COMPARED:
             now = _members(kept)
-            found += [f"the ipset {name} was changed" for name in kept if now[name] != _single(wanted[name])]
+            found += [f"the ipset {name} was changed" for name in kept if now[name] != _single(wanted[name].texts())]
         else:
-            found += [f"the ipset {name} was changed" for name in kept if _count(name) != _size(wanted[name])]
+            found += [f"the ipset {name} was changed" for name in kept if _count(name) != wanted[name].size]
         return found
 
-    def _wanted(self, plan: Plan) -> dict[str, tuple[str, int, frozenset[str]]]:
-        """Name -> type, family and members, written as ipset takes them."""
+    def _wanted(self, plan: Plan) -> dict[str, tuple[str, int, Elements]]:
+        """Name -> type, family and members."""
         if plan.firewall == "leave" and plan.diverter == "nft":
             return {}
         found = {}
@@ -116,12 +142,12 @@ class Ipsets:
             members = plan.members(family)
             for title, kind in TYPE.items():
                 spans = getattr(members, SPANS[title]) if title in SPANS else frozenset()
-                texts = _texts(getattr(members, title), spans)
-                found[set_name(self._name, title, family)] = kind, family, texts
+                elements = Elements(getattr(members, title), spans)
+                found[set_name(self._name, title, family)] = kind, family, elements
             if members.anyport:
-                found[set_name(self._name, "anyport", family)] = "hash:ip", family, members.anyport
+                found[set_name(self._name, "anyport", family)] = "hash:ip", family, Elements(members.anyport)
             if members.learns and plan.diverter == "iptables":
-                found[set_name(self._name, CLIENTS, family)] = CLIENTS, family, frozenset()
+                found[set_name(self._name, CLIENTS, family)] = CLIENTS, family, Elements(NONE)
         return found
 
     def _existing(self) -> set[str]:

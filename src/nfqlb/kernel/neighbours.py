@@ -22,9 +22,10 @@ from nfqlb.kernel.netlink import CREATE, DUMP, NLMSG_DONE, NLMSG_ERROR, REQUEST,
 from nfqlb.model import family
 
 RTM_GETLINK, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 18, 22, 24, 26, 28, 30
-RTM_GETRULE = 34
+RTM_NEWADDR, RTM_DELADDR, RTM_GETRULE = 20, 21, 34
 REPLACE = 0x100  # NLM_F_REPLACE
-GROUPS = 1 << 0 | 1 << 2 | 1 << 6 | 1 << 10  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
+# RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
+GROUPS = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_MARK, RTA_VIA, RTAX_MTU = 1, 4, 5, 7, 8, 16, 18, 2
 NDA_DST, NDA_LLADDR, IFLA_ADDRESS, IFLA_MTU, IFA_ADDRESS, IFA_LOCAL = 1, 2, 1, 4, 1, 2
 RTN_UNICAST, RTN_LOCAL = 1, 2
@@ -127,9 +128,11 @@ def ruled() -> set[int]:
 
 
 class Events:
-    """Readable when links, routes or neighbours changed in this network namespace; `clear` then calls `heard`."""
+    """Readable when links, addresses, routes or neighbours changed in this network namespace; `clear` then calls
+    `heard`, and tells it whether addresses of this machine may have changed.
+    """
 
-    def __init__(self, heard: Callable[[], None]) -> None:
+    def __init__(self, heard: Callable[[bool], None]) -> None:
         self._heard = heard
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setblocking(False)
@@ -139,15 +142,12 @@ class Events:
         return self._socket.fileno()
 
     def clear(self) -> None:
-        """Take all that came: what it was does not matter."""
-        self._heard()
-        while True:
-            try:
-                self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return
-            except OSError:  # more than could be kept
-                continue
+        """Take all that came."""
+        try:
+            kinds = {kind for kind, *_ in received(self._socket)}
+        except OSError:  # more than could be kept
+            kinds = {RTM_NEWADDR}
+        self._heard(bool(kinds & {RTM_NEWADDR, RTM_DELADDR}))
 
     def close(self) -> None:
         self._socket.close()

@@ -147,13 +147,14 @@ class Events:
         return self._socket.fileno()
 
     def others(self) -> bool:
-        """Whether another process did it, or there was more than could be kept."""
+        """Whether another process did it, or there was more than could be kept. The kernel names threads."""
         try:
             messages = list(received(self._socket))
         except OSError:
             return True
         bodies = [payload[4:] for kind, _, _, payload in messages if kind == SUBSYSTEM_NFTABLES << 8 | NEWGEN]
-        return any(int.from_bytes(dict(attributes(body)).get(2, b""), "big") != os.getpid() for body in bodies)
+        threads = {int.from_bytes(dict(attributes(body)).get(2, b""), "big") for body in bodies}
+        return not threads <= set(map(int, os.listdir("/proc/self/task")))
 
     def close(self) -> None:
         self._socket.close()

@@ -2,7 +2,8 @@
 
 Strategy: the table is ours alone, so nothing in it is ever merged. It is replaced as a whole, atomically, when its
 rules have to change or somebody changed it; when only members changed, their elements are added and removed. What was
-installed is remembered as the kernel shows it, and as long as nftables' generation stands still nothing is compared.
+installed is remembered as the kernel shows it, and as long as nftables' generation takes no other steps than ours,
+nothing is compared.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class Nft:
                 learned = _learned(self.table, family) if plan.members(family).learns else None
                 messages += ruleset.replace(self.table, family, plan, reassemble=reassembles(), learned=learned)
                 replaced.append(family)
+        if not messages:
+            self._installed = plan
+            return
         try:
+            before = nl.generation()
             nl.batch(messages)
         except OSError as error:
             if old is None:
@@ -57,7 +62,9 @@ class Nft:
             return
         for family in replaced:
             self._fingerprints[family] = _fingerprint(self.table, family)
-        self._installed, self._generation = plan, -1
+        known = before == self._generation or len(replaced) == len(plan.families)
+        ours = nl.generation() == before + 1  # a batch is one step: nobody else took one
+        self._installed, self._generation = plan, before + 1 if known and ours else -1
 
     def prune(self, plan: Plan) -> None:
         gone = [family for family in (4, 6) if family not in plan.families and self.table in tables(family)]

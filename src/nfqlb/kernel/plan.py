@@ -1,21 +1,22 @@
 """What the kernel should hold for one director, as a frozen value.
 
 Strategy: control compiles the intent into a Plan, the parts of `Kernel` make the kernel equal to it. A plan names no
-table, chain or set: those follow from the director's name. A family that no service uses is left alone altogether.
+table, chain or set: those follow from the director's name. A family that no service uses is left alone altogether. Of
+plans that follow each other the large sets are pools: what did not change is shared, and found at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
-from nfqlb.model import family
+from nfqlb.kernel.pool import Pool
 
 Endpoint = tuple[int, str, int]  # protocol number, address, port
 Span = tuple[int, str, int, int]  # protocol number, address, first and last port
-T = TypeVar("T")
+NONE: Pool[str] = Pool()
 
 
 class Way(NamedTuple):
@@ -30,16 +31,16 @@ class Way(NamedTuple):
 class Members(NamedTuple):
     """The members of one family's sets; the spans of a set do not overlap."""
 
-    services: frozenset[Endpoint]
-    reals: frozenset[Endpoint]
-    vips: frozenset[str]
-    servers: frozenset[str]
-    tunnels: frozenset[str]
-    heads: frozenset[Endpoint]
-    ranges: frozenset[Span]
-    real_ranges: frozenset[Span]
-    anyport: frozenset[str]
-    marks: frozenset[int]
+    services: Set[Endpoint] = Pool()
+    reals: Set[Endpoint] = Pool()  # those whose replies pass
+    vips: Set[str] = NONE
+    servers: Set[str] = NONE  # the addresses of those whose replies pass
+    tunnels: Set[str] = NONE  # real servers at the other end of a tunnel
+    heads: Set[Endpoint] = Pool()  # the services whose packets go to the queues of class head
+    ranges: Set[Span] = frozenset()  # services with several ports
+    real_ranges: Set[Span] = frozenset()  # real servers that answer from these
+    anyport: Set[str] = NONE  # real servers that answer from whichever port a client asked
+    marks: Set[int] = Pool()  # services by netfilter mark
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -51,48 +52,64 @@ class Members(NamedTuple):
         """Whether clients are remembered: nothing else tells whose packets these are on their way back."""
         return bool(self.anyport or self.marks)
 
+    @property
+    def requests(self) -> tuple[object, ...]:
+        """All that makes packets of clients come to the queues."""
+        return self.services, self.ranges, self.marks
+
+    def with_(self, other: Members) -> Members:
+        """These and those of another; a packet that is whole goes either way, so heads are what both have."""
+        return Members(
+            self.services | other.services,
+            self.reals | other.reals,
+            self.vips | other.vips,
+            self.servers | other.servers,
+            self.tunnels | other.tunnels,
+            self.heads & other.heads,
+            disjoint(self.ranges | other.ranges),
+            disjoint(self.real_ranges | other.real_ranges),
+            self.anyport | other.anyport,
+            self.marks | other.marks,
+        )
+
+
+NOTHING = Members()
+
 
 @dataclass(frozen=True)
 class Plan:
     """What the kernel should hold, for one director."""
 
     name: str
-    services: frozenset[Endpoint] = frozenset()
-    reals: frozenset[Endpoint] = frozenset()  # those whose replies pass
+    v4: Members = NOTHING
+    v6: Members = NOTHING
     gso: tuple[int, ...] = (0,)  # queue numbers of class gso (TCP), one per worker
     plain: tuple[int, ...] = (1,)  # queue numbers of class plain (UDP, ICMP, later fragments), one per worker
     diverter: str = "auto"  # "nft", "iptables", or "auto": nft where it loads
     firewall: str = "accept"  # or "leave"
     vip_dev: str | None = None
-    tunnels: frozenset[str] = frozenset()  # real servers at the other end of a tunnel
-    ranges: frozenset[Span] = frozenset()  # services with several ports
-    real_ranges: frozenset[Span] = frozenset()  # real servers that answer from these
-    anyport: frozenset[str] = frozenset()  # real servers that answer from whichever port a client asked
-    marks: frozenset[tuple[int, int]] = frozenset()  # services by family and netfilter mark
-    idle: int = 900  # seconds after which a client of these is forgotten
+    idle: int = 900  # seconds after which a client of services without a port is forgotten
     head: tuple[int, ...] = (2,)  # queue numbers of class head (payload stays in the kernel), one per worker
-    heads: frozenset[Endpoint] = frozenset()  # the services whose packets go there
     ways: frozenset[Way] = frozenset()
     mask: int = 0  # the bits of marks that lead over these ways; 0: none ever do
 
     @cached_property
     def families(self) -> tuple[int, ...]:
         """The families in use: of 4 and 6, those that have a service."""
-        return tuple(sorted({family(vip) for vip in self.vips} | {number for number, _ in self.marks}))
+        return tuple(number for number, members in ((4, self.v4), (6, self.v6)) if any(members.requests))
 
     @cached_property
-    def vips(self) -> frozenset[str]:
-        return frozenset(map(_address, (*self.services, *self.ranges)))
+    def vips(self) -> Set[str]:
+        return self.v4.vips | self.v6.vips
 
     @property
     def requests(self) -> tuple[object, ...]:
-        """All that makes packets of clients come to the queues."""
-        return self.services, self.ranges, self.marks
+        """All that decides which packets of clients come to which class of queues."""
+        return *self.v4.requests, *self.v6.requests, self.v4.heads, self.v6.heads
 
     def with_(self, other: Plan) -> Self:
         """This plan, with the services and real servers of another as well."""
-        names = "services", "reals", "tunnels", "ranges", "real_ranges", "anyport", "marks"
-        return replace(self, **{name: getattr(self, name) | getattr(other, name) for name in names})
+        return replace(self, v4=self.v4.with_(other.v4), v6=self.v6.with_(other.v6))
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -102,33 +119,8 @@ class Plan:
     def members(self, number: int) -> Members:
         """What belongs to family `number`; nothing where no service uses it."""
         if number not in self.families:
-            return Members(*[frozenset()] * len(Members._fields))
-
-        services, reals = _of(number, self.services, _address), _of(number, self.reals, _address)
-        ranges, real_ranges = _of(number, self.ranges, _address), _of(number, self.real_ranges, _address)
-        tunnels, anyport = (_of(number, addresses, str) for addresses in (self.tunnels, self.anyport))
-        return Members(
-            services,
-            reals,
-            frozenset(map(_address, (*services, *ranges))),
-            frozenset(map(_address, (*reals, *real_ranges))) | anyport,
-            tunnels,
-            _of(number, self.heads, _address),
-            disjoint(ranges),
-            disjoint(real_ranges),
-            anyport,
-            frozenset(mark for version, mark in self.marks if version == number),
-        )
-
-
-def _address(entry: tuple[int | str, ...]) -> str:
-    """Of an endpoint or a span."""
-    return str(entry[1])
-
-
-def _of(number: int, members: Iterable[T], address: Callable[[T], str]) -> frozenset[T]:
-    """Those of one family."""
-    return frozenset(member for member in members if family(address(member)) == number)
+            return NOTHING
+        return self.v4 if number == 4 else self.v6
 
 
 def disjoint(spans: Iterable[Span]) -> frozenset[Span]:

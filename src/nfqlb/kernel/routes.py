@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
+from itertools import islice
 
-from pyroute2 import IPRoute  # type: ignore[import-untyped]
-from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
-
+from nfqlb.kernel import neighbours
 from nfqlb.kernel import netlink as nl
 from nfqlb.kernel.plan import Plan
 
-LOCAL = 2  # RTN_LOCAL
 FORWARD, DROP = 2, 0
+LOOKED_AT = 256  # addresses of a kind
 TITLE = {4: "ip", 6: "ip6", nl.BOTH: "inet"}
 
 
 def warnings(plan: Plan) -> list[str]:
-    """A sentence each, with the fix where there is one."""
-    servers = {address for _, address, _ in plan.reals}
-    with IPRoute() as ip:
-        remote = [vip for vip in sorted(plan.vips) if _route(ip, vip) != LOCAL]
-        lost = [server for server in sorted(servers) if _route(ip, server) is None]
+    """A sentence each, with the fix where there is one; of very many addresses only some are looked at."""
+    vips, servers = (some(members) for members in (plan.vips, plan.v4.servers | plan.v6.servers))
+    routes = neighbours.routes({*vips, *servers})
+    remote = [vip for vip in vips if vip not in routes or not routes[vip].local]
+    lost = [server for server in servers if server not in routes]
     return [
         *(
             f"the VIP {vip} is not an address of this machine: its packets arrive only if a router sends them here; "
@@ -36,12 +35,9 @@ def warnings(plan: Plan) -> list[str]:
     ]
 
 
-def _route(ip: IPRoute, address: str) -> int | None:
-    """The type of the route to an address, None where there is none."""
-    try:
-        return int(ip.route("get", dst=address)[0]["type"])
-    except NetlinkError:
-        return None
+def some(addresses: Set[str]) -> list[str]:
+    """All of them, or as many as are looked at."""
+    return sorted(islice(addresses, LOOKED_AT))
 
 
 def dropping(firewall: str, families: Collection[int]) -> Iterator[tuple[str, str, str]]:

@@ -331,10 +331,9 @@ def _edit(
     size = _key_type(name, family)[1]
     elements = []
     for key in sorted(keys):
-        fields = [nl.nested(1, nl.attribute(1, key[:size]))]
-        if name in INTERVALS:
-            fields.append(nl.nested(10, nl.attribute(1, key[size:])))
-        elements.append(nl.nested(1, *fields, *([values[key]] if values else [])))
+        end = nl.nested(10, nl.attribute(1, key[size:])) if name in INTERVALS else b""
+        value = values[key] if values else b""
+        elements.append(nl.nested(1, nl.nested(1, nl.attribute(1, key[:size])), end, value))
     flags = nl.CREATE if kind == nl.NEWSETELEM else 0
     head = nl.text(1, table) + nl.text(2, name)
     parts = [elements[i : i + ELEMENTS] for i in range(0, len(elements), ELEMENTS)]
