@@ -6,6 +6,7 @@
 #   make sanitize      the tests without a network, with AddressSanitizer and UndefinedBehaviorSanitizer in the core
 #   make fuzz          libFuzzer sends PACKETS (2000000) through such a core; ends with 1 at a finding
 #   make netns-test    the end-to-end tests, each named as it runs
+#   make offload-test  the matrix of these tests once more, the kernel forwarding what is established
 #   make oracle-vm     tests under a kernel with ip_vs and tunnel devices, booted for them: a download of 42 MB, 120 MB kept
 #   make bench         figures with their bars: start of commands, the core alone, changes, very many services, peers
 #   make bench-compare no step of the core costs much more than it did
@@ -40,7 +41,7 @@ PACKAGES += libclang-rt-16-dev llvm-16
 endif
 PYTEST := $(BIN)/pytest
 
-.PHONY: setup packages lint types unit tests quick test test-full sanitize fuzz netns-test oracle-vm demo bench bench-compare clean
+.PHONY: setup packages lint types unit tests quick test test-full sanitize fuzz netns-test offload-test oracle-vm demo bench bench-compare clean
 
 # -- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -106,6 +107,9 @@ tests: setup
 netns-test: setup
 	$(PYTEST) -v --junitxml=build/reports/netns.xml tests/netns $(ARGS)
 
+offload-test: setup
+	NFQLB_OFFLOAD=auto $(PYTEST) -v --junitxml=build/reports/offload.xml tests/netns/test_matrix.py $(ARGS)
+
 # Not part of `make test`. ARGS is one word for pytest here, as it goes through a shell: ARGS=-x.
 oracle-vm: PACKAGES += $(VM_PACKAGES)
 oracle-vm: setup
@@ -114,7 +118,7 @@ oracle-vm: setup
 test: lint types tests netns-test bench-compare
 
 test-full: export NFQLB_FULL = 1
-test-full: test
+test-full: test offload-test
 
 # Python is not compiled with the sanitizers, so their libraries go first, and what it leaks at its end is not counted.
 # What they find ends the process that did it; a report of a child that nobody looked at counts as well.

@@ -25,11 +25,20 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("udp", "fast", "accept", 0.85),
     ("bulk", "fast2", "plain", 0.42),
     ("bulk", "fast2", "haproxy2", 1.2),  # as many threads as HAProxy has
-    ("udp", "dr", "plain", 0.5),
-    ("udp", "dr-local", "plain", 0.4),
-    ("udp", "tun", "plain", 0.45),
-    ("bulk", "dr-mark", "plain", 0.5),
-    ("bulk", "dr-local", "plain", 0.4),
+    ("udp", "dr-bpf", "plain", 0.5),
+    ("udp", "local-bpf", "plain", 0.4),
+    ("udp", "tun-bpf", "plain", 0.45),
+    ("bulk", "dr-bpf", "plain", 0.5),
+    ("bulk", "local-bpf", "plain", 0.4),
+    ("udp", "nat-bpf", "plain", 1.0),
+    ("udp", "nat-bpf", "nft", 1.25),
+    ("bulk", "nat-bpf", "plain", 0.92),
+    # every packet through the queue
+    ("udp", "dr", "plain", None),
+    ("udp", "dr-local", "plain", None),
+    ("udp", "tun", "plain", None),
+    ("bulk", "dr-mark", "plain", None),
+    ("bulk", "dr-local", "plain", None),
     # by which direct routing chooses its way
     ("udp", "dr-mark", "dr", None),
     ("bulk", "dr-mark", "dr", None),
@@ -42,8 +51,22 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("bulk", "accept", "plain", None),
     ("bulk", "accept", "haproxy2", None),
     ("connections", "fast2", "haproxy2", None),
+    # what the offload has still to reach
+    ("bulk", "nat-bpf", "nft", None),
+    ("bulk", "nat-bpf", "haproxy2", None),
+    ("connections", "nat-bpf", "haproxy2", None),
 ]
-ADDED = ["fast", "dr", "dr-mark", "dr-local", "tun"]  # whose added latency is told on the terminal
+ADDED = [
+    "fast",
+    "dr",
+    "dr-mark",
+    "dr-local",
+    "tun",
+    "nat-bpf",
+    "dr-bpf",
+    "local-bpf",
+    "tun-bpf",
+]  # whose added latency is told on the terminal
 CALLBACK_BAR = 55_000.0  # packets per second of a callback that is no straw man
 INTRODUCTION = """# nfqlb beside its peers
 

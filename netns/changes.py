@@ -19,8 +19,8 @@ LEAD = 0.5  # seconds of traffic before the first change, and after the last
 
 
 class Outcome(NamedTuple):
-    """`seconds` is what the changes took; `lost_there` and `lost_back` are datagrams, and so are those that came
-    `late`, overtaken by others of their flow.
+    """`seconds` is what the changes took; `lost_there` and `lost_back` are datagrams, and those that came late were
+    overtaken by others of their flow.
     """
 
     sent: int
@@ -44,8 +44,8 @@ def run(
     """Start nfqlb on `net` with these arguments, three servers or more; make so many changes, evenly, if it keeps up.
 
     By threes: a server is added, gets another weight, and is deleted again. Each is read back, else AssertionError.
-    Or each is a `step`, given the service, a real server that is not in it, and the number of the change. `hasten` is
-    given the pid of everything that has a part in it.
+    Or each is a `step`, which is given the service, a real server that is not in it, and the number of the change.
+    `hasten` is given the pid of everything that has a part in it.
     """
     service = f"{net.service(PORT)}/udp"
     *reals, added = (f"{server.v4}:{PORT}" for server in net.servers)
@@ -70,8 +70,8 @@ def run(
         there |= int(heard["seen"], 16)
         late += heard["late"]
     net.director.stop()
-    lost_there, lost_back = (said["sent"] - seen.bit_count() for seen in (there, int(said["seen"], 16)))
-    return Outcome(said["sent"], changes, taken, lost_there, lost_back, late, said["late"])
+    sent, back = said["sent"], int(said["seen"], 16)
+    return Outcome(sent, changes, taken, sent - there.bit_count(), sent - back.bit_count(), late, said["late"])
 
 
 def change(client: Client, service: str, real: str, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from netns import kernelstate
 from netns.host import CommandError, Host, Process, alive
 from nfqlb.errors import UnreachableError
 
+OFFLOAD = os.environ.get("NFQLB_OFFLOAD", "")  # of every director that is not told otherwise
 NFQLB = str(Path(sys.executable).with_name("nfqlb"))
 
 
@@ -35,6 +37,8 @@ class Director(Host):
 
     def nfqlb(self, *args: str, timeout: float = 20.0) -> Process:
         """Start `nfqlb run` with these arguments and return when it says ready."""
+        if OFFLOAD and "--offload" not in args:
+            args = (*args, "--offload", OFFLOAD)
         self.process = self.spawn([NFQLB, "run", "--name", self.instance, *args])
         self.process.says("ready", timeout)
         return self.process

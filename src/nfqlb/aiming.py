@@ -48,6 +48,7 @@ class Aiming:
         self._intent = Intent()  # the last that was aimed for
         self._sent: dict[Key, dict[int, str]] = {}  # by service: slots whose packets are not NAT's, and their addresses
         self._here: dict[Key, list[int]] = {}  # by service: slots of NAT that are this machine
+        self._narrow: dict[Key, dict[int, neighbours.Hop]] = {}  # by service: slots of NAT whose route has an MTU
         self._wanted: dict[int, str] = {}  # all that is in _sent
         self._ways: dict[int, neighbours.Hop] = {}  # by slot
         self._lost: set[str] = set()  # real servers to which there is no way
@@ -113,7 +114,10 @@ class Aiming:
             if self._ways.get(slot) != ways.get(slot):
                 self._datapath.aim(slot, Hop(*ways[slot]) if slot in ways else None)
         if self._leads:
-            self._lead({slot: found[address] for slot, address in wanted.items() if address in found})
+            hops = {slot: found[address] for slot, address in wanted.items() if address in found}
+            for slots in self._narrow.values():
+                hops |= slots
+            self._lead(hops)
         for server in sorted(lost - self._lost):
             log.warning("real server %s: no route, or no answer to ARP or ND; its packets are dropped", server)
             self._feed.say("real", f"{server} is not reached")
@@ -152,9 +156,11 @@ class Aiming:
             if own != self._own:
                 self._own, keys = own, {**self._intent.by_key, **intent.by_key}
             self.stale = not self.listens
+        natted: list[tuple[Key, int, str]] = []
         for key in keys:
             self._sent.pop(key, None)
             self._here.pop(key, None)
+            self._narrow.pop(key, None)
             service, slots = intent.by_key.get(key), self._compiler.slots.services.get(key, {})
             for real in service.reals if service else ():
                 slot = slots[real.address, real.port]
@@ -162,6 +168,14 @@ class Aiming:
                     self._sent.setdefault(key, {})[slot] = real.address
                 elif real.address in self._own:
                     self._here.setdefault(key, []).append(slot)
+                else:
+                    natted.append((key, slot, real.address))
+        if natted and self._leads:
+            routes = neighbours.routes({address for _, _, address in natted})
+            for key, slot, address in natted:
+                if address in routes and routes[address].mtu:
+                    hop = neighbours.Hop(routes[address].interface, routes[address].mtu)
+                    self._narrow.setdefault(key, {})[slot] = hop
         self._intent = intent
 
     def _way(self, server: str) -> neighbours.Hop | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Self
 
 from netns import Host, Net
+from netns.director import OFFLOAD
 from netns.tap import Tap
 from tests.netns.decode import PROTOCOL_TCP, PROTOCOL_UDP, Account, Scene
 
@@ -44,6 +45,7 @@ def scene(net: Net) -> Scene:
     uplink = next(mac for mac, addresses in links(net.router).values() if net.outside.at(254).v4 in addresses)
     return Scene(
         mode=net.mode,
+        offload=OFFLOAD == "auto",
         own=frozenset(address for _, addresses in own.values() for address in addresses),
         devices={device: mac for device, (mac, _) in own.items()},
         macs=macs,

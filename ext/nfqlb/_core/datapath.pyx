@@ -319,6 +319,8 @@ cdef void hand_down(worker_t* worker, connection_t* connection) noexcept nogil:
                 mtu = min(mtu, path.mtu)
     elif own != NULL and own.local:
         return
+    elif hop != NULL:
+        mtu = hop.mtu
     if install(<offload_t*>worker.table.offload, connection, <uint32_t>(connection - worker.table.entries), hop, mtu,
                own != NULL and own.mask != 0, turn) \
             and (load32(&connection.word, SEQUENTIAL) & LIFE != LIVE or connection.flags & LEFT):
@@ -692,7 +694,7 @@ cdef class Datapath:
 
     def lead(self, uint32_t slot, Hop hop) -> None:
         """Where flows to the real server of this slot leave when the kernel forwards them by itself; None: they don't.
-        For direct routing and tunnels. Those that go another way now come up.
+        For NAT, which the kernel routes, only its MTU counts. Those that go another way now come up.
         """
         if slot >= self.table.table.slot_count:
             raise IndexError(slot)

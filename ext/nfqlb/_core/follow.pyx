@@ -36,7 +36,6 @@ from nfqlb._core.types cimport (
     LIVE,
     MARKED,
     MAY_OFFLOAD,
-    METHOD,
     NAT,
     RETURNED,
     ROUTED,
@@ -238,7 +237,7 @@ cdef bint is_wanted(worker_t* worker, const owner_t* owner, const connection_t* 
     return connection.slot < worker.snapshot.slot_count \
         and worker.snapshot.available[connection.slot] & MAY_OFFLOAD != 0 \
         and not connection.flags & LEFT \
-        and (connection.flags & METHOD == NAT or owner.turn == load32(&worker.turns[connection.slot], ACQUIRE))
+        and owner.turn == load32(&worker.turns[connection.slot], ACQUIRE)
 
 
 # -- counters ---------------------------------------------------------------------------------------------------------

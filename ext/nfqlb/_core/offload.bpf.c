@@ -222,7 +222,7 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct pac
 	flow->link[4] = route.smac[2] | route.smac[3] << 8;
 	flow->link[5] = route.smac[4] | route.smac[5] << 8;
 	flow->interface = route.ifindex;
-	flow->mtu = route.mtu_result;
+	flow->mtu = flow->most && flow->most < route.mtu_result ? flow->most : route.mtu_result;
 	flow->looked = zero;
 	next->nh_family = route.family;
 	if (route.family == FAMILY4) {

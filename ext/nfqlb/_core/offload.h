@@ -33,6 +33,7 @@ struct offload_flow {          /* where its packets go, and how */
 	__u32 place;
 	__u32 interface;
 	__u32 mtu;             /* bytes of the longest IP packet, an outer header not counted */
+	__u32 most;            /* NAT: that of the route, which the look-up of a hop does not tell; 0: none */
 	__u32 looked;          /* NAT: generation in which the next hop was looked up */
 	__u16 link[6];         /* MAC addresses: the next hop's and ours */
 	__u8 way;              /* enum offload_way */

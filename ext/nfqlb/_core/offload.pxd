@@ -25,6 +25,7 @@ cdef extern from "offload.h" nogil:
         uint32_t place
         uint32_t interface
         uint32_t mtu
+        uint32_t most
         uint32_t looked
         uint16_t link[6]
         uint8_t way

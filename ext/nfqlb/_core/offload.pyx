@@ -112,11 +112,13 @@ cdef bint put_flow(const offload_t* offload, const connection_t* connection, uin
     request_key(connection, &key)
     if connection.flags & METHOD == NAT:
         flow.way = OFFLOAD_NAT
+        flow.most = mtu
         translate(&flow, &connection.virtual, connection.vport, &connection.server, connection.sport)
         if not tell(offload, BPF_MAP_UPDATE_ELEM, &key, &flow):
             return False
         flow.way = OFFLOAD_REPLY
         flow.reply = 1
+        flow.most = 0
         translate(&flow, &connection.server, connection.sport, &connection.virtual, connection.vport)
         reply_key(connection, &key)
         if tell(offload, BPF_MAP_UPDATE_ELEM, &key, &flow):
@@ -157,8 +159,9 @@ cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, 
                   bint marked, uint32_t turn) noexcept nogil:
     """Have the kernel forward what comes of this connection from now on; False where it has no room.
 
-    `hop` and `mtu` (bytes of the longest packet, without an outer header) are for direct routing and tunnels; `turn`
-    counts the server's hops. The caller looks afterwards whether the connection lives on, and else takes it out.
+    `mtu`: bytes of the longest packet, without an outer header; for NAT 0 where only the link has one. `hop` is for
+    direct routing and tunnels; `turn` counts the server's hops. The caller looks afterwards whether the connection
+    lives on, and else takes it out.
     """
     cdef uint32_t place = take_place(offload)
     cdef owner_t* owner
