@@ -56,17 +56,8 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("bulk", "nat-bpf", "haproxy2", None),
     ("connections", "nat-bpf", "haproxy2", None),
 ]
-ADDED = [
-    "fast",
-    "dr",
-    "dr-mark",
-    "dr-local",
-    "tun",
-    "nat-bpf",
-    "dr-bpf",
-    "local-bpf",
-    "tun-bpf",
-]  # whose added latency is told on the terminal
+# whose added latency is told on the terminal
+ADDED = ["fast", "dr", "dr-mark", "dr-local", "tun", "nat-bpf", "dr-bpf", "local-bpf", "tun-bpf"]
 CALLBACK_BAR = 55_000.0  # packets per second of a callback that is no straw man
 INTRODUCTION = """# nfqlb beside its peers
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from nfqlb._core.snapshot import Hop
@@ -32,16 +32,25 @@ log = logging.getLogger("nfqlb")
 class Aiming:
     """The ways of one director's packets; `by` is RunConfig.dr_by, `mask` the bits of marks, 0 where there are none.
 
-    `marks` are those by which the kernel steers packets to real servers. This machine's addresses are asked for when
+    `marks` are those by which the kernel steers packets to real servers; with `leads` the kernel forwards by itself what
+    is established. This machine's addresses are asked for when
     they are `stale`: always, unless somebody `listens` for changes of them.
     """
 
     def __init__(
-        self, datapath: Datapath, compiler: Compiler, by: str, mask: int, marks: Mapping[str, int], feed: Feed
+        self,
+        datapath: Datapath,
+        compiler: Compiler,
+        by: str,
+        mask: int,
+        marks: Mapping[str, int],
+        feed: Feed,
+        *,
+        leads: bool,
     ) -> None:
         self.mask, self.marks = mask, marks
         self._datapath, self._compiler, self._by, self._feed = datapath, compiler, by, feed
-        self._leads: Callable[[], None] | None = None
+        self._leads = leads
         self._hops: Mapping[int, neighbours.Hop] = {}  # by slot: where flows leave that the kernel forwards
         self.stale, self.listens = True, False
         self._own: set[str] = set()  # this machine's addresses
@@ -126,18 +135,12 @@ class Aiming:
             self._feed.say("real", f"{server} is reached again")
         self._ways, self._wanted, self._lost = ways, wanted, lost
 
-    def lead(self, changed: Callable[[], None]) -> None:
-        """From the next `aim` on, say where flows leave that the kernel forwards by itself, and that it `changed`."""
-        self._leads = changed
-
     def _lead(self, hops: Mapping[int, neighbours.Hop]) -> None:
-        """Whatever brings the engine's packets there, these flows leave by the next hops of frames."""
+        """Flows that the kernel forwards by itself leave by these next hops, whatever brings the engine's packets there."""
         changed = {slot for slot in self._hops.keys() | hops.keys() if self._hops.get(slot) != hops.get(slot)}
         for slot in changed:
             self._datapath.lead(slot, Hop(*hops[slot]) if slot in hops else None)
         self._hops = hops
-        if changed and self._leads:
-            self._leads()
 
     def probe(self) -> None:
         """Ask the servers that got packets since the last time whether they are there."""

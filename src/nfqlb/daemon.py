@@ -135,9 +135,9 @@ class Director:
         self._planner = Planner(
             Plan(config.name, gso=gso, plain=plain, head=head, diverter=config.diverter, firewall=config.firewall)
         )
-        self._aiming = Aiming(datapath, compiler, config.dr_by, mask, marks or {}, self.feed)
-        if config.offload != "off":
-            self._aiming.lead(self._look_after_flows)
+        self._aiming = Aiming(
+            datapath, compiler, config.dr_by, mask, marks or {}, self.feed, leads=config.offload != "off"
+        )
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._ill = asyncio.Event()  # a real server went down or came back
         self._tasks: set[asyncio.Task[None]] = set()
@@ -409,7 +409,6 @@ class Director:
                 raise
             self.state, self._snapshot = after, snapshot
             self.health.adopt(intent)
-            self._look_after_flows()
         found = await asyncio.to_thread(steps, before.intent, intent)
         self.feed.say("changed", f"revision {after.revision}", after.revision, found)
         return after.revision
@@ -420,11 +419,6 @@ class Director:
         if after != self.state:
             await asyncio.to_thread(self._save, after)
             self.state = after
-
-    def _look_after_flows(self) -> None:
-        """Flows that the kernel forwards come up again where they do not fit any more."""
-        if self._offloading:
-            self._offloading.look()
 
     async def _apply(self, plan: Plan) -> None:
         """Make the kernel hold `plan`, if it does not already."""
@@ -529,7 +523,6 @@ class Director:
                     down = self.health.down
                     self._snapshot = self._compiler.snapshot(self.state.intent, down)
                     self._datapath.publish(self._snapshot)
-                    self._look_after_flows()
                     written = (Down(str(key), endpoint(address, port)) for key, address, port in sorted(down))
                     await self._keep(down=tuple(written))
                 except NfqlbError as error:

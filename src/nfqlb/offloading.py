@@ -43,10 +43,6 @@ class Offloading:
         """Attach to interfaces that came, and where somebody took it away: a sentence for each of the latter."""
         return [f"the offload was gone from {device}" for device in self._program.follow()]
 
-    def look(self) -> None:
-        """Services, real servers or their hops changed: flows that do not fit any more come up."""
-        self._follower.look()
-
     def look_again(self) -> None:
         """Routes or neighbours may have changed."""
         self._offload.look_again()

@@ -673,6 +673,8 @@ cdef class Datapath:
         store_pointer(<void**>&self.published, <void*>snapshot.snapshot, SEQUENTIAL)
         self._retire(self.current)
         self.current = snapshot
+        if self.follower is not None:                        # flows that do not fit any more come up
+            self.follower.look()
 
     def aim(self, uint32_t slot, Hop hop) -> None:
         """From the next batch on, packets for the real server of this slot go that way; None: there is no way."""
@@ -703,6 +705,8 @@ cdef class Datapath:
         self._retire(self.beyond.pop(slot, None))
         if hop is not None:
             self.beyond[slot] = hop
+        if self.follower is not None:
+            self.follower.look()
 
     def hand_down(self, Offload offload not None) -> None:
         """Let the kernel forward what is established from now on. Once, and the offload stays."""
