@@ -32,9 +32,9 @@ log = logging.getLogger("nfqlb")
 class Aiming:
     """The ways of one director's packets; `by` is RunConfig.dr_by, `mask` the bits of marks, 0 where there are none.
 
-    `marks` are those by which the kernel steers packets to real servers; with `leads` the kernel forwards by itself what
-    is established. This machine's addresses are asked for when
-    they are `stale`: always, unless somebody `listens` for changes of them.
+    `marks` are those by which the kernel steers packets to real servers; with `leads` it forwards by itself what is
+    established. This machine's addresses are asked for when they are `stale`: always, unless somebody `listens` for
+    changes of them.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Aiming:
         self._ways, self._wanted, self._lost = ways, wanted, lost
 
     def _lead(self, hops: Mapping[int, neighbours.Hop]) -> None:
-        """Flows that the kernel forwards by itself leave by these next hops, whatever brings the engine's packets there."""
+        """Flows that the kernel forwards leave by these next hops, whatever brings the engine's packets there."""
         changed = {slot for slot in self._hops.keys() | hops.keys() if self._hops.get(slot) != hops.get(slot)}
         for slot in changed:
             self._datapath.lead(slot, Hop(*hops[slot]) if slot in hops else None)
