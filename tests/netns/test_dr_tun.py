@@ -32,7 +32,10 @@ def reasons(net: Net) -> dict[str, int]:
 
 @pytest.mark.parametrize("vip", ["routed", "free"])
 def test_the_vip_may_be_routed_or_added(make_net: Callable[..., Net], diverter: list[str], mode: str, vip: str) -> None:
+    """Beside another VIP of the same real servers, set up after this one."""
     net = make_net(servers=2, mode=mode, vip=vip)
+    for server in net.servers:
+        net.real_server(server, "setup", "--mode", mode, "--vip", "10.2.0.201")
     start(net, *(["--vip-dev", net.uplink] if vip == "free" else []), "--scheduler", "rr", *diverter)
     assert load.split(load.whoami(net.client, net.url(), 4)) == {"s1": 2, "s2": 2}
 

@@ -35,7 +35,7 @@ class RealServer:
         """Serve these VIPs with `mode` dr or tun; packets of a tunnel come in on `devices`, on all if none is named.
 
         `by` says who takes them out of it (tunnels.BY), `mss` what the server's SYN/ACKs announce at most: 0 for
-        anything, None for what fits into the tunnel.
+        anything, None for what fits into the tunnel. VIPs of earlier set-ups stay, and come out of tunnels, too.
         """
         check_choice("--by", by, tunnels.BY)
         with IPRoute() as ip:
@@ -51,13 +51,14 @@ class RealServer:
                 if now is not None and now != value:
                     self._saved.sysctls.setdefault(name, now)
             self._saved.write()
+            tunnelled = sorted({*vips, *(vip for device, vip in self._saved.addresses if device == LOOPBACK)})
             for name, value in _silent(vips):
                 if sysctl.read(name) != value:
                     sysctl.write(name, value)
             if mode == "tun":
-                tunnels.take_out(ip, vips, list(chosen), by)
+                tunnels.take_out(ip, tunnelled, list(chosen), by)
             if _lowers(mode, mss):
-                segments.announce(vips, min(chosen.values(), default=LEAST_MTU), mss)
+                segments.announce(tunnelled, min(chosen.values(), default=LEAST_MTU), mss)
             else:
                 segments.leave()
             for vip in missing:
