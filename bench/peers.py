@@ -1,10 +1,10 @@
-"""nfqlb beside its peers: `python -m bench.peers [ROUNDS]`.
+"""nfqlb beside its peers: `python -m bench.peers [ROUNDS [PEER ...]]`.
 
 Strategy. Rates on a shared machine swing, so what counts are ratios inside a round, in which all ways are measured
 within a minute of each other. The order rotates from round to round; round 0 warms up and is kept in the file but not
 counted; no other round is dropped. Engines that are not at work are stopped (SIGSTOP), so that each has the machine
-alone. A full run takes 15 rounds and writes the page and the plots in docs/bench; with ROUNDS it is a try, which writes
-build/bench only.
+alone. A full run takes 15 rounds and writes the page and the plots in docs/bench; with ROUNDS, or of some peers only,
+it writes build/bench alone.
 
 Exit code 1 when a median is below its bar.
 """
@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from bench import figures, report, share
@@ -40,7 +40,7 @@ def take(road: Road, number: int) -> Round:
     """One sample of every kind through every way."""
     taken: Round = {}
     for measure, sample in MEASURES.items():
-        ways = ways_of(measure)
+        ways = [name for name in ways_of(measure) if name in road.ways]
         turn = number % len(ways)
         taken[measure] = {}
         for name in (*ways[turn:], *ways[:turn]):
@@ -50,12 +50,12 @@ def take(road: Road, number: int) -> Round:
     return taken
 
 
-def measure(rounds: int) -> Iterator[Round]:
+def measure(rounds: int, names: Sequence[str]) -> Iterator[Round]:
     """All rounds, the warm-up first."""
-    with Road(*PEERS) as road:
-        for name, peer in PEERS.items():
+    with Road(*names) as road:
+        for name in names:
             way = road.ways[name]
-            way.pids = peer.start(way)
+            way.pids = PEERS[name].start(way)
             for pid in way.pids:
                 share.hasten(pid)
                 os.kill(pid, signal.SIGSTOP)
@@ -64,12 +64,14 @@ def measure(rounds: int) -> Iterator[Round]:
 
 
 def main(*words: str) -> int:
+    """`words`: so many rounds, and which of PEERS; "plain" among them, since all is a multiple of it."""
     rounds = max(2, int(words[0])) if words else ROUNDS  # one has no spread
+    names = words[1:] or tuple(PEERS)
     share.alone()
     about = figures.circumstances()
     began = time.monotonic()
     taken: list[Round] = []
-    for one in measure(rounds):
+    for one in measure(rounds, names):
         taken.append(one)
         minutes = (time.monotonic() - began) / 60
         kept = {"about": about, "minutes": minutes, "warm-up": taken[0], "rounds": taken[1:]}

@@ -66,6 +66,11 @@ taken. Medians of paired ratios inside a round, with their quartiles; every roun
 """
 
 
+def there(rounds: Sequence[Round], measure: str) -> list[str]:
+    """The ways that were measured."""
+    return [way for way in ways_of(measure) if way in rounds[0][measure]]
+
+
 def values(rounds: Sequence[Round], measure: str, way: str, key: str = "figure") -> list[float]:
     return [taken[measure][way][key] for taken in rounds if way in taken[measure]]
 
@@ -87,19 +92,20 @@ def lines(rounds: Sequence[Round]) -> tuple[list[str], bool]:
     found = []
     for measure, (title, unit, scale) in TITLES.items():
         found.append((f"{title}, {unit}", True))
-        for way in ways_of(measure):
+        for way in there(rounds, measure):
             scaled = [scale * value for value in values(rounds, measure, way)]
             bar = scale * CALLBACK_BAR if (measure, way) == ("udp", "callback") else None
             found.append(figures.line(f"  {PEERS[way].title}", scaled, ",.1f", bar))
     found.append(("Ratios", True))
     for measure, way, peer, bar in BARS:
-        found.append(figures.line(f"  {measure}, {way} / {peer}", ratios(rounds, measure, way, peer), ".2f", bar))
+        if {way, peer} <= set(there(rounds, measure)):
+            found.append(figures.line(f"  {measure}, {way} / {peer}", ratios(rounds, measure, way, peer), ".2f", bar))
     found.append(("Added to plain forwarding's round trip, µs", True))
-    for way in ADDED:
+    for way in filter(there(rounds, "latency").__contains__, ADDED):
         for title, key in (("median", "figure"), ("p99", "p99")):
             found.append(figures.line(f"  {PEERS[way].title}, {title}", added(rounds, way, key), ".1f"))
     for measure, key in (("connections", "errors"), ("latency", "lost")):
-        totals = {PEERS[way].title: sum(values(rounds, measure, way, key)) for way in ways_of(measure)}
+        totals = {PEERS[way].title: sum(values(rounds, measure, way, key)) for way in there(rounds, measure)}
         found += [(f"  {title}: {total:.0f} {key} in {measure}", True) for title, total in totals.items() if total]
     return [text for text, _ in found], all(good for _, good in found)
 
