@@ -120,7 +120,8 @@ class Director:
         self._state_file, self._table, self._datapath, self._compiler = state_file, table, datapath, compiler
         self._load_kernel = kernel
         self._queues = [queue for lane in queues for queue in lane]
-        self._workers = [Worker(datapath.worker(), lane, config.engine, crash) for lane in queues]
+        bypass = config.on_failure == "bypass"
+        self._workers = [Worker(datapath.worker(), lane, config.engine, crash, bypass=bypass) for lane in queues]
         self._born = time.monotonic()
         self.meter, self.feed = Meter(), Feed()
         self.applier = Applier(self)
@@ -131,9 +132,9 @@ class Director:
         self._repairs = 0
         self._failure = ""  # of the last repair
         mask = config.dr_mask if config.dr_by != "frame" else 0
-        gso, plain, head = (tuple(queue.number for queue in self._queues if queue.kind == kind) for kind in QUEUES)
+        numbers = {kind: tuple(queue.number for queue in self._queues if queue.kind == kind) for kind in QUEUES}
         self._planner = Planner(
-            Plan(config.name, gso=gso, plain=plain, head=head, diverter=config.diverter, firewall=config.firewall)
+            Plan(config.name, **numbers, bypass=bypass, diverter=config.diverter, firewall=config.firewall)
         )
         self._aiming = Aiming(
             datapath, compiler, config.dr_by, mask, marks or {}, self.feed, leads=config.offload != "off"
@@ -354,6 +355,7 @@ class Director:
             "workers": config.workers,
             "diverter": self._kernel.diverter,
             "firewall": config.firewall,
+            "on_failure": config.on_failure,
             "offload": {"state": "on" if self._offloading else self._without_offload}
             | (self._offloading.statistics() if self._offloading else {}),
             "vip_dev": self.state.vip_dev or None,

@@ -39,7 +39,7 @@ from nfqlb.logs import Voice
 from nfqlb.paths import paths
 
 NETLINK_NETFILTER = 12
-QUEUES_PER_WORKER = 3  # gso, plain, head
+QUEUES_PER_WORKER = 4  # gso, plain, head, syn
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # SIGHUP where there is no file that it could read again
 EVENTS = STOPS | {signal.SIGCHLD, signal.SIGIO}
 DIRECTOR = (sys.executable, "-P", "-m", "nfqlb.daemon")

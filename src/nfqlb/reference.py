@@ -24,11 +24,17 @@ IDLE_POLL = 0.1  # seconds between looks at the timers while nothing arrives
 
 class ReferenceEngine:
     """Same life as queue.FastEngine, with queues that are bound here: (netlink socket or -1 for a new one, queue
-    number). Of packets of the `heads` the headers alone are looked at.
+    number). Of packets of the `heads` the headers alone are looked at; `firsts` are served as
+    the others are.
     """
 
     def __init__(
-        self, worker: Worker, queues: Sequence[tuple[int, int]], heads: Collection[int] = (), maxlen: int = 16384
+        self,
+        worker: Worker,
+        queues: Sequence[tuple[int, int]],
+        heads: Collection[int] = (),
+        firsts: Collection[int] = (),
+        maxlen: int = 16384,
     ) -> None:
         self._worker = worker
         self._transmitter = Transmitter()

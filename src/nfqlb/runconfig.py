@@ -16,10 +16,11 @@ from nfqlb.model import Intent, check_choice, check_range, parse_listener, parse
 ENGINES = ("fast", "reference")
 DIVERTERS = ("auto", "nft", "iptables")
 FIREWALLS = ("accept", "leave")
+ON_FAILURE = ("drop", "bypass")
 DR_BY = ("auto", "frame", "route")
 OFFLOADS = ("auto", "off")
 WORKERS_MAX = 64
-QUEUES = ("gso", "plain", "head")  # the classes of a worker's queues
+QUEUES = ("gso", "plain", "head", "syn")  # the classes of a worker's queues
 QUEUES_PER_WORKER = len(QUEUES)
 CONNECTIONS_MIN, CONNECTIONS_MAX = 64, 2**26
 DEVICE = re.compile(r"[^/\s]{1,15}")  # IFNAMSIZ - 1
@@ -40,6 +41,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     engine: str = "fast"
     diverter: str = "auto"
     firewall: str = "accept"
+    on_failure: str = "drop"  # what becomes of packets that nobody takes
     connections: int = 262_144
     dr_by: str = "auto"
     dr_mask: int = 0xFF000000
@@ -58,6 +60,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_choice("engine", self.engine, ENGINES)
         check_choice("diverter", self.diverter, DIVERTERS)
         check_choice("firewall", self.firewall, FIREWALLS)
+        check_choice("on_failure", self.on_failure, ON_FAILURE)
         check_choice("dr_by", self.dr_by, DR_BY)
         check_mask("dr_mask", self.dr_mask)
         check_choice("offload", self.offload, OFFLOADS)

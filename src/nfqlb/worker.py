@@ -36,7 +36,12 @@ NETLINK_NETFILTER = 12
 FIRST = 4096
 NUMBERS = 65536
 MAXLEN = 16384
-COPIED = {"gso": 65535, "plain": 65535, "head": 128}  # bytes of a packet, by class; a head has all that parse looks at
+COPIED = {
+    "gso": 65535,
+    "plain": 65535,
+    "head": 128,
+    "syn": 65535,
+}  # bytes of a packet, by class; a head has all that parse looks at
 SEND_BUFFER = 16 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # include/uapi/asm-generic/socket.h
 
@@ -98,11 +103,21 @@ def _readers(portid: int) -> list[int]:
 
 
 class Worker:
-    """One thread with its queues. `died` hears of an engine that ends without being told to, and why."""
+    """One thread with its queues. `died` hears of an engine that ends without being told to, and why; `bypass` lets
+    packets that a full queue has no room for pass.
+    """
 
-    def __init__(self, core: CoreWorker, queues: Sequence[Queue], engine: str, died: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        core: CoreWorker,
+        queues: Sequence[Queue],
+        engine: str,
+        died: Callable[[str], None],
+        *,
+        bypass: bool = False,
+    ) -> None:
         self.queues = queues
-        self._core, self._kind, self._died = core, engine, died
+        self._core, self._kind, self._died, self._bypass = core, engine, died, bypass
         self._bindings: list[NetfilterQueue] = []
         self._engine: Engine | None = None
         self._thread: threading.Thread | None = None
@@ -111,17 +126,17 @@ class Worker:
     def start(self) -> list[str]:
         """Bind what is not bound yet and begin to answer; returns warnings."""
         warnings: list[str] = []
-        heads = [queue.number for queue in self.queues if queue.kind == "head"]
+        heads, firsts = ([queue.number for queue in self.queues if queue.kind == kind] for kind in ("head", "syn"))
         try:
             if self._kind == "reference":
-                self._engine = ReferenceEngine(self._core, [(-1, queue.number) for queue in self.queues], heads)
+                self._engine = ReferenceEngine(self._core, [(-1, queue.number) for queue in self.queues], heads, firsts)
             else:
                 for queue in self.queues:
                     if not queue.bound:
                         warnings += widen(queue.socket)
                         self._bind(queue)
                 fds = [(queue.socket.fileno(), queue.number) for queue in self.queues]
-                self._engine = FastEngine(self._core, fds, heads)
+                self._engine = FastEngine(self._core, fds, heads, firsts)
         except OSError as error:
             numbers = ", ".join(str(queue.number) for queue in self.queues)
             raise KernelError(f"cannot bind queues {numbers}: {error.strerror or error}") from error
@@ -162,8 +177,8 @@ class Worker:
         binding.bind(queue.number, Packet.drop, max_len=MAXLEN, mode=COPY_NONE, sock_len=size)
         self._bindings.append(binding)
         try:
-            gso = queue.kind != "plain"
-            configure(fd, queue.number, gso=gso, copy_range=COPIED[queue.kind], maxlen=MAXLEN)
+            gso, size = queue.kind != "plain", COPIED[queue.kind]
+            configure(fd, queue.number, gso=gso, copy_range=size, maxlen=MAXLEN, fail_open=self._bypass)
         except OSError as error:
             # Settings count at once: a packet may overtake their acknowledgement, and the engine has it repeated.
             if error.errno != errno.EPROTO:

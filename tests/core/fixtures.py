@@ -148,6 +148,7 @@ class Row:
     then: tuple[Virtual, ...] | None = None
     hook: int = PREROUTING
     flags: int = 0
+    behind: bool = False  # the director takes less than comes
     policy: Policy = KIND
     answer: bytes | None = None
 
@@ -639,6 +640,17 @@ ROWS = [
     ),
     # -- dropped
     dropped("an icmp error damaged on its way", "bad_checksum", TOO_BIG[:-1] + b"!", *HANDSHAKE),
+    Row("a new connection, while more comes than can be taken", tcp(CLIENT, WEB), "drop", "shed", behind=True),
+    Row("a new flow of datagrams, then", udp(CLIENT, DNS), "drop", "shed", behind=True),
+    Row(
+        "a connection that is there goes on",
+        tcp(CLIENT, WEB, "PA", b"data"),
+        "rewrite",
+        "forwarded",
+        tcp(CLIENT, SECOND, "PA", b"data"),
+        HANDSHAKE,
+        behind=True,
+    ),
     dropped("the table is full", "table_full", tcp(CLIENT, WEB), *FULL),
     dropped(
         "the server was removed", "server_gone", tcp(CLIENT, WEB, "A"), *HANDSHAKE, then=(Virtual(WEB, {FIRST: 1}),)

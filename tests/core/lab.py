@@ -119,8 +119,8 @@ class Lab:
         self.services = [service for _, service in self._compiled.values()]
         self.datapath.publish(Snapshot(self.services, *timeouts, **policy._asdict(), gone=gone))
 
-    def send(self, packet: bytes, *, hook: int = PREROUTING, flags: int = 0, mark: int = 0, worker: int = 0) -> Result:
-        return self.workers[worker].process(packet, self.clock(), hook=hook, flags=flags, mark=mark)
+    def send(self, packet: bytes, *, hook: int = PREROUTING, worker: int = 0, **about: int) -> Result:
+        return self.workers[worker].process(packet, self.clock(), hook=hook, **about)
 
     def open(self, client: str = CLIENT, vip: str = VIP) -> str:
         """Shake hands; returns the real server's end as text, for IPv4."""

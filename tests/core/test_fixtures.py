@@ -19,7 +19,7 @@ def test_packet(row: Row) -> None:
     if row.then is not None:
         lab.configure(*row.then)
     before = lab.reasons()
-    assert lab.send(row.packet, hook=row.hook, flags=row.flags) == (row.verdict, row.reason, row.out)
+    assert lab.send(row.packet, hook=row.hook, flags=row.flags, behind=row.behind) == (row.verdict, row.reason, row.out)
     assert lab.workers[0].outgoing() == ([row.answer] if row.answer else [])
     assert Counter(lab.reasons()) - Counter(before) == {row.reason: 1}, "counted once, under its reason"
 

@@ -114,7 +114,7 @@ def test_packets_of_all_kinds_arrive(net: Net, how: How) -> None:
         load.upload(net.client, net.storage.files / "whole", net.url(f"/incoming/{family}", family))
         assert net.storage.sha256(f"incoming/{family}") == whole
     assert set(reasons(net)) - {"no_connection"} == {"marked"}, "what others left behind may come, too"
-    assert {queue["class"] for queue in net.director.show("daemon")["queues"] if queue["packets"]} == {"head"}
+    assert {queue["class"] for queue in net.director.show("daemon")["queues"] if queue["packets"]} == {"head", "syn"}
 
 
 def test_download_and_upload_without_offload_have_equal_sha256(net: Net) -> None:

@@ -498,7 +498,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
         ("--name a/b", "name 'a/b': cannot be used; use a letter, then letters, digits and '-', at most 15 in all"),
         ("--workers 0", "workers '0': out of range; use 1 to 64"),
         ("--workers x", "invalid value for '--workers': 'x' is not a valid integer; see `nfqlb run --help`"),
-        ("--queue 65535", "queue '65535': out of range; use 0 to 65533"),
+        ("--queue 65535", "queue '65535': out of range; use 0 to 65532"),
         ("--vip-dev a/b", "vip_dev 'a/b': is not the name of a network device; see `ip link`"),
         ("--dr-by mark", "dr_by 'mark': is not known; choose from auto, frame, route"),
         ("--dr-mask ff", "--dr-mask 'ff': is not a number; write it like 0xff000000"),

@@ -160,7 +160,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         save(store, value, **how)
 
     monkeypatch.setattr(Store, "save", noted)
-    monkeypatch.setattr(daemon, "Worker", lambda *_: fakes)
+    monkeypatch.setattr(daemon, "Worker", lambda *_, **__: fakes)
     return fakes
 
 

@@ -152,7 +152,7 @@ def test_a_director_that_crashes_is_started_again_with_the_same_things(bench: Be
     starts = bench.events(4)
     assert len({start["pid"] for start in starts}) == 4
     assert all(start["fds"] == starts[0]["fds"] for start in starts)
-    assert len(starts[0]["fds"]) == 2 + 3 * 2  # configuration, table, and three queues for each of two workers
+    assert len(starts[0]["fds"]) == 2 + 4 * 2  # configuration, table, and four queues for each of two workers
     assert all(json.loads(start["config"])["name"] == bench.name for start in starts)
     holder.terminate()
     assert holder.wait(10) == 0

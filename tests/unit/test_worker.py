@@ -45,46 +45,46 @@ def numbers(lanes: list[list[Queue]]) -> list[list[tuple[int, str]]]:
 
 
 def lane(*given: int) -> list[tuple[int, str]]:
-    return list(zip(given, ("gso", "plain", "head"), strict=True))
+    return list(zip(given, ("gso", "plain", "head", "syn"), strict=True))
 
 
 @pytest.mark.parametrize(
     ("first", "others", "expected"),
     [
-        (None, (), [lane(4096, 4098, 4100), lane(4097, 4099, 4101)]),
-        (None, (4095, 4099, 4101), [lane(4102, 4104, 4106), lane(4103, 4105, 4107)]),
-        (7, (4096, 6, 13), [lane(7, 9, 11), lane(8, 10, 12)]),
+        (None, (), [lane(4096, 4098, 4100, 4102), lane(4097, 4099, 4101, 4103)]),
+        (None, (4095, 4099, 4101), [lane(4102, 4104, 4106, 4108), lane(4103, 4105, 4107, 4109)]),
+        (7, (4096, 6, 15), [lane(7, 9, 11, 13), lane(8, 10, 12, 14)]),
     ],
     ids=["free: from 4096 on", "partly taken: the first block that is free", "asked for"],
 )
 def test_two_workers_get(first: int | None, others: tuple[int, ...], expected: list[list[tuple[int, str]]]) -> None:
-    lanes = assign(sockets(*[0] * 6), first, taken(*others))
+    lanes = assign(sockets(*[0] * 8), first, taken(*others))
     assert numbers(lanes) == expected
     assert not any(queue.bound for lane in lanes for queue in lane)
 
 
 def test_sockets_of_a_crashed_director_keep_their_queues() -> None:
-    seen = {4096 + i: Listener(4096 + i, portid, 0, 0, 0) for i, portid in enumerate(range(50, 56))}
-    lanes = assign(sockets(*range(50, 56)), None, {**seen, **taken(4102)})
-    assert numbers(lanes) == [lane(4096, 4098, 4100), lane(4097, 4099, 4101)]
+    seen = {4096 + i: Listener(4096 + i, portid, 0, 0, 0) for i, portid in enumerate(range(50, 58))}
+    lanes = assign(sockets(*range(50, 58)), None, {**seen, **taken(4104)})
+    assert numbers(lanes) == [lane(4096, 4098, 4100, 4102), lane(4097, 4099, 4101, 4103)]
     assert all(queue.bound for lane in lanes for queue in lane)
 
 
 def test_a_taken_queue_is_refused_with_its_number() -> None:
     with pytest.raises(TakenError, match="queue 8 is read by another process"):
-        assign(sockets(0, 0, 0), 7, taken(8))
+        assign(sockets(0, 0, 0, 0), 7, taken(8))
 
 
 def test_the_reader_of_a_queue_is_named_by_who_holds_its_socket() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, worker.NETLINK_NETFILTER) as reader:
         reader.bind((0, 0))
         with pytest.raises(TakenError, match=rf"\(pid {os.getpid()}\)"):
-            assign(sockets(0, 0, 0), 7, taken(7, portid=reader.getsockname()[0]))
+            assign(sockets(0, 0, 0, 0), 7, taken(7, portid=reader.getsockname()[0]))
 
 
 def test_no_room_at_all_is_refused() -> None:
     with pytest.raises(TakenError, match="--queue"):
-        assign(sockets(0, 0, 0), None, taken(*range(4097, 65536, 2)))
+        assign(sockets(0, 0, 0, 0), None, taken(*range(4097, 65536, 2)))
 
 
 class Engine:
@@ -92,7 +92,7 @@ class Engine:
 
     fault: Any = None
 
-    def __init__(self, core: object, queues_: object, heads: object) -> None:
+    def __init__(self, core: object, queues_: object, *classes: object) -> None:
         self.stopped: queues.Queue[bool] = queues.Queue()
 
     def run(self) -> None:

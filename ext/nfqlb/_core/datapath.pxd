@@ -18,6 +18,7 @@ cdef struct worker_t:
     nominees_t* nominees             # of the last batch; NULL without an offload
     uint32_t* turns                  # by slot: how often that was another one
     hop_t** nexts                    # by slot: the next hop for the offload, also where packets go by a mark
+    bint behind                      # more comes than can be taken: nothing new is begun
     int reader
     uint32_t now                     # tick of this batch
     uint64_t random                  # state of a generator

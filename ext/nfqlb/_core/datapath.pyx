@@ -97,6 +97,7 @@ from nfqlb._core.types cimport (
     REWRITE,
     ROUTED,
     SERVER_GONE,
+    SHED,
     STATE_MASK,
     STATE_SHIFT,
     TABLE_FULL,
@@ -400,6 +401,8 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
         return UNRELATED if from_server(packet) else NO_SERVICE
     if packet.protocol == TCP and not begins(worker.snapshot, packet):
         return NO_CONNECTION if worker.snapshot.no_connection == PASS else REFUSED
+    if worker.behind:
+        return SHED
     hash = root = flow_hash(table, packet, False)
     if service.persistence:
         network.high = packet.source.high & service.mask.high
@@ -814,16 +817,19 @@ cdef class Worker:
         free(self.worker.outbox)
         free(self.worker.nominees)
 
-    def process(self, packet: bytes, now: int, *, int hook = 0, unsigned int mark = 0, int flags = 0) -> Result:
+    def process(self, packet: bytes, now: int, *, int hook = 0, unsigned int mark = 0, int flags = 0,
+                bint behind = False) -> Result:
         """One packet as a batch of its own, at `now` (CLOCK_BOOTTIME, nanoseconds); pure but for the table and
         counters.
 
         `hook` is netfilter's (0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT), `flags` those of NFQA_SKB_INFO and HEAD (8).
+        While `behind`, more comes than can be taken, and no connection is begun.
         Everything that timed out by `now` is gone before the packet is looked at.
         """
         cdef uint64_t when = now
         self.expire(now)
         self.buffer = bytearray(packet)
+        self.worker.behind = behind
         load(&self.packet, self.buffer, len(self.buffer), hook, flags, mark)
         with nogil:
             run_batch(&self.worker, &self.packet, 1, when, 0)

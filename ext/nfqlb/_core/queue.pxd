@@ -76,8 +76,11 @@ cdef extern from "<sys/socket.h>" nogil:
         msghdr msg_hdr
         unsigned int msg_len
     enum:
+        SOL_SOCKET
+        SO_MEMINFO
         MSG_DONTWAIT
         MSG_PEEK
+    int getsockopt(int, int, int, void*, unsigned int*)
     int recvmmsg(int, mmsghdr*, unsigned int, int, timespec*)
     ssize_t recv(int, void*, size_t, int)
     ssize_t sendmsg(int, const msghdr*, int)
@@ -90,6 +93,12 @@ cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
     int poll(pollfd*, unsigned long, int)
+
+cdef extern from "<linux/sock_diag.h>" nogil:
+    enum:
+        SK_MEMINFO_RMEM_ALLOC
+        SK_MEMINFO_RCVBUF
+        SK_MEMINFO_VARS
 
 cdef extern from "<time.h>" nogil:
     enum:

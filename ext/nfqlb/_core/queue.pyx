@@ -36,6 +36,7 @@ cdef extern from "<sys/eventfd.h>" nogil:
 cdef enum:
     QUEUES = 4                           # of one engine
     FLUSH = 1 << 20                      # bytes of verdicts in one sendmsg, at most about
+    LOOK = 8                             # full batches in a row, after which the socket's buffer is looked at
     EXPIRE_BUDGET = 512                  # timer steps for each batch
     EXPIRE_IDLE = 16384                  # and when there is nothing else to do
     NFQUEUES_FLAGS = 7
@@ -47,6 +48,9 @@ cdef struct queue_t:
     uint16_t number                      # network order
     bint fresh                           # no packet seen yet
     uint8_t flags                        # of all its packets: HEAD or none
+    int turn                             # full batches before the next queue is served
+    uint32_t full                        # batches in a row that were full
+    bint behind                          # half of the socket's buffer waits, or did and a quarter does still
     uint8_t* memory
     packet_t packets[BATCH]
     mmsghdr messages[BATCH]
@@ -63,9 +67,10 @@ cdef struct queue_t:
 cdef class FastEngine:
     """Drives bound queues for one worker.
 
-    `queues` are (socket, queue number), `heads` those numbers whose queues copy the headers alone. Give them SO_RCVBUF
-    and SO_SNDBUF first. `run` blocks without the GIL until `stop`; it raises OSError when a socket fails for good.
-    Packets that a predecessor on the same socket took and never answered are sent through the hook again.
+    `queues` are (socket, queue number), `heads` those numbers whose queues copy the headers alone, `firsts` those that
+    bring first packets alone and give way to the others. Give them SO_RCVBUF and SO_SNDBUF first. `run` blocks without
+    the GIL until `stop`; it raises OSError when a socket fails for good. Of a queue whose socket's buffer fills up,
+    because more comes than is taken, nothing begins a connection. Packets that a predecessor on the same socket took and never answered are sent through the hook again.
     """
 
     cdef Worker worker
@@ -75,7 +80,8 @@ cdef class FastEngine:
     cdef int wake
     cdef uint32_t stopping
 
-    def __cinit__(self, Worker worker not None, queues: Sequence[tuple[int, int]], heads: Collection[int] = ()):
+    def __cinit__(self, Worker worker not None, queues: Sequence[tuple[int, int]], heads: Collection[int] = (),
+                  firsts: Collection[int] = ()):
         cdef queue_t* queue
         self.worker = worker
         self.transmitter = Transmitter()
@@ -95,6 +101,7 @@ cdef class FastEngine:
             queue.number = htons(number)
             queue.fresh = True
             queue.flags = HEAD if number in heads else 0
+            queue.turn = 1 if number in firsts else TURN
             with socket.socket(fileno=os.dup(fd)) as s:
                 queue.flush = min(FLUSH, s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2)
         self.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -153,7 +160,7 @@ cdef int loop(FastEngine engine) noexcept nogil:
         for i in range(engine.count):
             if ready <= 0 or waiting[i].revents == 0:
                 continue
-            for _ in range(TURN):
+            for _ in range(engine.queues[i].turn):
                 got = serve(engine, &engine.queues[i])
                 if got < 0:
                     return -got
@@ -184,6 +191,8 @@ cdef int serve(FastEngine engine, queue_t* queue) noexcept nogil:
             queue.overruns += 1
             return 1
         return -errno
+    heed(queue, got)
+    engine.worker.worker.behind = queue.behind
     count = 0
     for i in range(got):
         if decode(queue, queue.memory + i * STRIDE, queue.messages[i].msg_len, &queue.packets[count]):
@@ -200,6 +209,19 @@ cdef int serve(FastEngine engine, queue_t* queue) noexcept nogil:
         if engine.worker.worker.nominees != NULL and engine.worker.worker.nominees.count:
             settle(&engine.worker.worker, is_empty(queue))
     return got
+
+
+cdef void heed(queue_t* queue, int got) noexcept nogil:
+    """See whether packets come faster than they are taken: then those that are established go before new ones."""
+    cdef uint32_t memory[SK_MEMINFO_VARS]
+    cdef unsigned int size = sizeof(memory)
+    if got < BATCH:
+        queue.full = 0
+        queue.behind = False
+        return
+    queue.full += 1
+    if queue.full % LOOK == 0 and getsockopt(queue.fd, SOL_SOCKET, SO_MEMINFO, memory, &size) == 0:
+        queue.behind = memory[SK_MEMINFO_RMEM_ALLOC] > memory[SK_MEMINFO_RCVBUF] // (4 if queue.behind else 2)
 
 
 cdef bint is_empty(queue_t* queue) noexcept nogil:
@@ -375,14 +397,15 @@ cdef inline bint try_send(int fd, const msghdr* message) noexcept nogil:
     return True
 
 
-def configure(int fd, int queue, *, bint gso, uint32_t copy_range = 65535, uint32_t maxlen = 16384) -> None:
-    """Set up a bound queue: bytes copied of each packet, packets that may wait, super-packets whole (`gso`),
-    fail-open off.
+def configure(int fd, int queue, *, bint gso, uint32_t copy_range = 65535, uint32_t maxlen = 16384,
+              bint fail_open = False) -> None:
+    """Set up a bound queue: bytes copied of each packet, packets that may wait, super-packets whole (`gso`), whether
+    the kernel lets what finds no room pass (`fail_open`).
 
     Waits for the kernel's acknowledgement, so no rule may lead to the queue yet. Raises OSError with its error
     number.
     """
-    flags = NFQA_CFG_F_GSO if gso else 0
+    flags = (NFQA_CFG_F_GSO if gso else 0) | (NFQA_CFG_F_FAIL_OPEN if fail_open else 0)
     body = (
         bytes([0, NFNETLINK_V0]) + queue.to_bytes(2, "big")
         + config_attribute(NFQA_CFG_PARAMS, copy_range.to_bytes(4, "big") + bytes([NFQNL_COPY_PACKET]))

@@ -35,6 +35,7 @@ from nfqlb._core.types cimport (
     REWRITE,
     ROUTED,
     SERVER_GONE,
+    SHED,
     TABLE_FULL,
     TOO_BIG,
     TRANSMIT,
@@ -74,6 +75,7 @@ _TABLE = (
     (ERROR_REISSUED,     "error_reissued",   ACCEPT,  "ICMP error about a packet in a tunnel; the client is told"),
     (MARKED,             "marked",           MARK,    "client's packet, routed to the real server by the kernel (dr)"),
     (ERROR_MARKED,       "error_marked",     MARK,    "ICMP error about a reply, sent as requests are (dr)"),
+    (SHED,               "shed",             DROP,    "a new connection's, while more comes than can be taken"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)

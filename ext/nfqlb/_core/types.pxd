@@ -76,6 +76,7 @@ cdef enum reason_t:
     ERROR_REISSUED
     MARKED
     ERROR_MARKED
+    SHED
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 

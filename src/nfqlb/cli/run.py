@@ -64,6 +64,11 @@ if TYPE_CHECKING:
     metavar="auto|off",
     help="Whether the kernel may forward what is established by itself [default: off].",
 )
+@click.option(
+    "--on-failure",
+    metavar="drop|bypass",
+    help="What becomes of packets that the director does not take: dropped, or past it [default: drop].",
+)
 @click.option("--connections", type=int, metavar="N", help="The most connections at a time [default: 262144].")
 @click.option("--metrics", metavar="ADDR:PORT", help="Serve metrics for Prometheus there [default: not at all].")
 @click.option("--log-format", metavar="console|json", help="How lines on stderr look [default: console].")

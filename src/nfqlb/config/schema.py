@@ -40,6 +40,7 @@ from nfqlb.runconfig import (
     ENGINES,
     FIREWALLS,
     OFFLOADS,
+    ON_FAILURE,
     WORKERS_MAX,
     RunConfig,
 )
@@ -56,6 +57,10 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("director", "engine"): {"description": "How packets are taken.", "enum": [*ENGINES]},
     ("director", "diverter"): {"description": "What brings packets to the queues.", "enum": [*DIVERTERS]},
     ("director", "firewall"): {"description": "Accept what is forwarded, or leave that to you.", "enum": [*FIREWALLS]},
+    ("director", "on_failure"): {
+        "description": "What becomes of packets that the director does not take: dropped, or past it.",
+        "enum": [*ON_FAILURE],
+    },
     ("director", "connections"): {
         "description": "The most connections at a time.",
         "minimum": CONNECTIONS_MIN,

@@ -54,6 +54,7 @@ DIRECTOR: Types = {
     "engine": str,
     "diverter": str,
     "firewall": str,
+    "on_failure": str,
     "connections": int,
     "dr_by": str,
     "dr_mask": int,

@@ -90,9 +90,9 @@ def notrack() -> bytes:
     return _expression("notrack")
 
 
-def nfqueue(queue: int) -> bytes:
-    """iptables' NFQUEUE target through nft_compat: struct xt_NFQ_info_v3 in native order, padded to 8, no bypass."""
-    info = struct.pack("=HHH2x", queue, 1, 0)
+def nfqueue(queue: int, *, bypass: bool = False) -> bytes:
+    """iptables' NFQUEUE target through nft_compat: struct xt_NFQ_info_v3 in native order, padded to 8."""
+    info = struct.pack("=HHH2x", queue, 1, bypass)
     return _expression("target", text(1, "NFQUEUE"), number(2, 3), attribute(3, info))
 
 

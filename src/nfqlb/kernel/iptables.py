@@ -64,7 +64,7 @@ class Iptables:
 
     def _mangle(self, family: int, plan: Plan) -> Rules:
         own, members = f"nfqlb-{self._name}", plan.members(family)
-        plain = _queue(plan.plain)
+        plain, past = _queue(plan.plain, plan.bypass), "" if plan.bypass else " --queue-bypass"
         to_vip = f"{self._in('vips', family, 'dst')} {self._in('servers', family, 'src', absent=True)}"
         not_from_server = self._in("reals", family, "src,src", absent=True)
         if members.anyport:
@@ -75,7 +75,7 @@ class Iptables:
         requests += [f"{ICMP[family]} {kind} {to_vip} -j {plain}" for kind in ICMP_ERRORS[family]]
         requests += [*first, f"{later} {to_vip} -j {plain}"]
         replies = [f"{match} -g {own}.back" for match in self._replies(family, members)]
-        replies += [f"{ICMP[family]} {kind} -j {plain} --queue-bypass" for kind in ICMP_ERRORS[family]]
+        replies += [f"{ICMP[family]} {kind} -j {plain}{past}" for kind in ICMP_ERRORS[family]]
         replies += [*first, f"{later} {self._in('servers', family, 'src')} -j {plain}"]
         marked = [
             f"-p {name} -m mark --mark {mark} {not_from_server} -g {to}"
@@ -83,7 +83,7 @@ class Iptables:
             for name in PROTOCOLS
         ]
         if marked:  # their VIPs are not known: errors for them cannot be told from others
-            marked += [f"{ICMP[family]} {kind} -j {plain} --queue-bypass" for kind in ICMP_ERRORS[family]]
+            marked += [f"{ICMP[family]} {kind} -j {plain}{past}" for kind in ICMP_ERRORS[family]]
         return Rules(
             {
                 f"{own}.req": requests,
@@ -91,10 +91,11 @@ class Iptables:
                 f"{own}.reply": replies,
                 f"{own}.wide": [self._learn(family, plan.idle), f"-g {own}.in"] if members.learns else [],
                 f"{own}.in": [
+                    *self._spread(family, "-p tcp --syn ", plan.syn, SOURCE_PORT, plan.bypass),
                     *([f"{self._in('heads', family, 'dst,dst')} -g {own}.head"] if plan.mask else []),
                     *self._shared(family, plan, SOURCE_PORT),
                 ],
-                f"{own}.head": self._spread(family, "", plan.head, SOURCE_PORT),
+                f"{own}.head": self._spread(family, "", plan.head, SOURCE_PORT, plan.bypass),
                 f"{own}.back": self._shared(family, plan, DESTINATION_PORT),
                 f"{own}.defrag": ["-m socket"] if _has(family, "-m socket") else [],
             },
@@ -133,15 +134,15 @@ class Iptables:
 
     def _shared(self, family: int, plan: Plan, port: str) -> list[str]:
         """What gives each packet to a queue: TCP to class gso, the rest to plain; a client's port to one worker."""
-        tcp = self._spread(family, "-p tcp ", plan.gso, port)
-        return [*tcp, *self._spread(family, "", plan.plain, port)]
+        tcp = self._spread(family, "-p tcp ", plan.gso, port, plan.bypass)
+        return [*tcp, *self._spread(family, "", plan.plain, port, plan.bypass)]
 
-    def _spread(self, family: int, protocol: str, numbers: tuple[int, ...], port: str) -> list[str]:
+    def _spread(self, family: int, match: str, numbers: tuple[int, ...], port: str, bypass: bool) -> list[str]:
         shares = [_share(family, port, at, len(numbers)) for at in range(len(numbers))]
         if len(numbers) > 1 and _has(family, shares[0]):
             pairs = zip(shares, numbers, strict=True)
-            return [f"{protocol}{share} -j {_queue((number,))}" for share, number in pairs]
-        return [f"{protocol}-j {_queue(numbers)}"]
+            return [f"{match}{share} -j {_queue((number,), bypass)}" for share, number in pairs]
+        return [f"{match}-j {_queue(numbers, bypass)}"]
 
     def _in(self, title: str, family: int, direction: str, *, absent: bool = False) -> str:
         return f"-m set {'! ' if absent else ''}--match-set {set_name(self._name, title, family)} {direction}"
@@ -166,14 +167,15 @@ def _share(family: int, port: str, at: int, count: int) -> str:
     return f"-m u32 --u32 {start}{port}={first}:{last}"
 
 
-def _queue(numbers: tuple[int, ...]) -> str:
+def _queue(numbers: tuple[int, ...], bypass: bool = False) -> str:
+    past = " --queue-bypass" if bypass else ""
     if len(numbers) == 1:
-        return f"NFQUEUE --queue-num {numbers[0]}"
+        return f"NFQUEUE --queue-num {numbers[0]}{past}"
     if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
         raise KernelError(
             f"iptables balances over consecutive queue numbers only, not over {numbers}: use --diverter nft"
         )
-    return f"NFQUEUE --queue-balance {numbers[0]}:{numbers[-1]}"
+    return f"NFQUEUE --queue-balance {numbers[0]}:{numbers[-1]}{past}"
 
 
 def _fragments(family: int) -> tuple[list[str], str]:

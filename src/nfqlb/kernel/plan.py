@@ -90,6 +90,8 @@ class Plan:
     vip_dev: str | None = None
     idle: int = 900  # seconds after which a client of services without a port is forgotten
     head: tuple[int, ...] = (2,)  # queue numbers of class head (payload stays in the kernel), one per worker
+    syn: tuple[int, ...] = (3,)  # queue numbers of class syn (the first packet of a TCP connection), one per worker
+    bypass: bool = False  # what finds no listener passes, as if it had not been diverted
     ways: frozenset[Way] = frozenset()
     mask: int = 0  # the bits of marks that lead over these ways; 0: none ever do
 
@@ -114,7 +116,7 @@ class Plan:
     @property
     def layout(self) -> tuple[object, ...]:
         """What a diverter's rules depend on, and not its sets."""
-        return self.gso, self.plain, self.head, self.mask != 0
+        return self.gso, self.plain, self.head, self.syn, self.bypass, self.mask != 0
 
     def members(self, number: int) -> Members:
         """What belongs to family `number`; nothing where no service uses it."""

@@ -14,8 +14,11 @@ A real server with any port (`anyport`), or one behind a service by mark, sends 
 business. So `wide` remembers the client's end of each request to one in the set `clients`, for as long as connections
 live, and a reply is what goes back there. Rules and sets of such services are there only where there are some.
 
+First packets of TCP connections have queues of their own, so that a flood of them leaves the others alone.
+
 With several workers the client's address and port are hashed, and a verdict map picks the queue's chain. The NFQUEUE
-rules have no bypass: without a listener packets are dropped and repeated by TCP, not answered by the local stack.
+rules have no bypass unless asked for (`on_failure`): without a listener packets are dropped and repeated by TCP, not
+answered by the local stack.
 
 A chain that no packet enters holds a socket match: while it is there, the kernel reassembles fragments before any of
 these hooks, as IPVS has it do (net/netfilter/xt_socket.c, socket_mt_enable_defrag).
@@ -57,7 +60,8 @@ CHAINS = (
 CLIENTS, CLIENTS_MAX = "clients", 1 << 20
 COMMON = ("services", "reals", "vips", "servers", "tunnels", "heads")
 INTERVALS = ("ranges", "real_ranges")  # sets whose keys are a first and a last one, in one
-CLASSES = ("gso", "plain", "head")
+CLASSES = ("gso", "plain", "head", "syn")
+SYN_ONLY = b"\x17", b"\x02"  # of FIN, SYN, RST and ACK; the byte of a TCP header that has them is the 13th
 PROTOCOL, ADDRESS, SERVICE, ICMP_TYPE, MARK = 12, {4: 7, 6: 8}, 13, {4: 14, 6: 29}, 19  # nft's data type numbers
 HOST_ORDER = struct.pack("=BBI", 0, 4, 1)  # user data of a set that lets the nft program print its keys right
 ICMP = {4: 1, 6: 58}
@@ -108,7 +112,7 @@ def replace(
         messages.append(nl.Message(nl.NEWSET, nl.CREATE, family, _set(name, CLIENTS, family) + flags + timeout))
         left = {key: nl.attribute(5, struct.pack("!Q", time)) for key, time in (learned or {}).items()}
         messages += _edit(table, CLIENTS, family, nl.NEWSETELEM, left, left)
-    messages += [rule(table, chain, family, [x.nfqueue(queue)]) for chain, queue in queues.items()]
+    messages += [rule(table, chain, family, [x.nfqueue(queue, bypass=plan.bypass)]) for chain, queue in queues.items()]
     messages += [rule(table, chain, family, expressions) for chain, expressions in _rules(family, plan)]
     if reassemble:
         messages.append(rule(table, "defragmented", family, [x.socket_match()]))
@@ -189,6 +193,7 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
         ("requests", [*request, *not_from_server, x.verdict(x.GOTO, "request")]),
         ("requests", [*icmp, *to_vip, *errors_to(destination)]),
         ("requests", [*fragment, *to_vip, *to("plain", *_address(family, source))]),
+        ("request", [*tcp, *_is_first(), *to("syn", *_client(family, source))]),
         *heads,
         ("request", [*tcp, *to("gso", *_client(family, source))]),
         ("request", to("plain", *_client(family, source))),
@@ -241,6 +246,12 @@ def _rules(family: int, plan: Plan) -> list[tuple[str, list[bytes]]]:
 
 def _protocol(number: int) -> list[bytes]:
     return [x.meta_protocol(), x.compare(x.EQUAL, bytes([number]))]
+
+
+def _is_first() -> list[bytes]:
+    """Whether a TCP segment begins a connection."""
+    bits, syn = SYN_ONLY
+    return [x.payload(x.TRANSPORT, 13, 1), x.masked(bits), x.compare(x.EQUAL, syn)]
 
 
 def _address(family: int, end: tuple[int, int]) -> list[bytes]:

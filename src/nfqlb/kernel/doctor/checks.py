@@ -22,6 +22,7 @@ NEARLY_FULL = 0.9
 REASONS = {  # reason -> what it means, what to do
     "table_full": ("found no room in the connection table", "`nfqlb run` with a larger --connections"),
     "truncated": ("were longer than the 65,531 bytes that can be rewritten", "a smaller datagram or MTU"),
+    "shed": ("were new while more came than could be taken", "more --workers, or --offload auto"),
     "fragment": ("were fragments that this kernel does not reassemble", "modprobe xt_socket"),
 }
 
