@@ -97,9 +97,10 @@ class Director(Host):
     def director_pid(self) -> int:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        if len(children) != 1:
-            raise CommandError(f"the holder {self.process.pid} has {len(children)} children:\n{self.process.text}")
-        return int(children[0])
+        found = [int(pid) for pid in children if b"nfqlb.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        if len(found) != 1:
+            raise CommandError(f"the holder {self.process.pid} has {len(found)} directors:\n{self.process.text}")
+        return found[0]
 
     def state(self) -> dict[str, str]:
         """Rules, sets, addresses, sysctls and files of this machine: compare two by kernelstate.difference()."""

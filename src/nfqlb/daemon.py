@@ -24,6 +24,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,7 @@ from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
 from nfqlb.health.machine import Status
 from nfqlb.health.runner import End, Runner
+from nfqlb.health.scripts import Scripts
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
 from nfqlb.kernel.plan import Plan, marks
@@ -114,6 +116,7 @@ class Director:
         holder: int,
         starts: int = 0,
         marks: Mapping[str, int] | None = None,  # by which a predecessor steered
+        scripts: socket.socket | None = None,  # to what runs them
     ) -> None:
         self.config, self.holder, self.starts = config, holder, starts
         self._store = Store(state_file)
@@ -123,7 +126,7 @@ class Director:
         bypass = config.on_failure == "bypass"
         self._workers = [Worker(datapath.worker(), lane, config.engine, crash, bypass=bypass) for lane in queues]
         self._born = time.monotonic()
-        self.meter, self.feed = Meter(), Feed()
+        self.meter, self.feed, self.scripts = Meter(), Feed(), Scripts(scripts)
         self.applier = Applier(self)
         self._lock = asyncio.Lock()
         self._closing = False
@@ -240,6 +243,7 @@ class Director:
         for minder in minders:
             minder.cancel()
         await self.health.close()
+        await self.scripts.close()
         await _close(runners)
         return await asyncio.to_thread(self.finish)
 
@@ -722,6 +726,7 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> Director:
         holder=arguments.holder,
         starts=arguments.start,
         marks=marks(numbers(paths(config.name).kernel), config.dr_mask),
+        scripts=None if arguments.scripts_fd is None else socket.socket(fileno=arguments.scripts_fd),
     )
 
 
@@ -776,6 +781,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for option in ("--holder", "--config-fd", "--table-fd", "--ready-fd"):
         parser.add_argument(option, type=int, required=True)
     parser.add_argument("--queue-fds", type=lambda text: [int(fd) for fd in text.split(",")], required=True)
+    parser.add_argument("--scripts-fd", type=int, help="leads to the spawner; absent where no script can be run")
     parser.add_argument("--start", type=int, default=0, help="starts before this one")
     parser.add_argument("--withdraw", action="store_true", help="only remove what a killed director left")
     return parser.parse_args(argv)

@@ -10,6 +10,7 @@ same things, and packets wait in the kernel meanwhile, because a queue belongs t
 - What tells a restarted director which queue a socket is bound to is the kernel (its port id in
   /proc/net/netfilter/nfnetlink_queue), so the holder has nothing to remember.
 - It speaks to systemd: ready, stopping, and the watchdog's signs of life, which the director gives and it passes on.
+- It starts what runs scripts as another user (`nfqlb.spawner`) while it may, and holds the socket to it.
 - It gives up all capabilities but two (four with the offload) before it starts the director; uid 0 stays, for files
   that are root's alone (/proc/net/ip_tables_names, xtables.lock, the table and the state of a director that was
   started by hand).
@@ -23,6 +24,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import signal
 import socket
 import stat
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nfqlb.errors import ConfigError, NfqlbError, TakenError
-from nfqlb.kernel.capabilities import BPF, NET_ADMIN, NET_RAW, PERFMON, keep_only
+from nfqlb.kernel.capabilities import BPF, NET_ADMIN, NET_RAW, PERFMON, SETGID, SETUID, capable, keep_only
 from nfqlb.logs import Voice
 from nfqlb.paths import paths
 
@@ -43,6 +45,7 @@ QUEUES_PER_WORKER = 4  # gso, plain, head, syn
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # SIGHUP where there is no file that it could read again
 EVENTS = STOPS | {signal.SIGCHLD, signal.SIGIO}
 DIRECTOR = (sys.executable, "-P", "-m", "nfqlb.daemon")
+SPAWNER = (sys.executable, "-P", "-m", "nfqlb.spawner")
 
 
 class Holder:
@@ -67,6 +70,7 @@ class Holder:
         self.capabilities = [NET_ADMIN, NET_RAW]
         if config.get("offload", "off") != "off":
             self.capabilities += [BPF, PERFMON]
+        self.script_user = str(config.get("script_user", "nobody"))
         self.voice = Voice(config.get("log_format", "console"), self.name)
         self.paths = paths(self.name)
         self.config_fd, self.director = config_fd, director
@@ -74,6 +78,8 @@ class Holder:
         self.first_pause, self.longest_pause, self.sound_life = first_pause, longest_pause, sound_life
         self.lock_fd = self.table_fd = self.ready_fd = -1
         self.queues: list[socket.socket] = []
+        self.scripts: socket.socket | None = None
+        self.spawner = 0
         self.stopping = self.ready = self.made_table = False
         self.starts = 0
 
@@ -83,6 +89,7 @@ class Holder:
         self._take_name()
         try:
             self._make()
+            self._start_spawner()
             keep_only(*self.capabilities)
             code = self._keep_running()
         finally:
@@ -133,6 +140,21 @@ class Holder:
             for _ in range(self.workers * QUEUES_PER_WORKER)
         ]
 
+    def _start_spawner(self) -> None:
+        """Start what runs scripts; without the right to become another user, or with no user to become, none can."""
+        if not (self.script_user and capable(SETUID) and capable(SETGID)):
+            return
+        try:
+            pwd.getpwnam(self.script_user)
+        except KeyError:
+            fix = "name one that is, or none ('') to run no scripts"
+            raise ConfigError("script_user", self.script_user, "is no user here", fix) from None
+        self.scripts, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.set_inheritable(True)
+        command = [*SPAWNER, str(theirs.fileno()), self.script_user]
+        with theirs:
+            self.spawner = os.posix_spawn(command[0], command, os.environ, setpgroup=0, setsigmask=STOPS)
+
     def _check_api(self) -> None:
         if self.api.exists() and not self.api.is_socket():
             raise TakenError(f"{self.api} is there and is not a socket; name another path by --api")
@@ -174,7 +196,8 @@ class Holder:
         fcntl.fcntl(self.ready_fd, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self.ready_fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
         queues = [queue.fileno() for queue in self.queues]
-        inherited = [self.config_fd, self.lock_fd, self.table_fd, child_end, *queues]
+        scripts = [self.scripts.fileno()] if self.scripts else []
+        inherited = [self.config_fd, self.lock_fd, self.table_fd, child_end, *queues, *scripts]
         for fd in inherited:
             os.set_inheritable(fd, True)
         command = [
@@ -184,6 +207,7 @@ class Holder:
             *("--table-fd", str(self.table_fd)),
             *("--ready-fd", str(child_end)),
             *("--queue-fds", ",".join(map(str, queues))),
+            *(("--scripts-fd", str(scripts[0])) if scripts else ()),
             *arguments,
         ]
         try:
@@ -262,6 +286,9 @@ class Holder:
         """Remove what was made here; the lock last, and its folder if nobody else put anything there."""
         for queue in self.queues:
             queue.close()
+        if self.scripts:
+            self.scripts.close()  # the spawner kills what still runs, and ends
+            _bury(self.spawner, self.grace)
         if self.queues and self.api.is_socket():
             self.api.unlink()
         if self.ready or self.made_table:  # else it is a predecessor's, and the next start may want it
@@ -278,6 +305,15 @@ def _read_config(fd: int) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError("--config-fd", fd, f"has no configuration ({error})", "start nfqlb by `nfqlb run`") from None
     return config
+
+
+def _bury(pid: int, seconds: float) -> None:
+    """Wait for a child that is about to end; kill it when it does not."""
+    deadline = time.monotonic() + seconds
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if not signal.sigtimedwait({signal.SIGCHLD}, max(0, deadline - time.monotonic())):
+            os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + seconds
 
 
 def _ended(code: int) -> str:

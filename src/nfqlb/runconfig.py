@@ -24,6 +24,7 @@ QUEUES = ("gso", "plain", "head", "syn")  # the classes of a worker's queues
 QUEUES_PER_WORKER = len(QUEUES)
 CONNECTIONS_MIN, CONNECTIONS_MAX = 64, 2**26
 DEVICE = re.compile(r"[^/\s]{1,15}")  # IFNAMSIZ - 1
+USER = re.compile(r"[a-z_][a-z0-9_.-]*", re.IGNORECASE)
 SOCKET_PATH_MAX = 107  # sun_path without its zero byte
 
 
@@ -48,6 +49,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     offload: str = "off"
     metrics: str = ""  # ADDRESS:PORT to serve them on, nothing for not at all
     log_format: str = "console"
+    script_user: str = "nobody"  # whom scripts run as, nothing for none at all
 
     def __post_init__(self) -> None:
         parse_name(self.name)
@@ -68,6 +70,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.metrics:
             parse_listener("metrics", self.metrics)
         check_choice("log_format", self.log_format, FORMATS)
+        if self.script_user and not USER.fullmatch(self.script_user):
+            raise ConfigError("script_user", self.script_user, "is not the name of a user", "see /etc/passwd")
 
 
 SETTINGS = tuple(name for name in RunConfig.__struct_fields__ if name not in ("intent", "origin", "restore"))

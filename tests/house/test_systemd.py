@@ -42,5 +42,7 @@ def test_it_is_told_of_ready_and_of_life() -> None:
     service = parser["Service"]
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) > 0
-    assert service["CapabilityBoundingSet"] == "CAP_NET_ADMIN CAP_NET_RAW CAP_BPF CAP_PERFMON"
+    assert service["CapabilityBoundingSet"].split() == [
+        f"CAP_{name}" for name in ("NET_ADMIN", "NET_RAW", "BPF", "PERFMON", "SETUID", "SETGID")
+    ]
     assert service.get("ProtectKernelTunables", "no") == "no"  # it would take forwarding away

@@ -28,9 +28,10 @@ nfqlb.holder.main()
 
 # What to do comes as a list of orders, one per start: "ready" says so, "beat" that
 # it is well, a number exits, "kill" dies of SIGKILL, "serve"
-# ends well on a stop, "deaf" never ends. --withdraw takes its order from the end of the list.
+# ends well on a stop, "deaf" never ends, "script" has its
+# own status read by a script. --withdraw takes its order from the end of the list.
 DIRECTOR = """
-import fcntl, json, os, signal, struct, sys, termios
+import fcntl, json, os, signal, socket, struct, sys, termios
 log, orders, arguments = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
 option = lambda name: arguments[arguments.index(name) + 1]
 withdraw = "--withdraw" in arguments
@@ -52,6 +53,13 @@ for word in order.split():
     elif word == "deaf":
         while True:
             signal.pause()
+    elif word == "script":
+        with socket.socket(fileno=os.dup(int(option("--scripts-fd")))) as scripts:
+            command = ["/bin/cat", "/proc/self/status", "/proc/self/stat"]
+            scripts.send(json.dumps({"id": "1", "command": command, "env": {}, "seconds": 10}).encode())
+            answer = json.loads(scripts.recv(1 << 17))
+        with open(log, "a") as file:
+            print(json.dumps(answer), file=file)
     elif word == "serve":
         got = signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         with open(log, "a") as file:
@@ -335,6 +343,47 @@ def test_the_director_gets_two_capabilities_at_most_and_its_programs_no_more(ben
         for field in ("CapEff", "CapPrm", "CapInh", *(["CapBnd"] if os.geteuid() == 0 else [])):
             assert int(status[field], 16) & ~allowed == 0, field
         assert status["NoNewPrivs"] == "1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to run scripts as another user takes root")
+def test_scripts_run_as_another_user_with_nothing_over_a_restart_and_a_stop_of_the_group(bench: Bench) -> None:
+    holder = bench.start("ready script kill", "ready script serve")
+    events = bench.events(4)
+    spawner = spawner_of(holder.pid)
+    os.kill(spawner, signal.SIGTERM)  # a stop of everybody: what the director still wants to run can run
+    for answer in (events[1], events[3]):
+        lines = answer["output"].splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
+        assert status["Groups"].split() == ["65534"]
+        for field in ("CapEff", "CapPrm", "CapInh", "CapAmb", "SigBlk"):
+            assert int(status[field], 16) == 0, field
+        assert int(status["CapBnd"], 16) & ~(1 << 6 | 1 << 7) == 0  # what the spawner was left to become the user
+        assert int(status["SigIgn"], 16) & (1 << signal.SIGTERM - 1) == 0
+        assert status["NoNewPrivs"] == "1"
+    assert spawner_of(holder.pid) == spawner
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert not Path(f"/proc/{spawner}").exists()
+
+
+def spawner_of(holder: int) -> int:
+    children = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
+    return next(int(pid) for pid in children if b"nfqlb.spawner" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to run scripts as another user takes root")
+@pytest.mark.parametrize("user", ["", "nobody-here"])
+def test_no_user_no_scripts_and_one_that_is_not_there_is_refused(bench: Bench, user: str) -> None:
+    config = json.dumps({"name": bench.name, "api": str(bench.api), "script_user": user}).encode()
+    holder = bench.start("ready serve", config=config)
+    if user:
+        assert holder.wait(10) == 2
+        assert "script_user 'nobody-here': is no user here; name one that is" in bench.said()
+        assert bench.left() == []
+    else:
+        bench.events(1)
+        assert len(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()) == 1
 
 
 def test_a_holder_can_speak_json(bench: Bench) -> None:

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 @click.option("--connections", type=int, metavar="N", help="The most connections at a time [default: 262144].")
 @click.option("--metrics", metavar="ADDR:PORT", help="Serve metrics for Prometheus there [default: not at all].")
 @click.option("--log-format", metavar="console|json", help="How lines on stderr look [default: console].")
+@click.option("--script-user", metavar="NAME", help="Whom scripts run as [default: nobody].")
 @director_options
 @click.pass_obj
 def command(

@@ -78,6 +78,7 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("director", "metrics"): {"description": "ADDRESS:PORT that serves metrics for Prometheus."},
     ("director", "log_format"): {"description": "Lines for people or for machines.", "enum": [*FORMATS]},
+    ("director", "script_user"): {"description": "Whom scripts run as; empty for no scripts."},
     ("timeouts", "tcp"): {"description": "Seconds, of established TCP.", **SECONDS},
     ("timeouts", "tcp_fin"): {"description": "Seconds, of TCP after a FIN.", **SECONDS},
     ("timeouts", "udp"): {"description": "Seconds, of UDP.", **SECONDS},

@@ -61,6 +61,7 @@ DIRECTOR: Types = {
     "offload": str,
     "metrics": str,
     "log_format": str,
+    "script_user": str,
 }
 TIMEOUTS: Types = {"tcp": int, "tcp_fin": int, "udp": int}
 ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}

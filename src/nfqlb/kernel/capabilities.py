@@ -3,7 +3,8 @@
 CAP_NET_ADMIN: rules, sets, queues, addresses, and the sysctls of a network namespace, which it may write whoever owns
 them (net/sysctl_net.c, net_ctl_permissions). CAP_NET_RAW: packet sockets, for frames to real servers and for announcing
 VIPs. CAP_BPF and CAP_PERFMON: maps and program of the offload; without the latter the kernel refuses what it cannot
-prove to keep its addresses to itself. The standard library alone: the holder uses this.
+prove to keep its addresses to itself. CAP_SETUID and CAP_SETGID: what runs scripts becomes another user once, before
+it gives them up. The standard library alone: the holder uses this.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import ctypes
 import os
 from pathlib import Path
 
-NET_ADMIN, NET_RAW, PERFMON, BPF = 12, 13, 38, 39
+SETGID, SETUID, NET_ADMIN, NET_RAW, PERFMON, BPF = 6, 7, 12, 13, 38, 39
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 23, 24, 38
 VERSION_3 = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: two times 32 bits
 
