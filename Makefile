@@ -168,6 +168,7 @@ bench: setup
 	$(BIN)/python -m bench.core
 	$(BIN)/python -m bench.schedulers
 	$(BIN)/python -m bench.changes
+	$(BIN)/python -m bench.overload
 	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.workers
 	$(BIN)/python -m bench.peers

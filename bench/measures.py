@@ -66,7 +66,7 @@ def udp(road: Road, way: Way) -> Sample:
 
 
 def bulk(road: Road, way: Way) -> Sample:
-    source = road.start(road.client, "bench.stream", "source", str(SINK), *way.targets)
+    source = road.start(road.client, "bench.stream", "source", str(SINK), "0", *way.targets)
     source.says("going")
     time.sleep(LEAD)
     cost, began, before = Cost(way), time.monotonic(), road.swallowed()

@@ -1,8 +1,9 @@
-"""TCP streams as fast as they go: `python -m bench.stream sink PORT FILE`, `... source PORT ADDRESS ...`.
+"""TCP streams as fast as they go: `python -m bench.stream sink PORT FILE`, and
+`python -m bench.stream source PORT RATE ADDRESS ...`.
 
 The sink swallows what comes and keeps the number of bytes that it has read in FILE, so that who measures reads it
-without asking. The source opens one connection to each address and sends until it is ended. Buffers are 256 KiB, the
-kernel is left to choose all else.
+without asking. The source opens one connection to each address and sends until it is ended, RATE bytes per second in
+all, 0 for as fast as it goes. Buffers are 256 KiB, the kernel is left to choose all else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 BUFFER = 256 << 10
 COUNT = struct.Struct("=Q")
+SO_MAX_PACING_RATE = 47  # include/uapi/asm-generic/socket.h
 
 
 def count(file: Path) -> int:
@@ -49,13 +51,15 @@ def sink(port: str, file: str) -> None:
                 COUNT.pack_into(kept, 0, total)
 
 
-def source(port: str, *addresses: str) -> None:
+def source(port: str, rate: str, *addresses: str) -> None:
     def send(connection: socket.socket) -> None:
         while True:
             connection.sendall(data)
 
     data = memoryview(bytes(BUFFER))
     connections = [socket.create_connection((address, int(port)), 5) for address in addresses]
+    for connection in connections if int(rate) else ():
+        connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, int(rate) // len(connections))
     print("going", flush=True)
     for connection in connections:
         connection.settimeout(None)
