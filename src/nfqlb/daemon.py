@@ -135,9 +135,18 @@ class Director:
         self._repairs = 0
         self._failure = ""  # of the last repair
         mask = config.dr_mask if config.dr_by != "frame" else 0
-        numbers = {kind: tuple(queue.number for queue in self._queues if queue.kind == kind) for kind in QUEUES}
+        gso, plain, head, syn = (tuple(queue.number for queue in self._queues if queue.kind == kind) for kind in QUEUES)
         self._planner = Planner(
-            Plan(config.name, **numbers, bypass=bypass, diverter=config.diverter, firewall=config.firewall)
+            Plan(
+                config.name,
+                gso=gso,
+                plain=plain,
+                head=head,
+                syn=syn,
+                bypass=bypass,
+                diverter=config.diverter,
+                firewall=config.firewall,
+            )
         )
         self._aiming = Aiming(
             datapath, compiler, config.dr_by, mask, marks or {}, self.feed, leads=config.offload != "off"
