@@ -5,12 +5,15 @@ hold ADDRESS PORT COUNT      opens connections to netns.echo and prints a list o
 probe URL INTERVAL           one request on a new connection every INTERVAL seconds, until ended: [monotonic time, ok]
 udp ADDRESS PORT COUNT SIZE FIRST  that many datagrams, each from a port of its own, FIRST being the first of them:
                              [server, client address] or null
+again ADDRESS PORT COUNT SOURCE  that many requests of a page from one source port, each on a new connection that the
+                             server closes: [server, client address, seconds that it took to connect]
 gso ADDRESS PORT COUNT SIZE  that many datagrams from one port, handed to the kernel as one UDP_SEGMENT super-packet
                              for every 16: [how many came back unharmed, how many came back]
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import socket
@@ -65,6 +68,29 @@ def probe(url: str, interval: str) -> None:
         time.sleep(max(0.0, started + float(interval) - time.monotonic()))
 
 
+def again(address: str, port: str, count: str, source: str) -> None:
+    for _ in range(int(count)):
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            connection.bind(("", int(source)))
+            connection.settimeout(10)
+            while True:
+                started = time.monotonic()
+                try:
+                    connection.connect((address, int(port)))
+                    break
+                except OSError as error:
+                    if error.errno != errno.EADDRNOTAVAIL:  # the last ACK for the one before has not come yet
+                        raise
+            took = time.monotonic() - started
+            connection.sendall(b"GET /whoami HTTP/1.1\r\nHost: again\r\nConnection: close\r\n\r\n")
+            answer = b""
+            while data := connection.recv(65536):
+                answer += data
+        server, client = answer.split(b"\r\n\r\n")[1].split()
+        say([server.decode(), client.decode(), took])
+
+
 def udp(address: str, port: str, count: str, size: str, first: str) -> None:
     for number in range(int(count)):
         data = content(number, int(size))
@@ -108,7 +134,7 @@ def datagrams(address: str, port: str, source: int = 0) -> socket.socket:
     return connection
 
 
-VERBS: dict[str, Callable[..., None]] = {"hold": hold, "probe": probe, "udp": udp, "gso": gso}
+VERBS: dict[str, Callable[..., None]] = {"hold": hold, "probe": probe, "udp": udp, "gso": gso, "again": again}
 
 if __name__ == "__main__":
     VERBS[sys.argv[1]](*sys.argv[2:])

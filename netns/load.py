@@ -27,6 +27,15 @@ def whoami(client: Host, url: str, count: int = 1) -> list[tuple[str, str]]:
     return [(server, seen) for server, seen in (line.split() for line in lines)]
 
 
+def again(client: Host, address: str, count: int, source: int, port: int = 80) -> list[tuple[str, str, float]]:
+    """`count` requests from one source port, as fast as they go: the server that answered, the client that it saw, and
+    the seconds that it took to connect.
+    """
+    words = map(str, (port, count, source))
+    lines = client.run([*ASK, "again", address, *words], timeout=60).stdout.splitlines()
+    return [tuple(json.loads(line)) for line in lines]
+
+
 def pages(client: Host, url: str, count: int) -> list[tuple[str, str]]:
     """`count` requests in a row, each on a new connection: the server that answered and the page."""
     argv = [*CURL, "--max-time", "5", "--header", "Connection: close", "--write-out", "\n%header{x-server}\n"]

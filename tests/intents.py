@@ -16,6 +16,7 @@ from nfqlb.model import (
     WEIGHT_MAX,
     Answers,
     Intent,
+    Options,
     Persistence,
     Real,
     Service,
@@ -82,4 +83,5 @@ def intents(draw: st.DrawFn, most: int = 4) -> Intent:
     found = [service for at, service in enumerate(found) if not service.name or service.name not in names[:at]]
     timeouts = draw(st.builds(Timeouts, SECONDS, SECONDS, SECONDS))
     answers = st.builds(Answers, st.sampled_from(NO_SERVER), st.sampled_from(NO_CONNECTION), st.booleans())
-    return Intent(tuple(found), timeouts, draw(answers))
+    options = st.builds(Options, st.integers(0, 3), *[st.booleans()] * 3)
+    return Intent(tuple(found), timeouts, draw(answers), draw(options))

@@ -272,9 +272,15 @@ class Model:
         return "error_returned" if to_client else "error_forwarded", bytes(new)
 
     def starts_anew(self, entry: Entry, parsed: Parsed) -> bool:
+        policy = self.policy
+        if not self.has_server(entry):
+            return parsed.protocol == UDP or policy.expire_nodest_conn or parsed.flag == "syn"
+        quiesced = dict(self.services[entry.slot[0]].servers)[entry.server] == 0
         if parsed.protocol == UDP:
-            return not self.has_server(entry)
-        return parsed.flag == "syn" and (entry.state in ("TIME_WAIT", "CLOSE") or not self.has_server(entry))
+            return policy.expire_quiescent_udp and quiesced
+        closing = policy.conn_reuse_mode > 0 and entry.state in ("TIME_WAIT", "CLOSE")
+        closed = policy.conn_reuse_mode > 1 and entry.state == "FIN_WAIT" and entry.mode != "nat"
+        return parsed.flag == "syn" and (closing or closed or (policy.expire_nodest_conn and quiesced))
 
     def has_server(self, entry: Entry) -> bool:
         service = self.services.get((entry.protocol, entry.vip))

@@ -47,6 +47,7 @@ from nfqlb.control.drains import Drain, Phase
 from nfqlb.control.planner import Planner
 from nfqlb.control.rates import TICK_SECONDS, Meter
 from nfqlb.control.reconcile import steps
+from nfqlb.control.registry import lets_go
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
 from nfqlb.health.machine import Status
@@ -153,6 +154,7 @@ class Director:
         )
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._ill = asyncio.Event()  # a real server went down or came back
+        self._left = asyncio.Event()  # connections may have to end that no packet will come to
         self._tasks: set[asyncio.Task[None]] = set()
         self._offloading: Offloading | None = None
         self._without_offload = ""  # why there is none
@@ -244,6 +246,7 @@ class Director:
         self.health.adopt(self.state.intent)
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
         minding += [self._mind_rates(), self._mind_state(), self._mind_pending(), self._mind_health()]
+        minding += [self._mind_leftovers()]
         minding += [self._beat(alive)] if alive else []
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
@@ -424,6 +427,8 @@ class Director:
                 raise
             self.state, self._snapshot = after, snapshot
             self.health.adopt(intent)
+            if lets_go(before.intent, intent):
+                self._left.set()
         found = await asyncio.to_thread(steps, before.intent, intent)
         self.feed.say("changed", f"revision {after.revision}", after.revision, found)
         return after.revision
@@ -506,6 +511,13 @@ class Director:
                 service.collect(boottime(), minute % 30 == 0)
         raise AssertionError
 
+    async def _mind_leftovers(self) -> NoReturn:
+        """End the connections that a change left without a real server, as far as they go at once."""
+        while True:
+            await self._left.wait()
+            self._left.clear()
+            await asyncio.to_thread(lambda: self._datapath.sweep(boottime()))
+
     async def _mind_rates(self) -> NoReturn:
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -538,6 +550,7 @@ class Director:
                     down = self.health.down
                     self._snapshot = self._compiler.snapshot(self.state.intent, down)
                     self._datapath.publish(self._snapshot)
+                    self._left.set()
                     written = (Down(str(key), endpoint(address, port)) for key, address, port in sorted(down))
                     await self._keep(down=tuple(written))
                 except NfqlbError as error:

@@ -332,12 +332,32 @@ class Answers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check_choice("no_connection", self.no_connection, NO_CONNECTION)
 
 
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How connections end and begin anew, named as net.ipv4.vs.* (Documentation/networking/ipvs-sysctl.rst).
+
+    `conn_reuse_mode`: a SYN on a connection that closes is scheduled anew, 0 never, 1 in TIME_WAIT and CLOSE, 2 and 3
+    also in FIN_WAIT, where a connection of dr and tun ends. `expire_nodest_conn`: the TCP connections of a real server
+    that is removed end at once, and a SYN on a connection with one of weight 0 is scheduled anew.
+    `expire_quiescent_template`: persistent clients leave one of weight 0. `expire_quiescent_udp`: datagrams do, too, as
+    they leave one that is removed or down in any case.
+    """
+
+    conn_reuse_mode: int = 3
+    expire_nodest_conn: bool = False
+    expire_quiescent_template: bool = False
+    expire_quiescent_udp: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("conn_reuse_mode", self.conn_reuse_mode, 0, 3)
+
+
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """Everything one director should do; the whole of what `state.toml` keeps."""
 
     services: tuple[Service, ...] = ()
     timeouts: Timeouts = Timeouts()
     answers: Answers = Answers()
+    options: Options = Options()
 
     def __post_init__(self) -> None:
         names = [name for service in self.services if (name := service.name)]

@@ -32,7 +32,7 @@ import tomli_w
 from nfqlb.control.drains import Drain
 from nfqlb.control.registry import differing
 from nfqlb.errors import ConfigError, NfqlbError
-from nfqlb.model import Answers, Intent, Key, Service, Timeouts
+from nfqlb.model import Answers, Intent, Key, Options, Service, Timeouts
 
 HEAD = "# Written by nfqlb; edit it only while no director of this name runs, and no state.jsonl is beside it.\n"
 JOURNAL = ".jsonl"
@@ -81,6 +81,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     state: State
     timeouts: Timeouts | None = None
     answers: Answers | None = None
+    options: Options | None = None
     gone: tuple[Key, ...] = ()
     put: tuple[Service, ...] = ()
     order: tuple[Key, ...] = ()
@@ -213,6 +214,7 @@ def _line(serial: int, before: State, after: State, keys: list[Key]) -> bytes:
             msgspec.structs.replace(after, intent=Intent()),
             None if one.timeouts == other.timeouts else other.timeouts,
             None if one.answers == other.answers else other.answers,
+            None if one.options == other.options else other.options,
             gone,
             put,
             () if ordered else tuple(other.by_key),
@@ -225,11 +227,11 @@ def _replay(state: State, lines: Sequence[Line]) -> State:
     if not lines:
         return state
     intent = state.intent
-    services, timeouts, answers = dict(intent.by_key), intent.timeouts, intent.answers
+    services, timeouts, answers, options = dict(intent.by_key), intent.timeouts, intent.answers, intent.options
     for line in lines:
         services = _edit(services, line.gone, line.put, line.order)
-        timeouts, answers = line.timeouts or timeouts, line.answers or answers
-    after = Intent(tuple(services.values()), timeouts, answers)
+        timeouts, answers, options = line.timeouts or timeouts, line.answers or answers, line.options or options
+    after = Intent(tuple(services.values()), timeouts, answers, options)
     return msgspec.structs.replace(lines[-1].state, intent=after)
 
 

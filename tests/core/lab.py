@@ -59,11 +59,15 @@ DEFAULTS = Timeouts()
 
 
 class Policy(NamedTuple):
-    """What becomes of packets that no real server gets (Snapshot)."""
+    """What becomes of packets that no real server gets, and how connections end and begin anew (Snapshot)."""
 
     no_server: str = "icmp"
     no_connection: str = "pass"
     sloppy: bool = False
+    conn_reuse_mode: int = 3
+    expire_nodest_conn: bool = False
+    expire_quiescent_template: bool = False
+    expire_quiescent_udp: bool = False
 
 
 KIND = Policy()

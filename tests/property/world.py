@@ -130,7 +130,8 @@ class Step:
             chance.choice(["icmp", "reset", "drop"]),
             chance.choice(["pass", "pass", "drop", "reset"]),
         )
-        return Policy(*answers, chance.random() < 0.2)
+        options = (chance.randrange(4), *(chance.random() < 0.3 for _ in range(3)))
+        return Policy(*answers, chance.random() < 0.2, *options)
 
     def configuration(self, old: dict[tuple[str, str], Virtual]) -> dict[tuple[str, str], Virtual]:
         """One change: a service added, deleted, or given another scheduler; a server added, deleted, or edited."""

@@ -33,7 +33,7 @@ from nfqlb.errors import (
     TakenError,
     UnreachableError,
 )
-from nfqlb.model import SCHEDULERS, Answers, Intent, Real, Service, Timeouts
+from nfqlb.model import SCHEDULERS, Answers, Intent, Options, Real, Service, Timeouts
 from tests.unit.fakes import DNS, WEB, FakeDirector, serving
 
 KNOWN = ", ".join(SCHEDULERS)
@@ -249,6 +249,12 @@ def test_answers_are_set_together(client: Client, director: FakeDirector) -> Non
     assert director.intent().answers == Answers("reset", "pass", True)
 
 
+def test_options_are_set_together(client: Client, director: FakeDirector) -> None:
+    assert client.set_options({"conn_reuse_mode": 1, "expire_quiescent_udp": True}) == {"revision": 2}
+    assert director.intent().options == Options(1, expire_quiescent_udp=True)
+    assert client.services()["options"] == msgspec.to_builtins(director.intent().options)
+
+
 # --- what is refused
 
 
@@ -362,6 +368,7 @@ def test_answers_are_set_together(client: Client, director: FakeDirector) -> Non
             400,
             "no_server 'no': is not known; choose from icmp, reset, drop",
         ),
+        ("PUT", "/v1/options", b'{"conn_reuse_mode": 4}', 400, "conn_reuse_mode '4': out of range; use 0 to 3"),
         ("PUT", "/v1/timeouts", b'{"tcp": 0}', 400, "timeout tcp '0': out of range; use 1 to 2147483 seconds"),
         ("GET", "/v1/nothing", b"", 404, "request 'GET /v1/nothing': Not Found"),
         ("DELETE", "/v1/stats", b"", 405, "request 'DELETE /v1/stats': Method Not Allowed"),

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from nfqlb.api.client import Client
 from nfqlb.config.toml import Loaded, dumps, loads
 from nfqlb.errors import ConflictError
-from nfqlb.model import Answers, Intent, Persistence, Real, Service, Timeouts
+from nfqlb.model import Answers, Intent, Options, Persistence, Real, Service, Timeouts
 from nfqlb.runconfig import RunConfig
 from tests.intents import intents
 from tests.sizes import EXAMPLES
@@ -177,3 +177,33 @@ def test_events_can_be_followed(client: Client, director: FakeDirector) -> None:
     director.feed.say("real", "10.0.1.11 is reached again")
     assert next(listening)["message"] == "10.0.1.11 is reached again"
     listening.close()
+
+
+def test_set_shows_and_changes_what_holds_for_all_services(live: Command, director: FakeDirector) -> None:
+    shown = live("set").out.splitlines()
+    assert {"timeouts.tcp = 900", 'answers.no_server = "icmp"', "options.conn_reuse_mode = 3"} <= set(shown)
+    assert live("set", "timeouts.udp=9", "answers.sloppy_tcp=yes", "options.conn_reuse_mode=1") == (
+        0,
+        "~ timeouts udp 300 -> 9\n~ answers sloppy_tcp no -> yes\n~ options conn_reuse_mode 3 -> 1\n"
+        "applied: revision 2\n",
+        "",
+    )
+    assert director.intent() == Intent((WEB, DNS), Timeouts(udp=9), Answers(sloppy_tcp=True), Options(1))
+    assert json.loads(live("set", "--json").out)["options"]["conn_reuse_mode"] == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("udp=9", "set 'udp=9': is no setting; write TABLE.KEY=VALUE, TABLE one of timeouts, answers, options"),
+        ("timeouts.sctp=9", "set 'timeouts.sctp': is not known; the keys of timeouts are "),
+        ("timeouts.udp=9s", "timeouts.udp '9s': is not a whole number"),
+        ("timeouts.udp=0", "timeout udp '0': out of range; use 1 to 2147483 seconds"),
+        ("answers.sloppy_tcp=1", "answers.sloppy_tcp '1': is neither yes nor no"),
+    ],
+)
+def test_a_wrong_setting_changes_nothing(live: Command, director: FakeDirector, setting: str, sentence: str) -> None:
+    ended = live("set", "options.conn_reuse_mode=1", setting)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"nfqlb: {sentence}")
+    assert director.revision == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from nfqlb.control.compile import Compiler, packed, unpacked
 from nfqlb.control.planner import Planner
 from nfqlb.errors import NfqlbError
 from nfqlb.kernel.plan import Plan
-from nfqlb.model import Answers, Intent, Real, Service, Timeouts
+from nfqlb.model import Answers, Intent, Options, Real, Service, Timeouts
 from tests.unit.fakes import DNS, WEB
 
 INTENT = Intent((WEB, DNS), Timeouts(tcp=600, tcp_fin=60, udp=30))
@@ -95,9 +96,12 @@ def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
 def test_a_snapshot_carries_the_timeouts(compiler: Compiler) -> None:
     snapshot: Any = compiler.snapshot(INTENT)
     assert snapshot.args[1:] == (600, 60, 30)
-    assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "gone": []}
+    options = msgspec.structs.asdict(Options())
+    assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "gone": [], **options}
     told: Any = compiler.snapshot(registry.set_answers(INTENT, Answers("reset", "drop", True)))
-    assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True, "gone": []}
+    assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True, "gone": [], **options}
+    told = compiler.snapshot(registry.set_options(INTENT, Options(1, True, True, True)))
+    assert [told.named[name] for name in options] == [1, True, True, True]
 
 
 def test_an_unchanged_service_stays_the_same_object_and_a_changed_one_follows_its_predecessor(

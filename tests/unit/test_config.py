@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from nfqlb.config.schema import WORDS, schema
-from nfqlb.config.toml import ANSWERS, DIRECTOR, HEALTH, PERSISTENCE, REAL, TIMEOUTS, Loaded, dumps, loads
+from nfqlb.config.toml import ANSWERS, DIRECTOR, HEALTH, OPTIONS, PERSISTENCE, REAL, TIMEOUTS, Loaded, dumps, loads
 from nfqlb.config.toml import SERVICE as SERVICE_KEYS
 from nfqlb.errors import ConfigErrors
-from nfqlb.model import SCHEDULERS, Answers, Intent, Real, Service, Timeouts
+from nfqlb.model import SCHEDULERS, Answers, Intent, Options, Real, Service, Timeouts
 from nfqlb.runconfig import ENGINES
 from tests.intents import intents
 from tests.sizes import EXAMPLES
@@ -40,6 +40,10 @@ udp = 30
 [answers]
 no_connection = "reset"
 sloppy_tcp = true
+
+[options]
+conn_reuse_mode = 1
+expire_nodest_conn = true
 
 [[service]]
 name = "web"
@@ -79,6 +83,7 @@ def test_a_whole_file() -> None:
         ),
         Timeouts(tcp=600, udp=30),
         Answers(no_connection="reset", sloppy_tcp=True),
+        Options(1, expire_nodest_conn=True),
     )
 
 
@@ -93,7 +98,10 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "[director\n",
             "config 'f.toml': is not TOML: Expected ']' at the end of a table declaration (at line 1, column 10)",
         ),
-        ("name = 1\n", "f.toml:1: name '1': is not known here; the keys are director, timeouts, answers, service"),
+        (
+            "name = 1\n",
+            "f.toml:1: name '1': is not known here; the keys are director, timeouts, answers, options, service",
+        ),
         ("director = 1\n", "f.toml:1: director '1': is not a table"),
         ("\n[service]\n", "f.toml:2: service '{}': is not a list"),
         ("service = [1]\n", "f.toml:1: service '1': is not a table"),
@@ -118,6 +126,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "f.toml:2: answers.no_server 'rst': is not known; choose from icmp, reset, drop",
         ),
         ("[answers]\nsloppy_tcp = 1\n", "f.toml:2: answers.sloppy_tcp '1': is not true or false"),
+        ("[options]\nconn_reuse_mode = 4\n", "f.toml:2: options.conn_reuse_mode '4': out of range; use 0 to 3"),
         ("[timeouts]\nsctp = 1\n", "f.toml:2: timeouts.sctp '1': is not known here; the keys are tcp, tcp_fin, udp"),
         (
             '[[service]]\nmode = "nat"\n',
@@ -387,12 +396,13 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
         "director": tables["director"],
         "timeouts": tables["timeouts"],
         "answers": tables["answers"],
+        "options": tables["options"],
         "service": service,
         "persistence": service["properties"]["persistence"],
         "health": service["properties"]["health"],
         "real": service["properties"]["real"]["items"],
     }
-    read = {"director": DIRECTOR, "timeouts": TIMEOUTS, "answers": ANSWERS, "service": SERVICE_KEYS}
+    read = {"director": DIRECTOR, "timeouts": TIMEOUTS, "answers": ANSWERS, "options": OPTIONS, "service": SERVICE_KEYS}
     read |= {"persistence": PERSISTENCE, "health": HEALTH, "real": REAL}
     assert {name: list(table["properties"]) for name, table in shown.items()} == {n: list(k) for n, k in read.items()}
     wordless = [(name, key) for name, known in read.items() for key in known if (name, key) not in WORDS]
@@ -409,6 +419,7 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
         '[director]\nengine = "slow"\n',
         "[timeouts]\ntcp = '9'\n",
         "[answers]\nsloppy_tcp = 1\n",
+        "[options]\nconn_reuse_mode = 4\n",
         '[[service]]\nmode = "nat"\n',
         SERVICE + "fwmark = 7\n",
         SERVICE + 'mode = "proxy"\n',

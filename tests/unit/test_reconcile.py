@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from nfqlb.control.reconcile import Step, steps
-from nfqlb.model import Answers, Intent, Persistence, Real, Service, Timeouts
+from nfqlb.model import Answers, Intent, Options, Persistence, Real, Service, Timeouts
 from tests.intents import intents
 from tests.sizes import EXAMPLES
 from tests.unit.fakes import DNS, WEB
@@ -68,14 +68,15 @@ def web(**changed: Any) -> Intent:
         ),
         (Intent((DNS, WEB)), [Step("edit", "order", changes={"services": ([WEB_KEY, DNS_KEY], [DNS_KEY, WEB_KEY])})]),
         (
-            Intent((WEB, DNS), Timeouts(udp=9), Answers(no_server="drop")),
+            Intent((WEB, DNS), Timeouts(udp=9), Answers(no_server="drop"), Options(1)),
             [
                 Step("edit", "timeouts", changes={"udp": (300, 9)}),
                 Step("edit", "answers", changes={"no_server": ("icmp", "drop")}),
+                Step("edit", "options", changes={"conn_reuse_mode": (3, 1)}),
             ],
         ),
     ],
-    ids=["equal", "delete", "add", "edit", "reals", "order of reals", "order of services", "timeouts and answers"],
+    ids=["equal", "delete", "add", "edit", "reals", "order of reals", "order of services", "what holds for all"],
 )
 def test_each_difference_is_a_step(after: Intent, expected: list[Step]) -> None:
     assert steps(BOTH, after) == expected

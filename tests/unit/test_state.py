@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from nfqlb import state
 from nfqlb.control.drains import Drain
 from nfqlb.errors import ConfigError
-from nfqlb.model import PROTOCOLS, SCHEDULERS, WEIGHT_MAX, Answers, Intent, Real, Service, Timeouts
+from nfqlb.model import PROTOCOLS, SCHEDULERS, WEIGHT_MAX, Answers, Intent, Options, Real, Service, Timeouts
 from nfqlb.state import State, Store
 
 PORTS = st.integers(1, 65535)
@@ -159,7 +159,7 @@ LIFE = [
     State(7, False, "abc", MANY),
     State(8, False, "abc", Intent(MANY.services[1:])),
     State(9, False, "abc", Intent((*MANY.services[1:], *WEB.services))),
-    State(10, False, "abc", Intent((*WEB.services, *MANY.services[1:]), Timeouts(9), Answers("drop"))),
+    State(10, False, "abc", Intent((*WEB.services, *MANY.services[1:]), Timeouts(9), Answers("drop"), Options(1))),
 ]
 
 

@@ -25,6 +25,9 @@ cdef struct worker_t:
     connection_t single              # of a datagram that is scheduled on its own
 
 
+cdef class Worker
+
+
 cdef class Datapath:
     cdef Table table
     cdef snapshot_t* published
@@ -38,6 +41,7 @@ cdef class Datapath:
     cdef dict beyond                 # and of `nexts`
     cdef readonly object offload     # the Offload, or None
     cdef object follower              # who counts what it does
+    cdef Worker sweeper              # of `sweep`: it takes no packets
     cdef list retired                # (epoch, Snapshot or Hop) that a batch may still read
     cdef list workers
 

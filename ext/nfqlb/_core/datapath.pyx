@@ -57,7 +57,17 @@ from nfqlb._core.ranking cimport attach, detach, note_load, position
 from nfqlb._core.schedulers cimport pick
 from nfqlb._core.snapshot cimport Hop, Service, Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
-from nfqlb._core.tracking cimport CLIENT_ONLY, CLOSE, ESTABLISHED, FROM_CLIENT, FROM_SERVER, SYN_RECV, TIME_WAIT, track
+from nfqlb._core.tracking cimport (
+    CLIENT_ONLY,
+    CLOSE,
+    ESTABLISHED,
+    FIN_WAIT,
+    FROM_CLIENT,
+    FROM_SERVER,
+    SYN_RECV,
+    TIME_WAIT,
+    track,
+)
 from nfqlb._core.types cimport (
     BAD_CHECKSUM,
     DIRECT,
@@ -89,11 +99,13 @@ from nfqlb._core.types cimport (
     PARSED,
     PASS,
     PREROUTING,
+    QUIESCED,
     REASONS,
     REFUSED,
     REPLY,
     REQUEST,
     RETURNED,
+    REUSE_FIN_WAIT,
     REWRITE,
     ROUTED,
     SERVER_GONE,
@@ -148,6 +160,7 @@ cdef enum:
     PATH_LIFE = 6000                     # ticks: ten minutes (RFC 1191, 6.3)
     UNANSWERED = 8                       # datagrams of a client that make a flow without an answer
     PATIENCE = 2                         # ticks that a connection waits for an empty queue
+    GROUP = 256                          # places of the table that one batch goes through
 
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil:
@@ -474,7 +487,8 @@ cdef uint8_t stay(worker_t* worker, service_t* service, const packet_t* packet, 
     if template != NULL:
         chosen = position(service, template.slot)
         if chosen < 0 or not worker.snapshot.available[template.slot] \
-                or (service.moves_quiesced and service.servers[chosen].weight == 0):
+                or (service.servers[chosen].weight == 0
+                    and (service.moves_quiesced or worker.snapshot.moves_quiesced)):
             abandon(table, template, worker.now)
             template = NULL
     if template == NULL:
@@ -609,16 +623,58 @@ cdef inline bint has_server(worker_t* worker, const connection_t* connection) no
 cdef inline bint outlived(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
     """Whether a request starts anew on the ports of an old connection: then it is scheduled as a new one, at once.
 
-    A SYN in TIME_WAIT or CLOSE, unless a template holds the connection (conn_reuse_mode 1, ip_vs_core.c,
-    is_new_conn_expected); and, unlike the kernel, whatever may start a connection when the real server was removed,
-    instead of dropping it until it expires.
+    A SYN on a connection that closes, unless a template holds it (ip_vs_core.c, is_new_conn_expected); and, unlike the
+    kernel, whatever may start a connection when the real server was removed, instead of dropping it until it expires.
+    With `expires_orphans` a SYN leaves a real server of weight 0, too, and what starts nothing outlives one that was
+    removed.
     """
-    cdef unsigned int state = (connection.word & STATE_MASK) >> STATE_SHIFT
+    cdef const snapshot_t* snapshot = worker.snapshot
+    if not has_server(worker, connection):
+        return packet.protocol != TCP or snapshot.expires_orphans or packet.segment & (SYN | RST) == SYN
     if packet.protocol != TCP:
-        return not has_server(worker, connection)
+        return snapshot.moves_datagrams and is_quiesced(snapshot, connection)
     if packet.segment & (SYN | RST) != SYN:
         return False
-    return ((state == TIME_WAIT or state == CLOSE) and connection.control == 0) or not has_server(worker, connection)
+    return (snapshot.expires_orphans and is_quiesced(snapshot, connection)) \
+        or (snapshot.reuse and connection.control == 0 and closes(connection, snapshot.reuse))
+
+
+cdef inline bint is_quiesced(const snapshot_t* snapshot, const connection_t* connection) noexcept nogil:
+    """Whether its real server, which there is, gets no new connections."""
+    return snapshot.available[connection.slot] & QUIESCED
+
+
+cdef inline bint closes(const connection_t* connection, uint8_t reuse) noexcept nogil:
+    """Whether the client may use its port for something new: FIN_WAIT is the last that is seen of a connection whose
+    replies do not pass here.
+    """
+    cdef unsigned int state = (connection.word & STATE_MASK) >> STATE_SHIFT
+    return state == TIME_WAIT or state == CLOSE \
+        or (state == FIN_WAIT and reuse & REUSE_FIN_WAIT and connection.flags & NO_OUTPUT)
+
+
+# -- connections that go without a packet -----------------------------------------------------------------------------
+
+cdef int sweep_group(worker_t* worker, uint32_t first, uint32_t now) noexcept nogil:
+    """Go through GROUP places of the table; how many connections were ended."""
+    cdef connection_t* connection
+    cdef uint32_t index
+    cdef int gone = 0
+    enter(worker.table, worker.reader)
+    worker.snapshot = <snapshot_t*>load_pointer(<void**>worker.published, SEQUENTIAL)
+    for index in range(first, min(first + GROUP, load32(&worker.table.untouched, RELAXED))):
+        connection = &worker.table.entries[index]
+        if load32(&connection.word, ACQUIRE) & LIFE != LIVE or connection.flags & (TEMPLATE | LEFT):
+            continue
+        if connection.protocol != TCP and (not has_server(worker, connection)
+                                           or (worker.snapshot.moves_datagrams
+                                               and is_quiesced(worker.snapshot, connection))):
+            abandon(worker.table, connection, now)
+            gone += 1
+        elif connection.protocol == TCP and worker.snapshot.expires_orphans and not has_server(worker, connection):
+            gone += remove(worker.table, connection)
+    leave(worker.table, worker.reader)
+    return gone
 
 
 class Result(NamedTuple):
@@ -728,6 +784,24 @@ cdef class Datapath:
         self.retired = [(epoch, kept) for epoch, kept in self.retired if not passed(self.table.table, epoch)]
         if old is not None:
             self.retired.append((add64(&self.table.table.epoch, 1, SEQUENTIAL), old))
+
+    def sweep(self, now: int) -> int:
+        """End what the configuration lets go at once, without waiting for its next packet: UDP of real servers that are
+        gone, and where the options say so of those of weight 0, and TCP of those that are gone; how many (ip_vs_conn.c,
+        ip_vs_expire_nodest_conn_flush). One caller at a time; packets go on meanwhile.
+        """
+        cdef uint32_t tick = now // TICK
+        cdef uint32_t index
+        cdef int gone = 0
+        if self.sweeper is None:
+            self.sweeper = Worker(self)
+        cdef worker_t* worker = &self.sweeper.worker
+        with nogil:
+            index = 1
+            while index < load32(&worker.table.untouched, RELAXED):
+                gone += sweep_group(worker, index, tick)
+                index += GROUP
+        return gone
 
     def worker(self) -> Worker:
         """A new worker; each belongs to one thread at a time."""

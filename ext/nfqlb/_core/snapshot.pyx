@@ -23,6 +23,9 @@ from nfqlb._core.tracking cimport default_timeouts
 from nfqlb._core.types cimport (
     AVAILABLE,
     MAY_OFFLOAD,
+    QUIESCED,
+    REUSE,
+    REUSE_FIN_WAIT,
     TCP,
     TICK,
     address_t,
@@ -212,14 +215,16 @@ cdef class Snapshot:
     """All services, timeouts in seconds (established TCP, TCP after a FIN, UDP), and what becomes of packets that no
     real server gets: `no_server` "drop", "icmp" or "reset", `no_connection` (mid-stream TCP) "pass", "drop" or
     "reset"; with `sloppy`, mid-stream TCP begins a connection. Real servers of the slots that are `gone` are treated as
-    if they were no part of their services any more.
+    if they were no part of their services any more. The others are the fields of nfqlb.model.Options.
 
     Raises ValueError when two services have one key.
     """
 
     def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300, *,
                   no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False,
-                  gone: Collection[int] = ()):
+                  gone: Collection[int] = (), uint8_t conn_reuse_mode = REUSE | REUSE_FIN_WAIT,
+                  bint expire_nodest_conn = False, bint expire_quiescent_template = False,
+                  bint expire_quiescent_udp = False):
         cdef Service service
         cdef uint32_t i
         self.services = tuple(services)
@@ -233,6 +238,10 @@ cdef class Snapshot:
         self.snapshot.no_server = ANSWERS.index(no_server)
         self.snapshot.no_connection = ANSWERS.index(no_connection)
         self.snapshot.sloppy = sloppy
+        self.snapshot.reuse = conn_reuse_mode
+        self.snapshot.expires_orphans = expire_nodest_conn
+        self.snapshot.moves_quiesced = expire_quiescent_template
+        self.snapshot.moves_datagrams = expire_quiescent_udp
         for service in self.services:
             for i in range(service.service.count):
                 self.snapshot.slot_count = max(self.snapshot.slot_count, service.service.servers[i].slot + 1)
@@ -243,7 +252,8 @@ cdef class Snapshot:
         for service in self.services:
             for i in range(service.service.count):
                 self.snapshot.available[service.service.servers[i].slot] = \
-                    AVAILABLE | (MAY_OFFLOAD if service.service.offload else 0)
+                    AVAILABLE | (MAY_OFFLOAD if service.service.offload else 0) \
+                    | (QUIESCED if service.service.servers[i].weight == 0 else 0)
                 self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True

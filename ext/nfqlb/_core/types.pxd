@@ -448,6 +448,10 @@ cdef struct service_t:
 cdef enum:
     AVAILABLE = 1
     MAY_OFFLOAD = 2              # its service lets the kernel forward what is established
+    QUIESCED = 4                 # its weight is 0
+
+    REUSE = 1                    # bits of conn_reuse_mode (Documentation/networking/ipvs-sysctl.rst)
+    REUSE_FIN_WAIT = 2
 
 
 cdef struct span_t:              # the services of one address and protocol that have more than one port
@@ -467,7 +471,7 @@ cdef struct snapshot_t:
     uint32_t marks
     uint8_t ftp                  # there is a persistent service on port 21
     uint64_t key[2]
-    uint8_t* available           # by slot: AVAILABLE, the server belongs to its service; MAY_OFFLOAD
+    uint8_t* available           # by slot: AVAILABLE, the server belongs to its service; MAY_OFFLOAD, QUIESCED
     uint16_t* mss                # by slot: that of its service
     uint32_t slot_count
     uint32_t timeouts[16]        # ticks by TCP state
@@ -475,3 +479,7 @@ cdef struct snapshot_t:
     uint8_t no_server            # answer_t when a service has no real server: SILENCE, UNREACHABLE, or RESET for TCP
     uint8_t no_connection        # answer_t to mid-stream TCP without a connection: PASS, SILENCE or RESET
     uint8_t sloppy               # mid-stream TCP may begin a connection (net.ipv4.vs.sloppy_tcp)
+    uint8_t reuse                # 0: a SYN goes where its ports went before, REUSE, REUSE_FIN_WAIT
+    uint8_t expires_orphans      # connections end with their real server, SYNs leave one of weight 0
+    uint8_t moves_quiesced       # templates do not lead to real servers of weight 0, whatever their service says
+    uint8_t moves_datagrams      # nor do UDP connections

@@ -58,4 +58,8 @@ class Snapshot:
         no_connection: str = "pass",
         sloppy: bool = False,
         gone: Collection[int] = (),
+        conn_reuse_mode: int = 3,
+        expire_nodest_conn: bool = False,
+        expire_quiescent_template: bool = False,
+        expire_quiescent_udp: bool = False,
     ) -> Self: ...

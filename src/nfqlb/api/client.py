@@ -98,6 +98,9 @@ class Client:
     def set_answers(self, answers: Mapping[str, str | bool]) -> Any:
         return self.call("PUT", "/v1/answers", answers)
 
+    def set_options(self, options: Mapping[str, int | bool]) -> Any:
+        return self.call("PUT", "/v1/options", options)
+
     def config(self) -> Any:
         return self.call("GET", "/v1/config")
 

@@ -1,7 +1,7 @@
 """The JSON that the API speaks: one struct per answer, and how each is made from the intent and the counters.
 
 The field names are the keys; they are a promise to scripts, so a key is added, never renamed. Requests that create
-something carry the values of nfqlb.model as they are (Service, Real, Timeouts, Answers).
+something carry the values of nfqlb.model as they are (Service, Real, Timeouts, Answers, Options).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nfqlb.control.compile import unpacked
 from nfqlb.control.rates import Meter
 from nfqlb.control.reconcile import Step
 from nfqlb.health.runner import End, Seen
-from nfqlb.model import PROTOCOLS, Answers, Health, Intent, Persistence, Real, Service, Timeouts, endpoint
+from nfqlb.model import PROTOCOLS, Answers, Health, Intent, Options, Persistence, Real, Service, Timeouts, endpoint
 
 if TYPE_CHECKING:
     from nfqlb._core.datapath import Drained
@@ -81,6 +81,7 @@ class Configuration(msgspec.Struct, forbid_unknown_fields=True):
     director: dict[str, str | int] = {}
     timeouts: Timeouts = Timeouts()
     answers: Answers = Answers()
+    options: Options = Options()
     services: tuple[Service, ...] = ()
 
 
@@ -94,6 +95,7 @@ class ConfigurationView(msgspec.Struct):
     director: dict[str, str | int]
     timeouts: Timeouts
     answers: Answers
+    options: Options
     services: tuple[Service, ...]
 
 
@@ -169,6 +171,7 @@ class Services(msgspec.Struct):
     revision: int
     timeouts: Timeouts
     answers: Answers
+    options: Options
     services: list[ServiceView]
 
 
@@ -315,7 +318,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, seen: Mapping
 
 def services(intent: Intent, revision: int, slots: Slots, drained: Drained, seen: Mapping[End, Seen]) -> Services:
     views = [service_view(service, slots, drained, seen) for service in intent.services]
-    return Services(revision=revision, timeouts=intent.timeouts, answers=intent.answers, services=views)
+    return Services(revision, intent.timeouts, intent.answers, intent.options, views)
 
 
 def _condition(seen: Seen | None) -> str:

@@ -43,7 +43,7 @@ from nfqlb.errors import (
     UnreachableError,
 )
 from nfqlb.feed import Event
-from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts, parse_real, parse_vip
+from nfqlb.model import Answers, Intent, Key, Options, Real, Service, Timeouts, parse_real, parse_vip
 from nfqlb.runconfig import check_socket_path
 
 MODE = 0o660
@@ -179,6 +179,10 @@ class _Routes:
         answers = await _body(request, Answers)
         return await self._change(request, lambda intent: registry.set_answers(intent, answers))
 
+    async def set_options(self, request: web.Request) -> web.Response:
+        options = await _body(request, Options)
+        return await self._change(request, lambda intent: registry.set_options(intent, options))
+
     async def config(self, _: web.Request) -> web.Response:
         director = self.director
         intent, revision = director.intent(), director.revision
@@ -188,13 +192,14 @@ class _Routes:
             director.applier.settings(),
             intent.timeouts,
             intent.answers,
+            intent.options,
             intent.services,
         )
         return _json(answer, revision=revision)
 
     async def apply(self, request: web.Request) -> web.Response:
         wanted = await _body(request, schema.Configuration)
-        intent = Intent(wanted.services, wanted.timeouts, wanted.answers)
+        intent = Intent(wanted.services, wanted.timeouts, wanted.answers, wanted.options)
         within = _number(request, "confirm_within", CONFIRM_MAX)
         plan = request.query.get("plan", "false")
         if plan not in ("true", "false"):

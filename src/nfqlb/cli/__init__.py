@@ -24,6 +24,7 @@ COMMANDS = {
     "show": "Show what a director does.",
     "service": "Add, edit or delete a virtual service.",
     "real": "Add, edit or delete a real server of a service.",
+    "set": "Show or change what holds for all services.",
     "apply": "Make a running director do what a file says.",
     "confirm": "Keep what was applied with --confirm-within.",
     "rollback": "Go back to before what waits to be confirmed.",

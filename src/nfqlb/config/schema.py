@@ -10,7 +10,19 @@ from typing import Any
 
 import msgspec
 
-from nfqlb.config.toml import ANSWERS, DIRECTOR, FAMILIES, HEALTH, PERSISTENCE, REAL, SERVICE, TIMEOUTS, TOP, Types
+from nfqlb.config.toml import (
+    ANSWERS,
+    DIRECTOR,
+    FAMILIES,
+    HEALTH,
+    OPTIONS,
+    PERSISTENCE,
+    REAL,
+    SERVICE,
+    TIMEOUTS,
+    TOP,
+    Types,
+)
 from nfqlb.logs import FORMATS
 from nfqlb.model import (
     CHECKS,
@@ -27,6 +39,7 @@ from nfqlb.model import (
     WEIGHT_MAX,
     Answers,
     Health,
+    Options,
     Persistence,
     Real,
     Service,
@@ -88,6 +101,19 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "enum": [*NO_CONNECTION],
     },
     ("answers", "sloppy_tcp"): {"description": "Whether mid-stream TCP may begin a connection."},
+    ("options", "conn_reuse_mode"): {
+        "description": "When a SYN on a connection that closes is scheduled anew: 0 never, 1 in TIME_WAIT and CLOSE,"
+        " 2 and 3 also in FIN_WAIT with dr and tun.",
+        "minimum": 0,
+        "maximum": 3,
+    },
+    ("options", "expire_nodest_conn"): {
+        "description": "Whether TCP connections end with their real server, and SYNs leave one of weight 0."
+    },
+    ("options", "expire_quiescent_template"): {
+        "description": "Whether persistent clients leave a real server of weight 0."
+    },
+    ("options", "expire_quiescent_udp"): {"description": "Whether datagrams leave a real server of weight 0."},
     ("service", "name"): {"description": "For people; no two services have the same."},
     ("service", "vip"): {
         "description": "ADDRESS:PORT[-LAST][/tcp|/udp], IPv6 as [ADDRESS]:PORT; port 0 is every port."
@@ -158,6 +184,7 @@ def schema() -> dict[str, Any]:
         "director": _table("director", DIRECTOR, RunConfig),
         "timeouts": _table("timeouts", TIMEOUTS, Timeouts),
         "answers": _table("answers", ANSWERS, Answers),
+        "options": _table("options", OPTIONS, Options),
         "service": {"type": "array", "items": service},
     }
     return {

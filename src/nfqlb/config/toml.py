@@ -29,6 +29,7 @@ from nfqlb.model import (
     Health,
     Intent,
     Key,
+    Options,
     Persistence,
     Real,
     Service,
@@ -44,7 +45,7 @@ Path = tuple[str | int, ...]
 Types = Mapping[str, type]
 T = TypeVar("T")
 
-TOP: Types = {"director": dict, "timeouts": dict, "answers": dict, "service": list}
+TOP: Types = {"director": dict, "timeouts": dict, "answers": dict, "options": dict, "service": list}
 DIRECTOR: Types = {
     "name": str,
     "api": str,
@@ -65,6 +66,12 @@ DIRECTOR: Types = {
 }
 TIMEOUTS: Types = {"tcp": int, "tcp_fin": int, "udp": int}
 ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}
+OPTIONS: Types = {
+    "conn_reuse_mode": int,
+    "expire_nodest_conn": bool,
+    "expire_quiescent_template": bool,
+    "expire_quiescent_udp": bool,
+}
 SERVICE: Types = {
     "name": str,
     "vip": str,
@@ -138,6 +145,7 @@ def dumps(loaded: Loaded) -> str:
         "director": {key: director[key] for key in DIRECTOR if key in director},
         "timeouts": _changed(intent.timeouts, TIMEOUTS),
         "answers": _changed(intent.answers, ANSWERS),
+        "options": _changed(intent.options, OPTIONS),
         "service": [_service(service) for service in intent.services],
     }
     return tomli_w.dumps({key: table for key, table in document.items() if table})
@@ -179,12 +187,13 @@ class _Reader:
         self.make(("director",), RunConfig, {"api": "", **director})
         timeouts = self.section("timeouts", top, TIMEOUTS, Timeouts)
         answers = self.section("answers", top, ANSWERS, Answers)
+        options = self.section("options", top, OPTIONS, Options)
         services = {
             at: service
             for at, one in enumerate(top.get("service", []))
             if (service := self.service(("service", at), one))
         }
-        intent = self.intent(services, timeouts, answers)
+        intent = self.intent(services, timeouts, answers, options)
         if self.errors:
             raise ConfigErrors(error for _, error in sorted(self.errors, key=itemgetter(0)))
         return Loaded(director, intent)
@@ -206,10 +215,10 @@ class _Reader:
                     return None
                 values = {name: value for name, value in values.items() if name != key}
 
-    def intent(self, services: dict[int, Service], timeouts: Timeouts, answers: Answers) -> Intent:
+    def intent(self, services: dict[int, Service], *parts: Any) -> Intent:
         while True:
             try:
-                return Intent(tuple(services.values()), timeouts, answers)
+                return Intent(tuple(services.values()), *parts)
             except ConfigError as error:  # two services want the same: the later one is too many
                 at = max(at for at, service in services.items() if service.key == error.value)
                 self.note(("service", at), error)

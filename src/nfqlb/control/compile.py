@@ -98,6 +98,7 @@ class Compiler:
             no_connection=answers.no_connection,
             sloppy=answers.sloppy_tcp,
             gone=_removed(intent, down, slots),
+            **msgspec.structs.asdict(intent.options),
         )
         self._before = self._now
         self._intent, self._compiled, self.slots, self.left = intent, compiled, Slots(slots), Slots(left)

@@ -17,13 +17,14 @@ import msgspec
 from nfqlb.model import Intent, Service
 
 K = TypeVar("K")
+GLOBAL = ("timeouts", "answers", "options")
 IDENTITY = ("protocol", "address", "port", "last", "fwmark")  # of a service
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`action` is "add", "delete" or "edit"; `what` is "service", "real", "timeouts", "answers" or "order". `service`
-    and `real` are names as they are written. `changes` has a pair for each field: its value before and after; of what
-    is added the values that are not the default are there, with null before.
+    """`action` is "add", "delete" or "edit"; `what` is "service", "real", "timeouts", "answers", "options" or "order".
+    `service` and `real` are names as they are written. `changes` has a pair for each field: its value before and after;
+    of what is added the values that are not the default are there, with null before.
     """
 
     action: str
@@ -35,7 +36,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def steps(before: Intent, after: Intent) -> list[Step]:
     """What leads from one to the other, services in the order of `after`, deleted ones first."""
-    parts = ((what, _fields(getattr(before, what), getattr(after, what))) for what in ("timeouts", "answers"))
+    parts = ((what, _fields(getattr(before, what), getattr(after, what))) for what in GLOBAL)
     found = [Step("edit", what, changes=changes) for what, changes in parts if changes]
     return [*found, *_services(before.services, after.services)]
 

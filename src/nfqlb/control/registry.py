@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from nfqlb.errors import ExistsError, NotFoundError
-from nfqlb.model import Answers, Intent, Key, Real, Service, Timeouts, endpoint
+from nfqlb.model import Answers, Intent, Key, Options, Real, Service, Timeouts, endpoint
 
 
 def find_service(intent: Intent, key: Key) -> Service:
@@ -79,6 +79,10 @@ def set_answers(intent: Intent, answers: Answers) -> Intent:
     return replace(intent, answers=answers)
 
 
+def set_options(intent: Intent, options: Options) -> Intent:
+    return replace(intent, options=options)
+
+
 def _put(intent: Intent, service: Service) -> Intent:
     """The service in the place of the one with the same key."""
     at = intent.services.index(intent.by_key[service.key])
@@ -97,6 +101,21 @@ def differing(one: Intent, other: Intent) -> list[Key]:
     before = {service.key: service for service in one.services[start : len(one.services) - end]}
     after = {service.key: service for service in other.services[start : len(other.services) - end]}
     return [key for key in {**before, **after} if before.get(key) != after.get(key)]
+
+
+def lets_go(before: Intent, after: Intent) -> bool:
+    """Whether connections that `before` let live may have to end: a real server left or takes no new ones any more, or
+    the options changed.
+    """
+    if before.options != after.options:
+        return True
+    return any(_lets_go(before.by_key.get(key), after.by_key.get(key)) for key in differing(before, after))
+
+
+def _lets_go(before: Service | None, after: Service | None) -> bool:
+    weights = {(real.address, real.port): real.weight for real in after.reals} if after else {}
+    ends = {(real.address, real.port): real.weight for real in before.reals} if before else {}
+    return any(end not in weights or (weight and not weights[end]) for end, weight in ends.items())
 
 
 def _common(one: tuple[Service, ...], other: tuple[Service, ...]) -> int:
