@@ -17,7 +17,7 @@ from tests.sizes import MACHINE_RUNS, SEQUENCE_STEPS, SEQUENCES
 pytestmark = pytest.mark.slow
 
 # reasons that well-formed packets can have
-POSSIBLE = set(REASON_NAMES) - {"malformed", "truncated", "fragment", "other_protocol", "error_reissued"}
+POSSIBLE = set(REASON_NAMES) - {"malformed", "truncated", "fragment", "other_protocol", "error_reissued", "shed"}
 
 
 @pytest.mark.parametrize("seed", range(SEQUENCES))

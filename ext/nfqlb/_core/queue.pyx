@@ -70,7 +70,8 @@ cdef class FastEngine:
     `queues` are (socket, queue number), `heads` those numbers whose queues copy the headers alone, `firsts` those that
     bring first packets alone and give way to the others. Give them SO_RCVBUF and SO_SNDBUF first. `run` blocks without
     the GIL until `stop`; it raises OSError when a socket fails for good. Of a queue whose socket's buffer fills up,
-    because more comes than is taken, nothing begins a connection. Packets that a predecessor on the same socket took and never answered are sent through the hook again.
+    because more comes than is taken, nothing begins a connection. Packets that a predecessor on the same socket took
+    and never answered are sent through the hook again.
     """
 
     cdef Worker worker
