@@ -173,8 +173,12 @@ class Director:
             log.warning(remark)
         self._aiming.look(self.state.intent, self.state.vip_dev)
         self._plan = self._plan_of(self.state.intent)
-        self.health = Runner(self._turned, _ends(self.state.down))
-        self._snapshot = self._compiler.snapshot(self.state.intent, self.health.down)
+        self.health = Runner(
+            self._turned, _ends(self.state.down), advised=lambda end: self._ill.set(), scripts=self.scripts
+        )
+        if self.starts == 0:
+            self.health.require(self.state.intent)
+        self._snapshot = self._compiler.snapshot(self.health.weighted(self.state.intent), self.health.down)
         self._aiming.aim(self.state.intent, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
         if all(queue.bound for queue in self._queues):
@@ -399,9 +403,10 @@ class Director:
             if intent == before.intent:
                 await self._keep(**kept)
                 return before.revision
+            await asyncio.to_thread(self.health.require, intent)
             held = self._plan
             await asyncio.to_thread(self._aiming.look, intent, before.vip_dev)
-            snapshot = self._compiler.snapshot(intent, self.health.down)
+            snapshot = self._compiler.snapshot(self.health.weighted(intent), self.health.down)
             plan = self._plan_of(intent)
             both = between(held, plan)
             plan = replace(plan, ways=both.ways)  # packets are under way: the minder takes what is not used
@@ -548,7 +553,7 @@ class Director:
             async with self._lock:
                 try:
                     down = self.health.down
-                    self._snapshot = self._compiler.snapshot(self.state.intent, down)
+                    self._snapshot = self._compiler.snapshot(self.health.weighted(self.state.intent), down)
                     self._datapath.publish(self._snapshot)
                     self._left.set()
                     written = (Down(str(key), endpoint(address, port)) for key, address, port in sorted(down))

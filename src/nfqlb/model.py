@@ -14,6 +14,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
+import shlex
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -38,16 +39,45 @@ PORT_MAX = 65535
 REAL_OPTIONS = ("weight", "upper", "lower", "mode")
 MARK_MAX = 2**32 - 1
 THRESHOLD_MAX = 2**32 - 1
-CHECKS = ("tcp", "http", "https", "udp", "dns", "smtp", "imap", "ftp")
-CHECK_FIELDS = {
-    "send": ("tcp", "udp"),
-    "expect": ("tcp", "udp", "http", "https"),
-    "host": ("http", "https"),
-    "verify": ("https",),
+HTTP = ("http", "https")
+DIALOGUES = ("smtp", "imap", "ftp")  # where the server speaks first
+ASKED = ("tcp", *HTTP, "udp", "dns", *DIALOGUES, "ping")  # over the network
+CHECKS = (*ASKED, "script", "file", "agent")
+CHECK_FIELDS = {  # what means something to some types only
+    "port": (*(one for one in ASKED if one != "ping"), "agent"),
+    "source": (*ASKED, "agent"),
+    "path": HTTP,
+    "host": (*HTTP, "tcp", *DIALOGUES),
+    "status": HTTP,
+    "headers": HTTP,
+    "version": HTTP,
+    "digest": HTTP,
+    "tls": ("tcp", *DIALOGUES),
+    "verify": ("https", "tcp", *DIALOGUES),
+    "sni": ("https", "tcp", *DIALOGUES),
+    "ca": ("https", "tcp", *DIALOGUES),
+    "cert": ("https", "tcp", *DIALOGUES),
+    "key": ("https", "tcp", *DIALOGUES),
+    "send": ("tcp", "udp", "agent"),
+    "payload": ("tcp", "udp"),
+    "expect": ("tcp", "udp", *HTTP, "dns", *DIALOGUES),
     "query": ("dns",),
+    "record": ("dns",),
+    "script": ("script",),
+    "exit": ("script",),
+    "file": ("file",),
+    "factor": ("file",),
 }
+TLS = ("off", "on", "start")
+HTTP_VERSIONS = ("1.0", "1.1", "2")
+EXITS = ("plain", "weight", "nagios")
+REQUIRE = ("all", "any")
 ON_DOWN = ("remove", "quiesce")
 STATUSES = re.compile(r"[1-5]\d\d(-[1-5]\d\d)?(,[1-5]\d\d(-[1-5]\d\d)?)*", re.ASCII)
+HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\x20-\x7e]*", re.ASCII)  # RFC 9110, 5.1
+RECORD = re.compile(r"[A-Z][A-Z0-9-]{0,15}", re.ASCII)
+DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}", re.ASCII)  # MD5 as keepalived has it, SHA-256
+CHECK_SECONDS = 0.01, 86400.0
 MSS_MIN, MSS_MAX = 536, 65495  # what every host takes (RFC 9293, 3.7.1), and what the longest IPv4 packet holds
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 # what IPv4 servers have, canonical as it is: ipaddress takes ten times as long, and files have many
@@ -117,15 +147,21 @@ class Persistence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         check_choice("persistence quiescent", self.quiescent, QUIESCENT)
 
 
-class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How each real server of a service is asked whether it serves: every `interval` seconds, for `timeout` seconds at
-    most. After `fall` failures in a row it is down, and gets no new connections, until `rise` checks have passed.
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One question to a real server: every `interval` seconds, for `timeout` seconds at most. After `fall` failures in
+    a row it is down, until `rise` checks have passed. While the last results do not suffice for such a change, the next
+    check comes after `retry_delay` seconds; the first one at a random moment of `warmup`. 0: both as `interval`.
 
-    `port` is asked, 0: the real server's own. HTTP asks for `path` in the name of `host`, wants a `status` ("200",
-    "200-399", several with commas) and, with `verify`, a certificate that is valid for `host`. Over tcp and udp `send`
-    is sent. `expect` is a regular expression that the answer or the body must match, `query` a name for dns. `on_down`:
-    "remove" has datagrams, new connections of persistent clients and SYNs on old ones go elsewhere; "quiesce" is weight
-    0, no more.
+    `port` is asked, 0: the real server's own; from the address `source`. HTTP asks for `path` in the name of `host`
+    with `headers` ("Name: value"), wants a `status` ("200", "200-399", several with commas) and a body of that
+    `digest`. `tls`: "on" from the first byte, "start" as the protocol has it, in the name of `sni` (else `host`), with
+    the client's certificate in the files `cert` and `key`; with `verify` the server's must be valid, by the file `ca`
+    where that is given. Over tcp and udp `send` is sent, or the bytes `payload` (hexadecimal). `expect` is a regular
+    expression that the answer or the body must match, `query` and `record` a name and a type for dns.
+
+    `script` is a command; `exit` says what its code means: 0 is well ("plain"), 2 to 255 are, too, and the weight less
+    2 ("weight"), 0 and 1 are ("nagios"). `file` holds a number: 0 is well, or, with a `factor`, so many times that is
+    added to the weight.
     """
 
     type: str = "tcp"
@@ -134,41 +170,154 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     timeout: float = 1
     rise: int = 2
     fall: int = 3
+    retry_delay: float = 0
+    warmup: float = 0
+    source: str = ""
     path: str = "/"
     host: str = ""
     status: str = "200-399"
+    headers: tuple[str, ...] = ()
+    version: str = "1.1"
+    digest: str = ""
+    tls: str = "off"
     verify: bool = False
+    sni: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
     send: str = ""
+    payload: str = ""
     expect: str = ""
     query: str = ""
-    on_down: str = "remove"
+    record: str = ""
+    script: str = ""
+    exit: str = "plain"
+    file: str = ""
+    factor: int = 0
 
     def __post_init__(self) -> None:
         check_choice("health type", self.type, CHECKS)
+        self._check_times()
+        for field, types in CHECK_FIELDS.items():
+            if self.type not in types and getattr(self, field) != DEFAULTS[field]:
+                fix = f"it is for {', '.join(types)}"
+                value = getattr(self, field)
+                text = ", ".join(value) if isinstance(value, tuple) else value
+                raise ConfigError(f"health {field}", text, f"means nothing to {self.type}", fix)
         check_range("health port", self.port, 0, PORT_MAX)
-        for field in ("interval", "timeout"):
-            if not 0.01 <= getattr(self, field) <= 86400:
-                raise ConfigError(f"health {field}", f"{getattr(self, field):g}", "out of range", "use 0.01 to 86400")
+        if self.source:
+            msgspec.structs.force_setattr(self, "source", canonical("health source", self.source))
+        self._check_http()
+        self._check_tls()
+        self._check_texts()
+        if self.type == "script":
+            command("health script", self.script)
+        check_choice("health exit", self.exit, EXITS)
+        if self.type == "file" and not self.file.startswith("/"):
+            raise ConfigError("health file", self.file, "is not an absolute path", "write it like /run/weights/web1")
+        if self.type == "agent" and not self.port:
+            raise ConfigError("health port", 0, "is not that of an agent", "give the port that it listens on")
+        check_range("health factor", self.factor, -WEIGHT_MAX, WEIGHT_MAX)
+
+    def _check_times(self) -> None:
+        low, high = CHECK_SECONDS
+        for field in ("interval", "timeout", "retry_delay", "warmup"):
+            value = getattr(self, field)
+            if not low <= value <= high and (value or field in ("interval", "timeout")):
+                raise ConfigError(f"health {field}", f"{value:g}", "out of range", f"use {low:g} to {high:.0f}")
         check_range("health rise", self.rise, 1, 1000)
         check_range("health fall", self.fall, 1, 1000)
+
+    def _check_http(self) -> None:
         if not self.path.startswith("/") or any(c.isspace() for c in self.path):
             raise ConfigError("health path", self.path, "is not a path", "write it like /healthz")
         if not STATUSES.fullmatch(self.status):
             raise ConfigError("health status", self.status, "is not a list of statuses", "write it like 200,301-302")
+        for header in self.headers:
+            if not HEADER.fullmatch(header):
+                raise ConfigError("health headers", header, "is not a header", "write it like 'X-Probe: nfqlb'")
+        check_choice("health version", self.version, HTTP_VERSIONS)
+        if self.digest and not DIGEST.fullmatch(self.digest):
+            fix = "write 32 hexadecimal digits of MD5, or 64 of SHA-256"
+            raise ConfigError("health digest", self.digest, "is no digest", fix)
+
+    def _check_tls(self) -> None:
+        check_choice("health tls", self.tls, TLS)
+        if self.tls == "start" and self.type == "tcp":
+            raise ConfigError("health tls", self.tls, "means nothing to tcp", f"it is for {', '.join(DIALOGUES)}")
+        if self.type != "https" and self.tls == "off":
+            for field in ("verify", "sni", "ca", "cert", "key"):
+                if getattr(self, field):
+                    raise ConfigError(f"health {field}", getattr(self, field), "is about no TLS", 'write tls = "on"')
+        if bool(self.cert) != bool(self.key):
+            field, other = ("cert", "key") if self.cert else ("key", "cert")
+            raise ConfigError(f"health {field}", getattr(self, field), f"is there without {other}", "give both")
+        if self.ca and not self.verify:
+            raise ConfigError("health ca", self.ca, "is not looked at", "write verify = true")
+        if self.verify and not (self.sni or self.host):
+            raise ConfigError("health verify", "true", "has no name to be valid for", "give host")
+
+    def _check_texts(self) -> None:
         try:
             re.compile(self.expect.encode())
         except re.error as error:
             raise ConfigError("health expect", self.expect, f"is no regular expression: {error}") from None
-        for field, types in CHECK_FIELDS.items():
-            if getattr(self, field) and self.type not in types:
-                fix = f"it is for {', '.join(types)}"
-                raise ConfigError(f"health {field}", getattr(self, field), f"means nothing to {self.type}", fix)
-        check_choice("health on_down", self.on_down, ON_DOWN)
+        try:
+            bytes.fromhex(self.payload)
+        except ValueError:
+            fix = "write pairs of digits, as in 00ff10"
+            raise ConfigError("health payload", self.payload, "is not hexadecimal", fix) from None
+        if self.payload and self.send:
+            raise ConfigError("health payload", self.payload, "is there with send", "give one of them")
+        if self.record and not RECORD.fullmatch(self.record):
+            raise ConfigError("health record", self.record, "is no type of record", "write it like AAAA")
+
+    @property
+    def question(self) -> bytes:
+        """What is sent first."""
+        return bytes.fromhex(self.payload) or self.send.encode()
 
     def accepts(self, status: int) -> bool:
         """Whether this HTTP status is one of those wanted."""
         spans = (span.partition("-") for span in self.status.split(","))
         return any(int(first) <= status <= int(last or first) for first, _, last in spans)
+
+
+DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Check)}
+
+
+class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
+    """How each real server of a service is asked whether it serves: by one check, or by those in `checks`, of which
+    `require` "all" or "any" must be well.
+
+    `on_down`: "remove" has datagrams, new connections of persistent clients and SYNs on old ones go elsewhere;
+    "quiesce" is weight 0, no more.
+    """
+
+    checks: tuple[Check, ...] = msgspec.field(name="check", default=())
+    require: str = "all"
+    on_down: str = "remove"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, default in DEFAULTS.items() if self.checks else ():
+            if getattr(self, field) != default:
+                problem, fix = "stands beside checks of their own", "give it to those that it is for"
+                raise ConfigError(f"health {field}", getattr(self, field), problem, fix)
+        check_choice("health require", self.require, REQUIRE)
+        if [check.type for check in self.each].count("agent") > 1:
+            raise ConfigError("health check", "agent", "is there twice", "ask one agent")
+        check_choice("health on_down", self.on_down, ON_DOWN)
+
+    @property
+    def kind(self) -> str:
+        """The types of its checks, for people."""
+        return (" and " if self.require == "all" else " or ").join(check.type for check in self.each)
+
+    @cached_property
+    def each(self) -> tuple[Check, ...]:
+        """The checks, also where there is but one."""
+        return self.checks or (Check(**{field: getattr(self, field) for field in DEFAULTS}),)
 
 
 class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -258,14 +407,23 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         check_mss("mss", self.mss)
         if self.mss and self.protocol == "udp":
             raise ConfigError("mss", self.mss, "is nothing that udp has", "give it to a service of tcp")
-        if self.health and not self.health.port and self.key.wide and any(real.port == 0 for real in self.reals):
-            raise ConfigError("health port", 0, "is that of every packet", "give the port that is to be asked")
+        if self.health:
+            self._check_health(self.health)
         seen: set[tuple[str, int]] = set()
         for real in self.reals:
             self._check_real(real)
             if (real.address, real.port) in seen:
                 raise ConfigError("real", real, "is there twice", "name each real server once and give it a weight")
             seen.add((real.address, real.port))
+
+    def _check_health(self, health: Health) -> None:
+        for check in health.each:
+            asks = "port" if check.type in CHECK_FIELDS["port"] else ""
+            if asks and not check.port and self.key.wide and any(real.port == 0 for real in self.reals):
+                raise ConfigError("health port", 0, "is that of every packet", "give the port that is to be asked")
+            if check.source and family(check.source) != family(self.address):
+                fix = "name an address of the director's, of that family"
+                raise ConfigError("health source", check.source, f"is not of the VIP's family ({self.address})", fix)
 
     def _check_mark(self) -> None:
         check_range("fwmark", self.fwmark, 1, MARK_MAX)
@@ -396,6 +554,17 @@ def canonical(field: str, text: str) -> str:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         raise ConfigError(field, text, "is an IPv4 address in IPv6 notation", f"write {address.ipv4_mapped}")
     return str(address)
+
+
+def command(field: str, text: str) -> list[str]:
+    """The words of a command line, as a shell has them; no variables, no globs. It begins with an absolute path."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(field, text, f"is no command: {error}") from None
+    if not words or not words[0].startswith("/"):
+        raise ConfigError(field, text, "begins with no absolute path", "write it like /usr/local/bin/check 80")
+    return words
 
 
 def family(address: str) -> int:

@@ -84,9 +84,11 @@ def become(user: str) -> None:
 
 
 async def run(command: Sequence[str], more: Mapping[str, str], seconds: float) -> dict[str, Any]:
-    """Run one script to its end or to that of its time: `code` (negative: a signal) and `output`, or a `problem`."""
+    """Run one script to its end or to that of its time: `code` (negative: a signal) and `output`, or a `problem`, which
+    is `lost` where the script did not even begin.
+    """
     if why := distrust(command[0]):
-        return {"problem": f"{command[0]} {why}"}
+        return {"problem": f"{command[0]} {why}", "lost": True}
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     with open(reader, "rb", buffering=0):
@@ -102,7 +104,7 @@ async def run(command: Sequence[str], more: Mapping[str, str], seconds: float) -
                 user=os.geteuid(),
             )
         except OSError as error:
-            return {"problem": f"{command[0]} cannot be run: {error.strerror}"}
+            return {"problem": f"{command[0]} cannot be run: {error.strerror}", "lost": True}
         finally:
             os.close(writer)
         text = bytearray()

@@ -16,7 +16,7 @@ from nfqlb.config.schema import WORDS, schema
 from nfqlb.config.toml import ANSWERS, DIRECTOR, HEALTH, OPTIONS, PERSISTENCE, REAL, TIMEOUTS, Loaded, dumps, loads
 from nfqlb.config.toml import SERVICE as SERVICE_KEYS
 from nfqlb.errors import ConfigErrors
-from nfqlb.model import SCHEDULERS, Answers, Intent, Options, Real, Service, Timeouts
+from nfqlb.model import SCHEDULERS, Answers, Check, Health, Intent, Options, Real, Service, Timeouts
 from nfqlb.runconfig import ENGINES
 from tests.intents import intents
 from tests.sizes import EXAMPLES
@@ -85,6 +85,37 @@ def test_a_whole_file() -> None:
         Answers(no_connection="reset", sloppy_tcp=True),
         Options(1, expire_nodest_conn=True),
     )
+
+
+CHECKED = """
+[[service]]
+vip = "203.0.113.10:443"
+
+  [service.health]
+  interval = 0.5
+  require = "any"
+
+    [[service.health.check]]
+    type = "https"
+    headers = ["X-Probe: 1"]
+    version = "2"
+
+    [[service.health.check]]
+    type = "script"
+    script = "/bin/true {address}"
+    interval = 1
+"""
+
+
+def test_what_is_said_once_is_that_of_every_check_that_does_not_say_otherwise() -> None:
+    checks = (
+        Check("https", interval=0.5, headers=("X-Probe: 1",), version="2"),
+        Check("script", script="/bin/true {address}", interval=1),
+    )
+    loaded = loads(CHECKED, "f.toml")
+    assert loaded.intent == Intent((Service("203.0.113.10", 443, health=Health(checks=checks, require="any")),))
+    assert loads(dumps(loaded), "f.toml") == loaded
+    assert not list(VALIDATOR.iter_errors(tomllib.loads(dumps(loaded))))
 
 
 def test_an_empty_file_is_an_empty_intent() -> None:
@@ -200,9 +231,9 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "f.toml:4: service.health.interval '0': out of range; use 0.01 to 86400",
         ),
         (
-            SERVICE + 'health = { type = "ping" }\n',
-            "f.toml:3: service.health.type 'ping': is not known; "
-            "choose from tcp, http, https, udp, dns, smtp, imap, ftp",
+            SERVICE + 'health = { type = "pong" }\n',
+            "f.toml:3: service.health.type 'pong': is not known; "
+            "choose from tcp, http, https, udp, dns, smtp, imap, ftp, ping, script, file, agent",
         ),
         (
             SERVICE + 'health = { type = "http", expect = "(" }\n',
@@ -211,7 +242,16 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         (
             SERVICE + 'health = { type = "dns", send = "x" }\n',
-            "f.toml:3: service.health.send 'x': means nothing to dns; it is for tcp, udp",
+            "f.toml:3: service.health.send 'x': means nothing to dns; it is for tcp, udp, agent",
+        ),
+        (
+            SERVICE + '[[service.health.check]]\nfall = 0\n[[service.health.check]]\ntype = "smtp"\nheaders = [1]\n',
+            "f.toml:4: service.health.check.fall '0': out of range; use 1 to 1000\n"
+            "f.toml:7: service.health.check.headers '[1]': is not a list of strings",
+        ),
+        (
+            SERVICE + '[service.health]\ntype = "http"\n[[service.health.check]]\n',
+            "f.toml:4: service.health.type 'http': stands beside checks of their own; give it to those that it is for",
         ),
         (
             SERVICE + "health = { fall = 1.5 }\n",

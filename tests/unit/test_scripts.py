@@ -16,7 +16,7 @@ import pytest
 
 from nfqlb import spawner
 from nfqlb.errors import ConfigError
-from nfqlb.health.scripts import GONE, Outcome, Scripts, split
+from nfqlb.health.scripts import GONE, Outcome, Scripts, check_command
 from nfqlb.spawner import distrust, run
 
 
@@ -160,14 +160,17 @@ def test_what_may_not_run_is_refused_when_it_is_asked_for_and_when_it_would_run(
     problem = asyncio.run(run([str(program)], {}, 10))["problem"]
     assert problem.startswith(f"{program} ")
     with pytest.raises(ConfigError, match=r"script '.* 80': .*; have it belong to root"):
-        split("script", f"{program} 80")
+        check_command("script", f"{program} 80")
     with pytest.raises(ConfigError, match="is no command: No closing quotation"):
-        split("script", "'x")
-    assert split("script", "/bin/sh -c 'exit 0'") == ["/bin/sh", "-c", "exit 0"]
+        check_command("script", "'x")
+    assert check_command("script", "/bin/sh -c 'exit 0'") == ["/bin/sh", "-c", "exit 0"]
 
 
 def test_what_is_no_program_is_a_problem() -> None:
-    assert asyncio.run(run(["/etc/passwd"], {}, 10)) == {"problem": "/etc/passwd cannot be run: Permission denied"}
+    assert asyncio.run(run(["/etc/passwd"], {}, 10)) == {
+        "problem": "/etc/passwd cannot be run: Permission denied",
+        "lost": True,
+    }
 
 
 # --- the socket
@@ -221,14 +224,14 @@ def test_an_outcome_in_one_line() -> None:
 
 def test_without_a_spawner_there_are_no_scripts() -> None:
     async def live() -> None:
-        assert await Scripts().run(["/bin/true"], 1) == Outcome(problem="no script can be run here")
+        assert await Scripts().run(["/bin/true"], 1) == Outcome(problem="no script can be run here", lost=True)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             scripts = Scripts(ours)
             waiting = asyncio.create_task(scripts.run(["/bin/true"], 1))
             await asyncio.sleep(0.05)
             theirs.close()
-            assert await waiting == Outcome(problem=GONE)
+            assert await waiting == Outcome(problem=GONE, lost=True)
             assert (await scripts.run(["/bin/true"], 1)).problem == "no script can be run here"
 
     asyncio.run(asyncio.wait_for(live(), 30))

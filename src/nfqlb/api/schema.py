@@ -15,7 +15,7 @@ from nfqlb.api.director import Connection, DrainView, Slots
 from nfqlb.control.compile import unpacked
 from nfqlb.control.rates import Meter
 from nfqlb.control.reconcile import Step
-from nfqlb.health.runner import End, Seen
+from nfqlb.health.runner import Asked, End, Seen
 from nfqlb.model import PROTOCOLS, Answers, Health, Intent, Options, Persistence, Real, Service, Timeouts, endpoint
 
 if TYPE_CHECKING:
@@ -109,6 +109,16 @@ class Applied(msgspec.Struct):
     confirm_by: float | None = None
 
 
+class CheckView(msgspec.Struct):
+    """One check of a real server; `trouble` is why it cannot say how the server is, nothing where it can."""
+
+    type: str
+    condition: str
+    count: int
+    why: str
+    trouble: str
+
+
 class HealthView(msgspec.Struct):
     """`condition` is "up", "failing", "down" or "rising", for `seconds` now; `count` results of the last kind came in a
     row, `why` is what the last failed check found.
@@ -121,6 +131,7 @@ class HealthView(msgspec.Struct):
     count: int
     seconds: int
     why: str
+    checks: list[CheckView]
 
 
 class Healths(msgspec.Struct):
@@ -279,9 +290,15 @@ def healths(seen: Mapping[End, Seen], intent: Intent, now: float) -> Healths:
             one = seen.get((service.key, real.address, real.port))
             if one and service.health:
                 status, seconds = one.status, max(0, int(now - one.since))
-                about = (str(service.key), str(real), service.health.type)
-                found.append(HealthView(*about, str(status.condition), status.row, seconds, status.why))
+                about = (str(service.key), str(real), service.health.kind)
+                checks = [_check(asked) for asked in one.checks]
+                found.append(HealthView(*about, str(status.condition), status.row, seconds, status.why, checks))
     return Healths(found)
+
+
+def _check(asked: Asked) -> CheckView:
+    status = asked.status
+    return CheckView(asked.check.type, str(status.condition), status.row, status.why, asked.trouble)
 
 
 def service_view(service: Service, slots: Slots, drained: Drained, seen: Mapping[End, Seen]) -> ServiceView:

@@ -113,9 +113,16 @@ def health(answer: Answer, width: int = 0) -> Table:
             rows += _folded(f"{_virtual(service)} {one['type']}", width)
         words = f"{one['condition']:<9} {_span(one['seconds']):>8}"
         why = f" {one['count']} failed: {one['why']}" if one["condition"] in ("failing", "down") and one["why"] else ""
-        name, *below = _beside(f"  -> {one['real']}", words + why, first)
-        rows += [name, *below] if not width else [part for line in (name, *below) for part in _folded(line, width)]
+        lines = _beside(f"  -> {one['real']}", words + why, first)
+        lines += [f"       {_check(check)}" for check in one["checks"] if len(one["checks"]) > 1 or check["trouble"]]
+        rows += lines if not width else [part for line in lines for part in _folded(line, width)]
     return Table(["Prot LocalAddress:Port Check", f"{REMOTE:<{first}} Condition    since"], rows)
+
+
+def _check(check: Answer) -> str:
+    """One of several checks, and what there is to say about it."""
+    failed = f"{check['count']} failed: {check['why']}" if check["condition"] in ("failing", "down") else ""
+    return f"{check['type']:<8} {check['condition']:<9} {check['trouble'] or failed}".rstrip()
 
 
 def reasons(answer: Answer, width: int = 0) -> Table:

@@ -12,6 +12,7 @@ import msgspec
 
 from nfqlb.config.toml import (
     ANSWERS,
+    CHECK,
     DIRECTOR,
     FAMILIES,
     HEALTH,
@@ -26,7 +27,9 @@ from nfqlb.config.toml import (
 from nfqlb.logs import FORMATS
 from nfqlb.model import (
     CHECKS,
+    EXITS,
     FLAGS,
+    HTTP_VERSIONS,
     MARK_MAX,
     MODES,
     MSS_MAX,
@@ -34,10 +37,13 @@ from nfqlb.model import (
     NO_SERVER,
     ON_DOWN,
     QUIESCENT,
+    REQUIRE,
     SCHEDULERS,
     THRESHOLD_MAX,
+    TLS,
     WEIGHT_MAX,
     Answers,
+    Check,
     Health,
     Options,
     Persistence,
@@ -144,9 +150,36 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("health", "timeout"): {"description": "Seconds that a check may take.", "minimum": 0.01, "maximum": 86400},
     ("health", "rise"): {"description": "Checks passed in a row, to be up again.", "minimum": 1, "maximum": 1000},
     ("health", "fall"): {"description": "Checks failed in a row, to be down.", "minimum": 1, "maximum": 1000},
+    ("health", "retry_delay"): {
+        "description": "Seconds to the next check while the last results do not suffice for a change, 0 for interval.",
+        "minimum": 0,
+        "maximum": 86400,
+    },
+    ("health", "warmup"): {
+        "description": "Seconds within which the first check comes at random, 0 for interval.",
+        "minimum": 0,
+        "maximum": 86400,
+    },
+    ("health", "source"): {"description": "The address that checks come from."},
     ("health", "path"): {"description": "Of HTTP."},
     ("health", "host"): {"description": "The name that HTTP and TLS ask for."},
     ("health", "status"): {"description": "HTTP statuses that are well, as in 200,301-302."},
+    ("health", "headers"): {"description": "More headers of HTTP, as in 'X-Probe: 1'.", "items": {"type": "string"}},
+    ("health", "version"): {"description": "Of HTTP.", "enum": [*HTTP_VERSIONS]},
+    ("health", "digest"): {"description": "MD5 or SHA-256 of the body, in hexadecimal."},
+    ("health", "tls"): {"description": "From the first byte, or as the protocol has it.", "enum": [*TLS]},
+    ("health", "sni"): {"description": "The name that TLS asks for, if not host."},
+    ("health", "ca"): {"description": "A file of certificates that the server's must come from."},
+    ("health", "cert"): {"description": "A file: the certificate that the server is shown."},
+    ("health", "key"): {"description": "A file: the private key of cert."},
+    ("health", "payload"): {"description": "What is sent over tcp or udp, in hexadecimal."},
+    ("health", "record"): {"description": "The type of record that dns is asked for."},
+    ("health", "script"): {"description": "A command; {address}, {port}, {vip} and {vip_port} are filled in."},
+    ("health", "exit"): {"description": "What a script's exit code means.", "enum": [*EXITS]},
+    ("health", "file"): {"description": "A file with a number."},
+    ("health", "factor"): {"description": "How often the number in the file is added to the weight; 0: it must be 0."},
+    ("health", "require"): {"description": "How many of several checks must be well.", "enum": [*REQUIRE]},
+    ("health", "check"): {"description": "Several checks, with the keys of a single one."},
     ("health", "verify"): {"description": "Whether the certificate must be valid for the host."},
     ("health", "send"): {"description": "What is sent over tcp or udp."},
     ("health", "expect"): {"description": "A regular expression for the answer, or the body."},
@@ -178,6 +211,7 @@ def schema() -> dict[str, Any]:
     service = _table("service", SERVICE, Service)
     service["properties"]["persistence"] |= _table("persistence", PERSISTENCE, Persistence)
     service["properties"]["health"] |= _table("health", HEALTH, Health)
+    service["properties"]["health"]["properties"]["check"]["items"] = _table("health", CHECK, Check)
     service["properties"]["real"] = {"type": "array", "items": real}
     service["oneOf"] = [{"required": ["vip"]}, {"required": ["fwmark"]}]
     tables = {

@@ -26,6 +26,7 @@ import tomli_w
 from nfqlb.errors import ConfigError, ConfigErrors
 from nfqlb.model import (
     Answers,
+    Check,
     Health,
     Intent,
     Key,
@@ -87,22 +88,40 @@ SERVICE: Types = {
     "offload": bool,
     "real": list,
 }
-HEALTH: Types = {
+CHECK: Types = {
     "type": str,
     "port": int,
     "interval": float,
     "timeout": float,
     "rise": int,
     "fall": int,
+    "retry_delay": float,
+    "warmup": float,
+    "source": str,
     "path": str,
     "host": str,
     "status": str,
+    "headers": list,
+    "version": str,
+    "digest": str,
+    "tls": str,
     "verify": bool,
+    "sni": str,
+    "ca": str,
+    "cert": str,
+    "key": str,
     "send": str,
+    "payload": str,
     "expect": str,
     "query": str,
-    "on_down": str,
+    "record": str,
+    "script": str,
+    "exit": str,
+    "file": str,
+    "factor": int,
 }
+HEALTH: Types = {**CHECK, "require": str, "on_down": str, "check": list}
+SHARED = ("interval", "timeout", "rise", "fall", "retry_delay", "warmup", "source")  # said once for several checks
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str}
@@ -231,14 +250,13 @@ class _Reader:
             self.refuse((*path, "name"), name, "is there twice", "give each service a name of its own")
             del values["name"]
         key = self.key(path, table, values)
-        self.flags(path, values)
+        values["flags"] = self.texts(path, values, "flags")
         if "persistence" in values:
             where = (*path, "persistence")
             sticky = self.table(where, values["persistence"], PERSISTENCE)
             values["persistence"] = self.make(where, Persistence, sticky)
         if "health" in values:
-            where = (*path, "health")
-            values["health"] = self.make(where, Health, self.table(where, values["health"], HEALTH))
+            values["health"] = self.health((*path, "health"), values["health"])
         places = ((*path, "real", at) for at in count())
         found = (
             (place, self.real(place, one, key or STAND_IN))
@@ -263,13 +281,30 @@ class _Reader:
                 else:
                     return None
 
-    def flags(self, path: Path, values: dict[str, Any]) -> None:
-        """Those of the scheduler, as the model has them."""
-        flags = values.pop("flags", [])
-        if all(isinstance(flag, str) for flag in flags):
-            values["flags"] = tuple(flags)
-        else:
-            self.refuse((*path, "flags"), _short(flags), "is not a list of strings")
+    def health(self, path: Path, table: object) -> Health | None:
+        """One check, or several; what is shared is that of each that does not say otherwise."""
+        values = self.table(path, table, HEALTH)
+        several = values.pop("check", [])
+        shared = {key: values.pop(key) for key in SHARED if several and key in values}
+        checks = [self.check((*path, "check", at), one, shared) for at, one in enumerate(several)]
+        if checks:
+            values["checks"] = tuple(check for check in checks if check)
+        return self.make(path, Health, {**values, **self.headers(path, values)})
+
+    def check(self, path: Path, table: object, shared: Mapping[str, Any]) -> Check | None:
+        values = self.table(path, table, CHECK)
+        return self.make(path, Check, {**shared, **values, **self.headers(path, values)})
+
+    def headers(self, path: Path, values: dict[str, Any]) -> dict[str, Any]:
+        return {"headers": self.texts(path, values, "headers")} if "headers" in values else {}
+
+    def texts(self, path: Path, values: dict[str, Any], key: str) -> tuple[str, ...]:
+        """A list of strings, taken out of the values, as the model has it; nothing where it is not there."""
+        found = values.pop(key, [])
+        if all(isinstance(one, str) for one in found):
+            return tuple(found)
+        self.refuse((*path, key), _short(found), "is not a list of strings")
+        return ()
 
     def key(self, path: Path, table: object, values: dict[str, Any]) -> Key | None:
         """What the service is addressed by, taken out of its values; None where that is wrong."""
@@ -337,10 +372,10 @@ class _Reader:
         """Keep an error of the model, with its place in the file; the key that it is about."""
         field = next((error.field[len(one) :] for one in SECTIONS if error.field.startswith(one)), error.field)
         key = KEY_OF_FIELD.get(field, field)
-        if error.field.startswith("health ") and path[-1] != "health":  # told by the service
+        if error.field.startswith("health ") and "health" not in path:  # told by the service
             self.refuse((*path, "health", key), error.value, error.problem, error.fix)
             return "health"
-        if field in PERSISTENCE and path[-1] not in ("timeouts", "persistence", "health"):  # likewise
+        if field in PERSISTENCE and not {"timeouts", "persistence", "health"}.intersection(path):  # likewise
             self.refuse((*path, "persistence", key), error.value, error.problem, error.fix)
             return "persistence"
         self.refuse((*path, key), error.value, error.problem, error.fix)

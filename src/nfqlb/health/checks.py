@@ -1,157 +1,216 @@
 """Ask a real server whether it serves: one coroutine for each type of check. They know no state and no schedule.
 
-Strategy: a check returns when the server is well and raises Failed with a short reason when it is not; OSError and
-TimeoutError say the same. The caller sets the time. Connections are ended by a reset where the protocol allows it, so
-that thousands of checks leave no TIME_WAIT on either side.
+Strategy: a check returns when the server is well, with what it says beside that; it raises Failed with a short reason
+when it is not; OSError and TimeoutError say the same. Unknown says that nobody can say. The caller sets the time,
+except that of scripts: whoever runs them waits for their turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-from nfqlb.model import Health, endpoint
+from nfqlb.errors import ConfigError
+from nfqlb.health import advice
+from nfqlb.health.advice import NOTHING, Advice
+from nfqlb.health.dialogues import dialogue
+from nfqlb.health.scripts import Scripts, check_command
+from nfqlb.health.stream import READ_MAX, Failed, Stream, Unknown, compiled, context, opened, short
+from nfqlb.health.web import http as ask_http
+from nfqlb.model import DIALOGUES, Check, Key, command
 
-if TYPE_CHECKING:
-    from aiohttp import ClientSession
-
-READ_MAX = 65536  # bytes of an answer that are looked at
 REFUSAL_SECONDS = 0.2  # that an ICMP error has to come, where no answer is expected
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER
-GREETINGS = {  # what a server says at once, and what it is told in the end
-    "smtp": (re.compile(rb"220[ -].*"), b"QUIT\r\n"),
-    "imap": (re.compile(rb"\* (OK|PREAUTH)\b.*"), b"a LOGOUT\r\n"),
-    "ftp": (re.compile(rb"220[ -].*"), b"QUIT\r\n"),
+ECHO = {socket.AF_INET: (socket.IPPROTO_ICMP, 8, 0), socket.AF_INET6: (socket.IPPROTO_ICMPV6, 128, 129)}
+FILTER = {  # let echo replies through (linux/icmp.h, linux/icmpv6.h); raw sockets get everything else
+    socket.AF_INET: (255, 1, struct.pack("=I", ~(1 << 0) & 0xFFFFFFFF)),
+    socket.AF_INET6: (
+        socket.IPPROTO_ICMPV6,
+        1,
+        b"".join(struct.pack("=I", 0xFFFFFFFF ^ (i == 4) << 1) for i in range(8)),
+    ),
 }
 
 
-class Failed(Exception):
-    """The server answered, but not as it should."""
-
-
 class Target(NamedTuple):
-    """Where to ask, and how; `session` is for HTTP."""
+    """Where to ask, and how; `service` is whose real server it is."""
 
     address: str
     port: int
-    health: Health
-    session: Callable[[], ClientSession]
+    check: Check
+    service: Key
+    scripts: Scripts
 
 
-async def ask(target: Target) -> None:
+def require(check: Check, scripts: Scripts) -> None:
+    """Refuse a check that could not be made here: ConfigError names what it needs."""
+    if check.type == "script":
+        check_command("health script", check.script)
+        if not scripts.available:
+            fix = "name a script_user, and leave CAP_SETUID and CAP_SETGID to nfqlb"
+            raise ConfigError("health script", check.script, "cannot be run as another user here", fix)
+    if check.ca or check.cert:
+        try:
+            context(check)
+        except Unknown as error:
+            field = "ca" if check.ca and not check.cert else "cert"
+            raise ConfigError(f"health {field}", getattr(check, field), str(error)) from None
+
+
+async def ask(target: Target) -> Advice:
     """Run the check; it may take for ever."""
-    await CHECKS[target.health.type](target)
+    return await CHECKS[target.check.type](target)
 
 
-async def tcp(target: Target) -> None:
+async def tcp(target: Target) -> Advice:
     """A connection, and what is sent and expected over it."""
-    health = target.health
-    async with _Stream(target) as (reader, writer):
-        if health.send:
-            writer.write(health.send.encode())
-        if health.expect:
-            await _read(reader, re.compile(health.expect.encode(), re.DOTALL))
+    check = target.check
+    async with Stream(target.address, target.port, check) as stream:
+        if question := check.question:
+            await stream.send(question)
+        if check.expect:
+            await stream.expect(check.expect)
+    return NOTHING
 
 
-async def greeting(target: Target) -> None:
-    """The line that servers of mail and files begin with."""
-    pattern, farewell = GREETINGS[target.health.type]
-    async with _Stream(target) as (reader, writer):
-        line = (await reader.readline()).strip()
-        if not pattern.match(line):
-            raise Failed(f"said {_short(line)}")
-        writer.write(farewell)
-        await writer.drain()
-        await reader.read(READ_MAX)
+async def greeting(target: Target) -> Advice:
+    async with Stream(target.address, target.port, target.check) as stream:
+        await dialogue(stream, target.check)
+    return NOTHING
 
 
-async def http(target: Target) -> None:
-    """The status of a page, and what its body must hold."""
-    health = target.health
-    url = f"{health.type}://{endpoint(target.address, target.port)}{health.path}"
-    name = health.host or None
-    headers = {"Host": name} if name else {}
-    asked = target.session().get(url, headers=headers, allow_redirects=False, ssl=health.verify, server_hostname=name)
-    async with asked as answer:
-        if not health.accepts(answer.status):
-            raise Failed(f"status {answer.status}")
-        if health.expect:
-            body = await answer.content.read(READ_MAX)
-            if not re.search(health.expect.encode(), body, re.DOTALL):
-                raise Failed("the body does not match")
+async def http(target: Target) -> Advice:
+    async with Stream(target.address, target.port, target.check) as stream:
+        if target.check.version == "2" and target.check.type == "https" and stream.protocol != "h2":
+            raise Failed("speaks no HTTP/2")
+        await ask_http(stream, target.check, target.address, target.port)
+    return NOTHING
 
 
-async def udp(target: Target) -> None:
+async def udp(target: Target) -> Advice:
     """A datagram, and the answer; where none is expected, that nobody says the port is closed."""
-    health = target.health
-    answer = await _datagram(target, health.send.encode(), wait=bool(health.expect))
-    if health.expect and not re.search(health.expect.encode(), answer, re.DOTALL):
-        raise Failed(f"answered {_short(answer)}")
+    check = target.check
+    answer = await _datagram(target, check.question, wait=bool(check.expect))
+    if check.expect and not compiled(check.expect).search(answer):
+        raise Failed(f"answered {short(answer)}")
+    return NOTHING
 
 
-async def dns(target: Target) -> None:
-    """A name that the server knows, or is asked to find."""
+async def names(target: Target) -> Advice:
+    """A name that the server knows, or is asked to find, and what it must say of it."""
     import dns.exception
     import dns.message
     import dns.rcode
+    import dns.rdatatype
 
-    query = dns.message.make_query(target.health.query or ".", "SOA" if not target.health.query else "A")
+    check = target.check
+    kind = check.record or ("A" if check.query else "SOA")
     try:
+        query = dns.message.make_query(check.query or ".", kind)
         answer = dns.message.from_wire(await _datagram(target, query.to_wire(), wait=True))
-    except dns.exception.DNSException as error:
+    except (dns.exception.DNSException, ValueError) as error:
         raise Failed(f"answered no DNS: {error}") from None
     if not query.is_response(answer):
         raise Failed("answered another question")
     if answer.rcode() != dns.rcode.NOERROR:
         raise Failed(f"answered {dns.rcode.to_text(answer.rcode())}")
+    if check.expect:
+        records = [record.to_text() for found in answer.answer for record in found]
+        if not any(compiled(check.expect).search(record.encode()) for record in records):
+            raise Failed(f"answered {short(', '.join(sorted(records)).encode())}")
+    return NOTHING
 
 
-CHECKS: dict[str, Callable[[Target], Awaitable[None]]] = {
+async def ping(target: Target) -> Advice:
+    """An ICMP echo; by a raw socket, or one that is for pings alone where that is all one may have."""
+    family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+    protocol, request, reply = ECHO[family]
+    token = os.urandom(16)
+    header = struct.pack("!BBHHH", request, 0, 0, os.getpid() & 0xFFFF, 1)
+    loop = asyncio.get_running_loop()
+    try:
+        connection = opened(target.address, socket.SOCK_RAW, target.check.source, protocol)
+        connection.setsockopt(*FILTER[family])
+    except PermissionError:
+        connection = opened(target.address, socket.SOCK_DGRAM, target.check.source, protocol)
+    with connection:
+        connection.connect((target.address, 0))
+        await loop.sock_sendall(connection, _summed(header + token) if family == socket.AF_INET else header + token)
+        while not (found := await loop.sock_recv(connection, 256)).endswith(token) or found[-24] != reply:
+            pass
+    return NOTHING
+
+
+async def script(target: Target) -> Advice:
+    """A command, and what its exit code means."""
+    check, service = target.check, target.service
+    words = {"address": target.address, "port": target.port, "vip": service.address, "vip_port": service.port}
+    filled = [PLACE.sub(lambda found: str(words[found[1]]), word) for word in command("health script", check.script)]
+    environ = {f"NFQLB_{name.upper()}": str(value) for name, value in words.items()}
+    outcome = await target.scripts.run(filled, check.timeout, {**environ, "NFQLB_SERVICE": str(service)})
+    if outcome.code is None:
+        raise (Unknown if outcome.lost else Failed)(outcome.problem)
+    found, why = advice.exited(check.exit, outcome.code, outcome.line)
+    if why:
+        raise Failed(why)
+    return found
+
+
+async def file(target: Target) -> Advice:
+    """A number in a file; one that is not there is 0."""
+    path = Path(target.check.file)
+    try:
+        text = await asyncio.to_thread(_beginning, path)
+    except FileNotFoundError:
+        text = ""
+    except OSError as error:
+        raise Unknown(f"{path}: {error.strerror}") from None
+    found, why = advice.file_says(text, target.check.factor)
+    if why:
+        raise Failed(why)
+    return found
+
+
+async def agent(target: Target) -> Advice:
+    """What the server's agent says; one that says nothing is no reason for anything."""
+    try:
+        async with Stream(target.address, target.port, target.check) as stream:
+            if question := target.check.question:
+                await stream.send(question)
+            text = (await stream.line()).decode(errors="replace")
+    except (OSError, Failed) as error:
+        raise Unknown(f"no word of the agent: {getattr(error, 'strerror', None) or error}") from None
+    found, down = advice.agent(text)
+    if down:
+        raise Failed(down, found)
+    if down is None:
+        raise Unknown("", found)
+    return found
+
+
+CHECKS: dict[str, Callable[[Target], Awaitable[Advice]]] = {
     "tcp": tcp,
     "http": http,
     "https": http,
     "udp": udp,
-    "dns": dns,
-    **dict.fromkeys(GREETINGS, greeting),
+    "dns": names,
+    "ping": ping,
+    "script": script,
+    "file": file,
+    "agent": agent,
+    **dict.fromkeys(DIALOGUES, greeting),
 }
-
-
-class _Stream:
-    """A connection that is reset in the end."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-
-    async def __aenter__(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, self._writer = await asyncio.open_connection(self._target.address, self._target.port)
-        connection = self._writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        return reader, self._writer
-
-    async def __aexit__(self, *_: object) -> None:
-        self._writer.transport.abort()
-
-
-async def _read(reader: asyncio.StreamReader, pattern: re.Pattern[bytes]) -> None:
-    found = b""
-    while len(found) < READ_MAX:
-        more = await reader.read(READ_MAX)
-        found += more
-        if pattern.search(found):
-            return
-        if not more:
-            break
-    raise Failed(f"said {_short(found)}")
+PLACE = re.compile(r"\{(address|port|vip|vip_port)\}")
 
 
 async def _datagram(target: Target, payload: bytes, *, wait: bool) -> bytes:
     loop = asyncio.get_running_loop()
-    family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as connection:
+    with opened(target.address, socket.SOCK_DGRAM, target.check.source) as connection:
         connection.connect((target.address, target.port))
         await loop.sock_sendall(connection, payload)
         if wait:
@@ -162,6 +221,13 @@ async def _datagram(target: Target, payload: bytes, *, wait: bool) -> bytes:
             return b""
 
 
-def _short(data: bytes) -> str:
-    text = data.decode(errors="replace").strip()
-    return repr(text if len(text) <= 40 else text[:37] + "...") if text else "nothing"
+def _beginning(path: Path) -> str:
+    with path.open("rb") as text:
+        return text.read(256).decode(errors="replace")
+
+
+def _summed(message: bytes) -> bytes:
+    """An ICMP message of even length with its checksum (RFC 1071)."""
+    total = sum(struct.unpack(f"!{len(message) // 2}H", message))
+    total = (total >> 16) + (total & 0xFFFF)
+    return message[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + message[4:]

@@ -11,12 +11,12 @@ import contextlib
 import itertools
 import json
 import os
-import shlex
 import socket
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from nfqlb.errors import ConfigError
+from nfqlb.model import command
 from nfqlb.spawner import MESSAGE_MAX, distrust
 
 GONE = "no script can be run: what runs them has ended"
@@ -30,6 +30,8 @@ class Outcome(NamedTuple):
     code: int | None = None
     output: str = ""
     problem: str = ""
+    lost: bool = False
+    """Whether it did not run for a reason that says nothing about it."""
 
     @property
     def line(self) -> str:
@@ -47,13 +49,17 @@ class Scripts:
         self._asked: dict[str, asyncio.Future[Outcome]] = {}
         self._listening: asyncio.Task[None] | None = None
 
+    @property
+    def available(self) -> bool:
+        return self._connection is not None
+
     async def run(self, command: Sequence[str], seconds: float, environ: Mapping[str, str] | None = None) -> Outcome:
         """Run a command as `script_user`, for `seconds` at most, with `environ` beside a clean environment.
 
         Raises nothing: what goes wrong is the outcome's problem. It may wait before it starts: a number run at once.
         """
         if self._connection is None:
-            return Outcome(problem="no script can be run here")
+            return Outcome(problem="no script can be run here", lost=True)
         if self._listening is None:
             self._connection.setblocking(False)
             self._listening = asyncio.create_task(self._listen(self._connection))
@@ -66,7 +72,7 @@ class Scripts:
                 await loop.sock_sendall(self._connection, json.dumps(request).encode())
             return await answer
         except OSError:
-            return Outcome(problem=GONE)
+            return Outcome(problem=GONE, lost=True)
         finally:
             del self._asked[number]
 
@@ -89,19 +95,12 @@ class Scripts:
             self._connection = None
             for asked in self._asked.values():
                 if not asked.done():
-                    asked.set_result(Outcome(problem=GONE))
+                    asked.set_result(Outcome(problem=GONE, lost=True))
 
 
-def split(field: str, text: str) -> list[str]:
-    """The words of a command line, as a shell has them; no variables, no globs. ConfigError for what is no such line,
-    or begins with no program that may be run.
-    """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ConfigError(field, text, f"is no command: {error}") from None
-    if not words:
-        raise ConfigError(field, text, "is no command", "write the path of a program, and its arguments")
+def check_command(field: str, text: str) -> list[str]:
+    """The words of a command line; ConfigError where it begins with no program that may be run."""
+    words = command(field, text)
     if why := distrust(words[0]):
         raise ConfigError(field, text, why, "have it belong to root, and its folders, writable by nobody else")
     return words
