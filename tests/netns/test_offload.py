@@ -63,6 +63,29 @@ def test_streams_are_forwarded_by_the_kernel_unharmed(make_net: Callable[..., Ne
     flows(net, 0)
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_of_a_short_connection_of_nat_two_packets_come_up(net: Net, family: int) -> None:
+    start(net, family=family)
+    for _ in range(10):
+        net.client.run(["curl", "-sSf", "-o", "/dev/null", net.url(family=family)])
+    came = {queue["class"]: queue["packets"] for queue in net.director.show("daemon")["queues"]}
+    assert came == {"syn": 10, "gso": 10, "plain": 0, "head": 0}, "SYN and SYN-ACK"
+    assert {one["state"] for one in net.director.show("connections")["connections"]} == {"TIME_WAIT"}
+    flows(net, 0)
+
+
+def test_a_handshake_that_ends_in_the_kernel_is_followed(make_net: Callable[..., Net]) -> None:
+    net = make_net(servers=1, web=False, echo=True)
+    start(net, port=7)
+    held = load.Held(net.client, net.vip(), HELD)
+
+    def states() -> list[str]:
+        return [one["state"] for one in net.director.show("connections")["connections"]]
+
+    until(lambda: states() == ["ESTABLISHED"] * HELD, 1.0, lambda: f"{states()}")
+    assert held.alive() == HELD
+
+
 @pytest.mark.parametrize("checksums", ["sender", "device"])
 def test_datagrams_are_forwarded_by_the_kernel_unharmed(
     make_net: Callable[..., Net], mode: str, checksums: str

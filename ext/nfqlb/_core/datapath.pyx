@@ -21,6 +21,7 @@ from nfqlb._core.atomic cimport (
     add32,
     add64,
     load32,
+    load64,
     load_pointer,
     replace32,
     store32,
@@ -239,8 +240,11 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     if reply:
         track(worker.table, worker.snapshot, connection, packet, FROM_SERVER, worker.now)
         count_out(worker.telemetry, connection, packet)
-        if worker.nominees != NULL and is_steady(worker, connection, packet):
-            nominate(worker, connection)
+        if worker.nominees != NULL:
+            if is_answer(worker, connection, packet):
+                hand_down(worker, connection)
+            elif is_steady(worker, connection, packet):
+                nominate(worker, connection)
         lower_mss(packet, allowed_mss(worker, packet, connection))
         return reply_on(packet, connection)
     if not has_server(worker, connection):
@@ -287,6 +291,19 @@ cdef bint is_steady(worker_t* worker, const connection_t* connection, const pack
     if both_ways and connection.outpackets == 0:
         return False
     return (connection.word & STATE_MASK) >> STATE_SHIFT == ESTABLISHED and not packet.segment & (SYN | FIN | RST)
+
+
+cdef bint is_answer(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
+    """Whether a connection of NAT may be handed down at once: this is the real server's SYN-ACK, which the client has
+    not seen, so nothing of it can be under way. Floods leave half of the places to those that are established.
+    """
+    cdef const offload_t* offload = <offload_t*>worker.table.offload
+    return packet.segment & (SYN | ACK) == SYN | ACK and packet.protocol == TCP \
+        and connection.place == 0 and connection.flags & METHOD == NAT and not connection.flags & (ONE_PACKET | LEFT) \
+        and connection.slot < worker.snapshot.slot_count \
+        and worker.snapshot.available[connection.slot] & MAY_OFFLOAD != 0 \
+        and packet.hook == FORWARD and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV \
+        and offload.used < offload.capacity // 2
 
 
 cdef void nominate(worker_t* worker, connection_t* connection) noexcept nogil:
@@ -342,7 +359,8 @@ cdef void hand_down(worker_t* worker, connection_t* connection) noexcept nogil:
 
 
 cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
-    """Bring the state of a connection up to the FIN and RST that the kernel forwarded since; the caller is in a batch.
+    """Bring the state of a connection up to what the kernel forwarded since: what opens it, FIN and RST. The caller is in
+    a batch.
     """
     cdef offload_t* offload = <offload_t*>worker.table.offload
     cdef uint32_t place = load32(&connection.place, ACQUIRE)
@@ -350,24 +368,28 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
     cdef int first
     if place == 0 or offload == NULL:
         return
+    if connection.protocol == TCP and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV \
+            and load64(&offload.places[place].count[0].packets, RELAXED) != 0:
+        follow(worker, connection, 0, False)
     ended = load32(&offload.places[place].ended, ACQUIRE)
     followed = load32(&offload.owners[place].followed, ACQUIRE)
     if ended == followed or not replace32(&offload.owners[place].followed, &followed, ended, False, RELEASE, ACQUIRE):
         return
     ended &= ~followed | ~<uint32_t>OFFLOAD_ENDS
     first = 1 if ended & OFFLOAD_FIRST << 1 else 0
-    follow(worker, connection, ended, OFFLOAD_FIN, FIN, first)
-    follow(worker, connection, ended, OFFLOAD_FIN, FIN, 1 - first)
-    follow(worker, connection, ended, OFFLOAD_RST, RST, first)
-    follow(worker, connection, ended, OFFLOAD_RST, RST, 1 - first)
+    if ended & OFFLOAD_FIN << first:
+        follow(worker, connection, FIN, first)
+    if ended & OFFLOAD_FIN << 1 - first:
+        follow(worker, connection, FIN, 1 - first)
+    if ended & OFFLOAD_RST << first:
+        follow(worker, connection, RST, first)
+    if ended & OFFLOAD_RST << 1 - first:
+        follow(worker, connection, RST, 1 - first)
 
 
-cdef void follow(worker_t* worker, connection_t* connection, uint32_t ended, uint32_t what, uint8_t segment,
-                 int reply) noexcept nogil:
-    """Track a segment of one end that the kernel forwarded, if it did."""
+cdef void follow(worker_t* worker, connection_t* connection, uint8_t segment, bint reply) noexcept nogil:
+    """Track a segment, beside its ACK, of one end that the kernel forwarded."""
     cdef packet_t packet
-    if not ended & what << reply:
-        return
     memset(&packet, 0, sizeof(packet_t))
     packet.protocol = TCP
     packet.segment = segment | ACK

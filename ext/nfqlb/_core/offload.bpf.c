@@ -4,7 +4,7 @@
  * have them leave, super-packets whole. Anything else is left alone (TC_ACT_UNSPEC: the next filter, then the stack) and
  * so comes to the engine: first packets, SYN, fragments, IP options and extension headers, ICMP, a TTL that ends here,
  * what is longer than the next link takes. FIN and RST are forwarded; the first of each end is noted in the flow's place
- * and told in the ring.
+ * and told in the ring, and so is the client's first packet of a flow of NAT, which opens the connection.
  *
  * Next hops of direct routing and tunnels are the engine's. Those of NAT are asked of the kernel's own routes once a
  * generation, and the packet that asked goes by the kernel's neighbour, so that it is known to be in use.
@@ -349,6 +349,7 @@ INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *fron
 	struct bpf_redir_neigh next = {};
 	struct offload_place *place;
 	struct offload_flow *flow;
+	__u64 before;
 	int asked = 0;
 
 	flow = map_lookup(&flows, &packet->key);
@@ -368,7 +369,9 @@ INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *fron
 		return TC_ACT_UNSPEC;
 	if (packet->segment & (FIN | RST))
 		note_end(flow, place, packet->segment);
-	__sync_fetch_and_add(&place->count[flow->reply & 1].packets, 1);
+	before = __sync_fetch_and_add(&place->count[flow->reply & 1].packets, 1);
+	if (before == 0 && flow->way == OFFLOAD_NAT && packet->key.protocol == IPPROTO_TCP)
+		ringbuf_output(&events, &flow->place, sizeof(flow->place), 0);
 	__sync_fetch_and_add(&place->count[flow->reply & 1].bytes, packet->length);
 	put_link(front, flow);
 	if (flow->way == OFFLOAD_DIRECT) {
