@@ -10,14 +10,17 @@ from nfqlb.model import (
     MODES,
     NO_CONNECTION,
     NO_SERVER,
+    ON_DOWN,
     PROTOCOLS,
     QUIESCENT,
     SCHEDULERS,
     WEIGHT_MAX,
     Answers,
+    Health,
     Intent,
     Options,
     Persistence,
+    Quorum,
     Real,
     Service,
     Timeouts,
@@ -51,6 +54,19 @@ def reals(draw: st.DrawFn, address: str, port: int, mode: str) -> Real:
 
 
 @st.composite
+def quorums(draw: st.DrawFn, version: int) -> Quorum:
+    weight = draw(st.integers(1, 9))
+    sorry = draw(st.sampled_from(("", "10.0.1.1,weight=3" if version == 4 else "2001:db8:9::1")))
+    return Quorum(weight, draw(st.integers(0, weight - 1)), sorry, bool(sorry) and draw(st.booleans()))
+
+
+def healths() -> st.SearchStrategy[Health]:
+    """Of the checks' results, what follows."""
+    seconds = st.integers(0, 300).map(float)
+    return st.builds(Health, port=PORTS, on_down=st.sampled_from(ON_DOWN), panic=st.integers(0, 100), hold=seconds)
+
+
+@st.composite
 def services(draw: st.DrawFn) -> Service:
     version = draw(st.sampled_from((4, 6)))
     kind = draw(st.sampled_from(("port", "range", "every port", "mark")))
@@ -72,6 +88,8 @@ def services(draw: st.DrawFn) -> Service:
         draw(st.integers(port + 1, 65535)) if kind == "range" else 0,
         draw(st.integers(1, MARK_MAX)) if mark else 0,
         persistence=draw(st.none() | persistences(version)),
+        health=draw(st.none() | healths()),
+        quorum=draw(st.none() | quorums(version)),
     )
 
 

@@ -41,7 +41,7 @@ from nfqlb._core.datapath import Datapath, Drained
 from nfqlb.aiming import Aiming
 from nfqlb.api.director import DrainView
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
-from nfqlb.control import drains
+from nfqlb.control import drains, registry
 from nfqlb.control.compile import Compiler, packed
 from nfqlb.control.drains import Drain, Phase
 from nfqlb.control.planner import Planner
@@ -50,8 +50,7 @@ from nfqlb.control.reconcile import steps
 from nfqlb.control.registry import lets_go
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
-from nfqlb.health.machine import Status
-from nfqlb.health.runner import End, Runner
+from nfqlb.health.runner import Runner
 from nfqlb.health.scripts import Scripts
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.netlink import Events
@@ -59,15 +58,17 @@ from nfqlb.kernel.plan import Plan, marks
 from nfqlb.kernel.queues import queues as listeners
 from nfqlb.kernel.saved import numbers
 from nfqlb.logs import Voice
-from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, endpoint, parse_real, parse_vip
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
 from nfqlb.paths import paths
 from nfqlb.runconfig import QUEUES, RunConfig
-from nfqlb.state import Down, State, Store
+from nfqlb.serving import Serving, View
+from nfqlb.state import Maintenance, State, Store
 from nfqlb.worker import Queue, Worker, assign, inherited
 
 if TYPE_CHECKING:
     from aiohttp.web import AppRunner
 
+    from nfqlb._core.snapshot import Snapshot
     from nfqlb.api.director import Connection
     from nfqlb.offloading import Offloading
 
@@ -153,7 +154,7 @@ class Director:
             datapath, compiler, config.dr_by, mask, marks or {}, self.feed, leads=config.offload != "off"
         )
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
-        self._ill = asyncio.Event()  # a real server went down or came back
+        self._ill = asyncio.Event()  # a real server may be out, or back
         self._left = asyncio.Event()  # connections may have to end that no packet will come to
         self._tasks: set[asyncio.Task[None]] = set()
         self._offloading: Offloading | None = None
@@ -171,15 +172,15 @@ class Director:
         self._origin = "saved state" if restored and given is None else self.config.origin
         if remark:
             log.warning(remark)
-        self._aiming.look(self.state.intent, self.state.vip_dev)
-        self._plan = self._plan_of(self.state.intent)
-        self.health = Runner(
-            self._turned, _ends(self.state.down), advised=lambda end: self._ill.set(), scripts=self.scripts
-        )
+        intent = self.state.intent
+        self._aiming.look(intent.furnished, self.state.vip_dev)
+        self._plan = self._plan_of(intent)
+        self.serving = Serving(self.state, self._ill.set, self.scripts)
         if self.starts == 0:
-            self.health.require(self.state.intent)
-        self._snapshot = self._compiler.snapshot(self.health.weighted(self.state.intent), self.health.down)
-        self._aiming.aim(self.state.intent, RESOLVE_SECONDS)
+            self.health.require(intent)
+        view = self.serving.look(intent)
+        self._snapshot = self._compile(view)
+        self._aiming.aim(intent.furnished, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
         if all(queue.bound for queue in self._queues):
             self._start_workers()
@@ -190,7 +191,7 @@ class Director:
             self._start_workers()
         if self._plan.ways:
             self._aiming.marks = self._kernel.marks(self._plan)
-            self._aiming.aim(self.state.intent)
+            self._aiming.aim(intent.furnished)
         self._kernel.apply(self._plan)
         try:
             if self.state != saved:
@@ -201,6 +202,7 @@ class Director:
             if self.starts == 0:
                 self._kernel.withdraw()
             raise
+        self._settle(view)
         self._offload()
         if self._table.adopted:
             log.info("connections of the last director that go on: %d", self._table.adopted)
@@ -325,6 +327,10 @@ class Director:
     # --- what the API sees --------------------------------------------------------------------------------------------
 
     @property
+    def health(self) -> Runner:
+        return self.serving.health
+
+    @property
     def revision(self) -> int:
         return self.state.revision
 
@@ -404,9 +410,10 @@ class Director:
                 await self._keep(**kept)
                 return before.revision
             await asyncio.to_thread(self.health.require, intent)
-            held = self._plan
-            await asyncio.to_thread(self._aiming.look, intent, before.vip_dev)
-            snapshot = self._compiler.snapshot(self.health.weighted(intent), self.health.down)
+            held, furnished = self._plan, intent.furnished
+            await asyncio.to_thread(self._aiming.look, furnished, before.vip_dev)
+            view = self.serving.look(intent)
+            snapshot = self._compile(view)
             plan = self._plan_of(intent)
             both = between(held, plan)
             plan = replace(plan, ways=both.ways)  # packets are under way: the minder takes what is not used
@@ -414,7 +421,7 @@ class Director:
             published = False
             try:
                 await self._apply(both)
-                await asyncio.to_thread(self._aiming.aim, intent, RESOLVE_SECONDS)
+                await asyncio.to_thread(self._aiming.aim, furnished, RESOLVE_SECONDS)
                 self._datapath.publish(snapshot)
                 published = True
                 if plan.requests != both.requests:
@@ -431,9 +438,11 @@ class Director:
                         self._datapath.publish(self._snapshot)
                 raise
             self.state, self._snapshot = after, snapshot
+            self._settle(view)
             self.health.adopt(intent)
             if lets_go(before.intent, intent):
                 self._left.set()
+            self._ill.set()  # what is kept of servers that left goes, too
         found = await asyncio.to_thread(steps, before.intent, intent)
         self.feed.say("changed", f"revision {after.revision}", after.revision, found)
         return after.revision
@@ -460,12 +469,15 @@ class Director:
             why = f"{error.strerror}; NFQLB_STATE_DIR names another folder"
             raise KernelError(f"cannot save {self._state_file}: {why}") from error
 
+    def _compile(self, view: View) -> Snapshot:
+        return self._compiler.snapshot(view.weighted, view.standing.weights, view.standing.fates)
+
     def _plan_of(self, intent: Intent) -> Plan:
         return self._planner.plan(
-            intent,
+            intent.furnished,
             self._compiler.left,
             vip_dev=self.state.vip_dev or None,
-            heads=self._aiming.steered(intent),
+            heads=self._aiming.steered(intent.furnished),
             ways=self._aiming.ways(),
             mask=self._aiming.mask,
         )
@@ -538,28 +550,43 @@ class Director:
 
     # --- health -------------------------------------------------------------------------------------------------------
 
-    def _turned(self, end: End, status: Status) -> None:
-        """A real server went down or came back: one line for everybody, and new connections follow."""
-        key, address, port = end
-        message = f"{endpoint(address, port)} of {key} is {'up again' if status.serves else f'down: {status.why}'}"
-        log.log(logging.INFO if status.serves else logging.WARNING, "real server %s", message)
-        self.feed.say("health", message, self.revision)
-        self._ill.set()
+    async def maintain(self, key: Key, real: Real, on: bool, why: str = "") -> None:
+        """Take a real server out, or back in; it stays so through restarts. NotFoundError where there is none."""
+        async with self._lock:
+            registry.find_real(registry.find_service(self.state.intent, key), real.address, real.port)
+            end = key, real.address, real.port
+            self.serving.maintenance.pop(end, None)
+            if on:
+                self.serving.maintenance[end] = Maintenance(str(key), str(real), time.time(), why)
+            await self._judge()
 
     async def _mind_health(self) -> NoReturn:
         while True:
-            await self._ill.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ill.wait(), self.serving.due())
             self._ill.clear()
             async with self._lock:
                 try:
-                    down = self.health.down
-                    self._snapshot = self._compiler.snapshot(self.health.weighted(self.state.intent), down)
-                    self._datapath.publish(self._snapshot)
-                    self._left.set()
-                    written = (Down(str(key), endpoint(address, port)) for key, address, port in sorted(down))
-                    await self._keep(down=tuple(written))
+                    await self._judge()
                 except NfqlbError as error:
                     log.error("%s", error)
+
+    async def _judge(self) -> None:
+        """New connections follow what is known of real servers now; the caller holds the lock."""
+        view = self.serving.look(self.state.intent)
+        if view.asks != self.serving.view.asks:
+            self._snapshot = self._compile(view)
+            self._datapath.publish(self._snapshot)
+            self._left.set()
+        self._settle(view)
+        await self._keep(**self.serving.kept())
+
+    def _settle(self, view: View) -> None:
+        """One line for everybody for what changed."""
+        for turn in self.serving.settle(view):
+            what = "real server " if turn.end else ""
+            log.log(logging.INFO if turn.well else logging.WARNING, "%s%s", what, turn.message)
+            self.feed.say("health", turn.message, self.revision)
 
     # --- files and confirmations --------------------------------------------------------------------------------------
 
@@ -638,12 +665,12 @@ class Director:
         """Have packets go where the real servers are now."""
         intent = self.state.intent
         plan = self._plan
-        if await asyncio.to_thread(self._aiming.look, intent, self.state.vip_dev):
+        if await asyncio.to_thread(self._aiming.look, intent.furnished, self.state.vip_dev):
             plan = self._plan_of(intent)
             held = between(self._plan, plan)
             plan = replace(plan, ways=held.ways)
             await self._apply(held)
-        await asyncio.to_thread(self._aiming.aim, intent)
+        await asyncio.to_thread(self._aiming.aim, intent.furnished)
         await self._apply(plan)
 
     async def _mind_neighbours(self) -> NoReturn:
@@ -695,15 +722,6 @@ def between(held: Plan, wanted: Plan) -> Plan:
         wanted.with_(held),
         ways=wanted.ways | {way for way in held.ways if way.server not in found},
     )
-
-
-def _ends(down: Sequence[Down]) -> list[End]:
-    found = []
-    for one in down:
-        key = parse_vip(one.service)
-        real = parse_real(one.real, key)
-        found.append((key, real.address, real.port))
-    return found
 
 
 async def _close(runners: Sequence[AppRunner]) -> None:

@@ -77,17 +77,21 @@ class _Collector(Collector):
         live = GaugeMetricFamily("nfqlb_live_connections", "Connections now.", None, (*SERVER, "state"))
         packets = CounterMetricFamily("nfqlb_real_packets", "Packets to and from it.", None, (*SERVER, "direction"))
         octets = CounterMetricFamily("nfqlb_real_bytes", "Bytes to and from it.", None, (*SERVER, "direction"))
-        well = GaugeMetricFamily("nfqlb_up", "Whether a real server that is checked serves.", None, SERVER)
-        slots, seen = self._director.slots(), self._director.health.seen
+        well = GaugeMetricFamily("nfqlb_up", "Whether a real server serves: checks, and no maintenance.", None, SERVER)
+        whole = GaugeMetricFamily("nfqlb_quorum", "Whether a service has its quorum.", None, ["service"])
+        slots, serving = self._director.slots(), self._director.serving
         for service in self._director.intent().services:
             about = {"name": service.name, "mode": service.mode, "scheduler": service.scheduler}
             services.add_metric([str(service.key)], about)
+            if service.health or service.quorum:
+                whole.add_metric([str(service.key)], service.key not in serving.view.standing.lost)
             for real in service.reals:
                 labels = [str(service.key), str(real)]
                 counters = Counters(*counted.get(slots.get((service.key, real.address, real.port), -1), ()))
                 weights.add_metric(labels, real.weight)
-                if one := seen.get((service.key, real.address, real.port)):
-                    well.add_metric(labels, one.status.serves)
+                end = service.key, real.address, real.port
+                if end in serving.out or end in serving.health.seen:
+                    well.add_metric(labels, end not in serving.out)
                 made.add_metric(labels, counters.conns)
                 live.add_metric([*labels, "active"], counters.active)
                 live.add_metric([*labels, "inactive"], counters.inactive)
@@ -95,7 +99,7 @@ class _Collector(Collector):
                 packets.add_metric([*labels, "out"], counters.outpkts)
                 octets.add_metric([*labels, "in"], counters.inbytes)
                 octets.add_metric([*labels, "out"], counters.outbytes)
-        yield from (services, weights, well, made, live, packets, octets)
+        yield from (services, weights, well, whole, made, live, packets, octets)
 
 
 def _queues(info: Mapping[str, Any]) -> Iterator[Metric]:

@@ -72,7 +72,8 @@ TLS = ("off", "on", "start")
 HTTP_VERSIONS = ("1.0", "1.1", "2")
 EXITS = ("plain", "weight", "nagios")
 REQUIRE = ("all", "any")
-ON_DOWN = ("remove", "quiesce")
+ON_DOWN = ("remove", "keep", "reset", "move", "quiesce")
+HOLD_MAX = 86400.0  # seconds
 STATUSES = re.compile(r"[1-5]\d\d(-[1-5]\d\d)?(,[1-5]\d\d(-[1-5]\d\d)?)*", re.ASCII)
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\x20-\x7e]*", re.ASCII)  # RFC 9110, 5.1
 RECORD = re.compile(r"[A-Z][A-Z0-9-]{0,15}", re.ASCII)
@@ -290,13 +291,21 @@ class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     """How each real server of a service is asked whether it serves: by one check, or by those in `checks`, of which
     `require` "all" or "any" must be well.
 
-    `on_down`: "remove" has datagrams, new connections of persistent clients and SYNs on old ones go elsewhere;
-    "quiesce" is weight 0, no more.
+    `on_down` is what becomes of a server's connections when it is down. Datagrams, persistent clients and SYNs on old
+    ports go elsewhere; TCP segments of old connections are dropped ("remove"), sent on ("keep"), answered by a reset
+    ("reset"), or given to another server ("move"). "quiesce" is weight 0, no more.
+
+    `panic`: where less than this percentage of the servers is up, checks are not believed, and all get connections. One
+    that goes down again stays out for `hold` seconds each time that it went down before, `hold_max` at most; it has to
+    be up for so long until they are forgotten.
     """
 
     checks: tuple[Check, ...] = msgspec.field(name="check", default=())
     require: str = "all"
     on_down: str = "remove"
+    panic: int = 0
+    hold: float = 0
+    hold_max: float = 300
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -308,6 +317,12 @@ class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
         if [check.type for check in self.each].count("agent") > 1:
             raise ConfigError("health check", "agent", "is there twice", "ask one agent")
         check_choice("health on_down", self.on_down, ON_DOWN)
+        check_range("health panic", self.panic, 0, 100)
+        if not 0 <= self.hold <= HOLD_MAX:
+            raise ConfigError("health hold", f"{self.hold:g}", "out of range", f"use 0 to {HOLD_MAX:g} seconds")
+        if not self.hold <= self.hold_max <= HOLD_MAX:
+            fix = f"use {self.hold:g} (hold) to {HOLD_MAX:g} seconds"
+            raise ConfigError("health hold_max", f"{self.hold_max:g}", "out of range", fix)
 
     @property
     def kind(self) -> str:
@@ -318,6 +333,28 @@ class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     def each(self) -> tuple[Check, ...]:
         """The checks, also where there is but one."""
         return self.checks or (Check(**{field: getattr(self, field) for field in DEFAULTS}),)
+
+
+class Quorum(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How much of a service must be well. It loses its quorum when the weights of its servers that are up are less than
+    `weight` - `hysteresis` together, and has it again from `weight` + `hysteresis` on (keepalived, ipwrapper.c).
+
+    Meanwhile `sorry`, ADDR[:PORT][,weight=N][,mode=MODE], gets all new connections. When the others are back it loses
+    those that it has, unless it is kept with weight 0 (`sorry_inhibit`).
+    """
+
+    weight: int = 1
+    hysteresis: int = 0
+    sorry: str = ""
+    sorry_inhibit: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("quorum weight", self.weight, 1, WEIGHT_MAX)
+        if not 0 <= self.hysteresis < self.weight:
+            fix = f"use 0 to {self.weight - 1}, less than weight"
+            raise ConfigError("quorum hysteresis", self.hysteresis, "out of range", fix)
+        if self.sorry_inhibit and not self.sorry:
+            raise ConfigError("quorum sorry_inhibit", "true", "is about no server", "give sorry, too")
 
 
 class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -379,6 +416,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     mss: int = 0
     health: Health | None = None
     offload: bool = True
+    quorum: Quorum | None = None
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -415,6 +453,19 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             if (real.address, real.port) in seen:
                 raise ConfigError("real", real, "is there twice", "name each real server once and give it a weight")
             seen.add((real.address, real.port))
+        if self.quorum and self.quorum.sorry:
+            self._check_sorry(seen)
+
+    def _check_sorry(self, reals: set[tuple[str, int]]) -> None:
+        try:
+            sorry = self._sorry
+            self._check_real(sorry)
+            if not sorry.weight:
+                raise ConfigError("weight", 0, "takes no connections", "leave it out")
+        except ConfigError as error:
+            raise ConfigError("quorum sorry", str(error.value), error.problem, error.fix) from None
+        if (sorry.address, sorry.port) in reals:
+            raise ConfigError("quorum sorry", str(sorry), "is a real server of the service", "name another one")
 
     def _check_health(self, health: Health) -> None:
         for check in health.each:
@@ -457,6 +508,25 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     @cached_property
     def key(self) -> Key:
         return Key(self.protocol, self.address, self.port, self.last, self.fwmark)
+
+    @cached_property
+    def ends(self) -> frozenset[tuple[str, int]]:
+        """The addresses and ports of its real servers."""
+        return frozenset((real.address, real.port) for real in self.reals)
+
+    @cached_property
+    def sorry(self) -> Real | None:
+        """The real server for when there is no quorum."""
+        return self._sorry if self.quorum and self.quorum.sorry else None
+
+    @property
+    def _sorry(self) -> Real:
+        return parse_real(self.quorum.sorry if self.quorum else "", self.key)
+
+    @cached_property
+    def furnished(self) -> Service:
+        """The same with the sorry server as one of its real servers: all that packets may go to."""
+        return msgspec.structs.replace(self, reals=(*self.reals, self.sorry), quorum=None) if self.sorry else self
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -539,6 +609,13 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     @cached_property
     def by_key(self) -> Mapping[Key, Service]:
         return {service.key: service for service in self.services}
+
+    @cached_property
+    def furnished(self) -> Intent:
+        """The same with every sorry server as a real server."""
+        if not any(service.quorum for service in self.services):
+            return self
+        return msgspec.structs.replace(self, services=tuple(service.furnished for service in self.services))
 
 
 def canonical(field: str, text: str) -> str:

@@ -55,9 +55,28 @@ class Down(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     real: str
 
 
+class Maintenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A real server that somebody took out, at `since` (seconds since 1970), and said `why`."""
+
+    service: str
+    real: str
+    since: float
+    why: str = ""
+
+
+class Damped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is remembered of a real server that went down of late (control.damping.Record)."""
+
+    service: str
+    real: str
+    times: int
+    until: float
+    back: float
+
+
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is kept; `vip_dev` is empty where no address is added. `reloaded` is the digest of what the
-    file of the start asked for when it was last read again.
+    file of the start asked for when it was last read again. `lost` are services without their quorum.
     """
 
     revision: int
@@ -69,6 +88,9 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     reloaded: str = ""
     pending: Pending | None = None
     down: tuple[Down, ...] = ()
+    maintenance: tuple[Maintenance, ...] = ()
+    damped: tuple[Damped, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -137,7 +137,9 @@ SOURCE_ROUTE = b"\x83\x07\x04\xc6\x33\x64\x01\0"
 
 @dataclass(frozen=True)
 class Row:
-    """One packet and its fate. `then` replaces the configuration after the packets `before`; `answer` is sent back."""
+    """One packet and its fate. `then` replaces the configuration after the packets `before`: connections of servers
+    that are not in it have this `fate`. `answer` is sent back.
+    """
 
     name: str
     packet: bytes
@@ -151,6 +153,7 @@ class Row:
     behind: bool = False  # the director takes less than comes
     policy: Policy = KIND
     answer: bytes | None = None
+    fate: str = "remove"
 
 
 def forwarded(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = PREROUTING, flags: int = 0) -> Row:
@@ -654,6 +657,17 @@ ROWS = [
     dropped("the table is full", "table_full", tcp(CLIENT, WEB), *FULL),
     dropped(
         "the server was removed", "server_gone", tcp(CLIENT, WEB, "A"), *HANDSHAKE, then=(Virtual(WEB, {FIRST: 1}),)
+    ),
+    Row(
+        "the server is down, and its clients are reset",
+        tcp(CLIENT, WEB, "PA", b"x", ack=77),
+        "drop",
+        "server_down",
+        None,
+        HANDSHAKE,
+        (Virtual(WEB, {FIRST: 1}),),
+        answer=tcp(WEB, CLIENT, "R", seq=77, window=0, identification=0),
+        fate="reset",
     ),
     dropped("the service was removed", "server_gone", tcp(CLIENT, WEB, "A"), *HANDSHAKE, then=(DNS_SERVICE,)),
     dropped("first fragment", "fragment", fragments(udp(CLIENT, DNS, bytes(64)), 32)[0]),

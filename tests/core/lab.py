@@ -116,12 +116,19 @@ class Lab:
         self.configure(*virtuals, timeouts=timeouts, policy=policy)
 
     def configure(
-        self, *virtuals: Virtual, timeouts: Timeouts = DEFAULTS, policy: Policy = KIND, gone: Sequence[int] = ()
+        self,
+        *virtuals: Virtual,
+        timeouts: Timeouts = DEFAULTS,
+        policy: Policy = KIND,
+        gone: Sequence[int] = (),
+        fate: str = "remove",
     ) -> None:
-        """Publish exactly these services; the slots of real servers that are down are `gone`."""
+        """Publish exactly these services; the slots of real servers that are down are `gone`, with this `fate` for
+        their connections.
+        """
         self._compiled = {(v.protocol, v.vip, v.mark): (v, self._compile(v)) for v in virtuals}
         self.services = [service for _, service in self._compiled.values()]
-        self.datapath.publish(Snapshot(self.services, *timeouts, **policy._asdict(), gone=gone))
+        self.datapath.publish(Snapshot(self.services, *timeouts, **policy._asdict(), gone=dict.fromkeys(gone, fate)))
 
     def send(self, packet: bytes, *, hook: int = PREROUTING, worker: int = 0, **about: int) -> Result:
         return self.workers[worker].process(packet, self.clock(), hook=hook, **about)

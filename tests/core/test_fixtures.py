@@ -17,7 +17,8 @@ def test_packet(row: Row) -> None:
     for packet, hook in row.before:
         assert lab.send(packet, hook=hook).verdict in ("rewrite", "transmit", "mark")
     if row.then is not None:
-        lab.configure(*row.then)
+        stay = {real for virtual in row.then for real in virtual.reals}
+        lab.configure(*row.then, gone=[slot for key, slot in lab.slots.items() if key[-1] not in stay], fate=row.fate)
     before = lab.reasons()
     assert lab.send(row.packet, hook=row.hook, flags=row.flags, behind=row.behind) == (row.verdict, row.reason, row.out)
     assert lab.workers[0].outgoing() == ([row.answer] if row.answer else [])

@@ -76,6 +76,29 @@ def test_who_was_down_stays_down_over_a_crash(net: Net) -> None:
     assert load.split(load.whoami(net.client, net.url("/whoami"), 10)) == {"s2": 5, "s3": 5}
 
 
+def test_clients_of_a_server_that_is_down_are_reset_and_the_sorry_server_steps_in() -> None:
+    """A connection to a server whose check fails, while its echo goes on: the client hears of it at once."""
+    with Net(clients=2, servers=3, echo=True) as net:
+        file = net.director.folder / "nfqlb.toml"
+        file.write_text(
+            '[[service]]\nvip = "10.2.0.100:7"\nscheduler = "rr"\n'
+            'health = { type = "tcp", port = 80, interval = 0.2, fall = 2, on_down = "reset" }\n'
+            'quorum = { sorry = "10.2.0.13:7" }\n'
+            'real = [{ address = "10.2.0.11" }, { address = "10.2.0.12" }]\n'
+        )
+        net.director.nfqlb("--config", str(file))
+        held = load.Held(net.client, "10.2.0.100", 4)
+        assert sorted(server for server, _ in held.opened) == ["s1", "s1", "s2", "s2"]
+        for server in net.servers[:2]:
+            server.kill()
+        soon(lambda: net.director.show("services")["services"][0]["reals"][1]["health"] == "down")
+        soon(lambda: "lost its quorum" in net.director.cli("events").stdout)
+        assert held.alive() == 0
+        assert net.director.show("reasons")["reasons"]["server_down"] >= 4
+        assert [server for server, _ in load.Held(net.clients[1], "10.2.0.100", 3).opened] == ["s3"] * 3
+        assert net.director.stop() == 0
+
+
 def test_each_type_of_check_against_the_real_thing() -> None:
     """Up while the program runs, down while its machine is off the network, up again."""
     more = {"http": 'path = "/whoami", ', "dns": f'query = "{ZONE}", '}

@@ -25,6 +25,7 @@ from nfqlb.feed import Feed
 from nfqlb.health.runner import Runner
 from nfqlb.model import Intent, Key, Real, Service
 from nfqlb.runconfig import RunConfig
+from nfqlb.serving import Serving
 from nfqlb.state import State
 
 WEB = Service(
@@ -51,12 +52,17 @@ class FakeDirector:
         self.config = RunConfig(api="/run/nfqlb/main/api.sock", workers=2)
         self.feed = Feed()
         self.applier = Applier(self)
-        self.health = Runner(lambda end, status: None)
+        self.serving = Serving(self.state, lambda: None)
+        self.maintained: list[tuple[str, str, bool, str]] = []
         self.failure: Exception | None = None
         self.rows: list[Connection] = []
         self.draining: list[DrainView] = []
         self.end = "empty"
         self.meter = Meter()
+
+    @property
+    def health(self) -> Runner:
+        return self.serving.health
 
     @property
     def revision(self) -> int:
@@ -75,6 +81,9 @@ class FakeDirector:
         after = self.revision + (intent != self.intent())
         self.state = msgspec.structs.replace(self.state, intent=intent, revision=after, **kept)
         return after
+
+    async def maintain(self, key: Key, real: Real, on: bool, why: str = "") -> None:
+        self.maintained.append((str(key), str(real), on, why))
 
     async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
         await self.change(lambda intent: drains.quiesce(intent, key, real), revision)

@@ -134,6 +134,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
         "mss": 0,
         "health": None,
         "offload": True,
+        "quorum": None,
     }
 
 

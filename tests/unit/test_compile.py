@@ -97,9 +97,9 @@ def test_a_snapshot_carries_the_timeouts(compiler: Compiler) -> None:
     snapshot: Any = compiler.snapshot(INTENT)
     assert snapshot.args[1:] == (600, 60, 30)
     options = msgspec.structs.asdict(Options())
-    assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "gone": [], **options}
+    assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "gone": {}, **options}
     told: Any = compiler.snapshot(registry.set_answers(INTENT, Answers("reset", "drop", True)))
-    assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True, "gone": [], **options}
+    assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True, "gone": {}, **options}
     told = compiler.snapshot(registry.set_options(INTENT, Options(1, True, True, True)))
     assert [told.named[name] for name in options] == [1, True, True, True]
 

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from nfqlb.config.schema import WORDS, schema
-from nfqlb.config.toml import ANSWERS, DIRECTOR, HEALTH, OPTIONS, PERSISTENCE, REAL, TIMEOUTS, Loaded, dumps, loads
+from nfqlb.config.toml import (
+    ANSWERS,
+    DIRECTOR,
+    HEALTH,
+    OPTIONS,
+    PERSISTENCE,
+    QUORUM,
+    REAL,
+    TIMEOUTS,
+    Loaded,
+    dumps,
+    loads,
+)
 from nfqlb.config.toml import SERVICE as SERVICE_KEYS
 from nfqlb.errors import ConfigErrors
 from nfqlb.model import SCHEDULERS, Answers, Check, Health, Intent, Options, Real, Service, Timeouts
@@ -196,7 +208,8 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + "port = 1\n",
             "f.toml:3: service.port '1': is not known here; the keys are "
-            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, mss, health, offload, real",
+            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, mss, health, offload, quorum, "
+            "real",
         ),
         (
             SERVICE + "fwmark = 7\n",
@@ -252,6 +265,14 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + '[service.health]\ntype = "http"\n[[service.health.check]]\n',
             "f.toml:4: service.health.type 'http': stands beside checks of their own; give it to those that it is for",
+        ),
+        (
+            SERVICE + '[service.quorum]\nsorry = "10.0.1.11"\n' + SERVER,
+            "f.toml:4: service.quorum.sorry '10.0.1.11:80': is a real server of the service; name another one",
+        ),
+        (
+            SERVICE + "quorum = { weight = 2, hysteresis = 2 }\n",
+            "f.toml:3: service.quorum.hysteresis '2': out of range; use 0 to 1, less than weight",
         ),
         (
             SERVICE + "health = { fall = 1.5 }\n",
@@ -440,10 +461,11 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
         "service": service,
         "persistence": service["properties"]["persistence"],
         "health": service["properties"]["health"],
+        "quorum": service["properties"]["quorum"],
         "real": service["properties"]["real"]["items"],
     }
     read = {"director": DIRECTOR, "timeouts": TIMEOUTS, "answers": ANSWERS, "options": OPTIONS, "service": SERVICE_KEYS}
-    read |= {"persistence": PERSISTENCE, "health": HEALTH, "real": REAL}
+    read |= {"persistence": PERSISTENCE, "health": HEALTH, "quorum": QUORUM, "real": REAL}
     assert {name: list(table["properties"]) for name, table in shown.items()} == {n: list(k) for n, k in read.items()}
     wordless = [(name, key) for name, known in read.items() for key in known if (name, key) not in WORDS]
     assert wordless == [("service", "real")]

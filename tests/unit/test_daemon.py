@@ -9,23 +9,27 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from nfqlb import daemon, state
 from nfqlb.control import registry
-from nfqlb.control.compile import Compiler
+from nfqlb.control.compile import Compiler, unpacked
 from nfqlb.daemon import Director
 from nfqlb.errors import ConfigError, KernelError, MissingError, NotFoundError, UnreachableError
+from nfqlb.health.machine import Condition, Status
+from nfqlb.health.runner import Seen
 from nfqlb.kernel import neighbours
 from nfqlb.kernel.neighbours import Hop, Route
 from nfqlb.kernel.plan import Plan
 from nfqlb.kernel.plan import marks as marks_of
 from nfqlb.logs import Voice
-from nfqlb.model import Intent, Key, Real, Service
+from nfqlb.model import Health, Intent, Key, Quorum, Real, Service
 from nfqlb.runconfig import QUEUES, RunConfig
 from nfqlb.state import State, Store
 from nfqlb.worker import Queue
@@ -266,6 +270,111 @@ def test_warnings_are_said_before_ready(tmp_path: Path, fakes: Fakes, caplog: py
     made.director.start()
     assert caplog.messages == ["10.0.1.11 has no route"]
     assert made.director.info()["warnings"] == ["10.0.1.11 has no route"]
+
+
+# --- who gets connections ---------------------------------------------------------------------------------------------
+
+HEALTHY = msgspec.structs.replace(WEB, health=Health(hold=10), quorum=Quorum(2))
+
+
+def find(made: Made, *down: Real) -> None:
+    """The checks find these down, and nobody else; the director hears of it."""
+    serving = made.director.serving
+    for real in WEB.reals:
+        end = WEB.key, real.address, real.port
+        status = Status(Condition.DOWN, why="refused") if real in down else Status()
+        before = serving.health.seen.get(end)
+        serving.health.seen[end] = Seen(status, 0)
+        if (before.status.serves if before else True) != status.serves:
+            serving._turned(end, status)
+    asyncio.run(made.director._judge())
+
+
+@pytest.fixture
+def checked(tmp_path: Path, fakes: Fakes) -> Made:
+    made = Made(tmp_path, fakes, intent=Intent((HEALTHY,)))
+    made.director.start()
+    fakes.take()
+    return made
+
+
+def servers(fakes: Fakes) -> set[str]:
+    """Those that the data path knows of."""
+    (compiled,) = cast(Any, fakes.published)[0]
+    return {unpacked(address) for _, address, *_ in compiled[4]}
+
+
+def test_who_is_down_is_left_out_until_it_is_up(checked: Made, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    find(checked, OLD)
+    assert checked.fakes.done == ["publish", "save"]
+    assert servers(checked.fakes) == {"10.0.1.12"}
+    find(checked)
+    assert servers(checked.fakes) == {"10.0.1.11", "10.0.1.12"}
+    assert caplog.messages == [
+        f"real server {OLD} of {WEB.key} is down: refused",
+        f"service {WEB.key} has lost its quorum: weight 1 is up, 2 is wanted",
+        f"real server {OLD} of {WEB.key} is up again",
+        f"service {WEB.key} has its quorum again",
+    ]
+    assert next(event.message for event in checked.director.feed.since(0)).endswith("is down: refused")
+
+
+def test_one_that_goes_down_again_is_held_out_and_that_survives_a_restart(
+    tmp_path: Path, checked: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    for down in ([OLD], [], [OLD], []):
+        find(checked, *down)
+    assert caplog.messages[-1].endswith(
+        "passes its checks, but it went down 2 times of late: it stays out for 10 s more"
+    )
+    assert servers(checked.fakes) == {"10.0.1.12"}
+    assert 0 < checked.director.serving.due() <= 10
+    again = Made(tmp_path, checked.fakes, intent=Intent((HEALTHY,)))
+    again.director.start()
+    assert servers(checked.fakes) == {"10.0.1.12"}
+    assert again.director.serving.view.standing.lost == {WEB.key}
+    now += 10
+    asyncio.run(again.director._judge())
+    assert servers(checked.fakes) == {"10.0.1.11", "10.0.1.12"}
+    now += 300
+    asyncio.run(again.director._judge())
+    assert again.saved().damped == ()
+
+
+def test_maintenance_survives_restarts_and_edits_and_ends_with_the_server(tmp_path: Path, checked: Made) -> None:
+    asyncio.run(checked.director.maintain(WEB.key, OLD, True, "disk"))
+    assert servers(checked.fakes) == {"10.0.1.12"}
+    checked.change(lambda intent: registry.edit_real(intent, WEB.key, Real(OLD.address, OLD.port, 5)))
+    assert servers(checked.fakes) == {"10.0.1.12"}
+    again = Made(tmp_path, checked.fakes, intent=Intent((HEALTHY,)))
+    again.director.start()
+    assert servers(checked.fakes) == {"10.0.1.12"}
+    assert again.director.serving.out[WEB.key, OLD.address, OLD.port].why == "disk"
+    asyncio.run(again.director.maintain(WEB.key, OLD, False))
+    assert servers(checked.fakes) == {"10.0.1.11", "10.0.1.12"}
+    asyncio.run(again.director.maintain(WEB.key, OLD, True))
+    again.change(delete)
+    asyncio.run(again.director._judge())
+    assert again.saved().maintenance == ()
+    with pytest.raises(NotFoundError):
+        asyncio.run(again.director.maintain(WEB.key, OLD, True))
+
+
+def test_the_sorry_server_has_its_way_before_it_is_needed(tmp_path: Path, fakes: Fakes) -> None:
+    service = msgspec.structs.replace(HEALTHY, quorum=Quorum(sorry="10.0.9.9:80"))
+    made = Made(tmp_path, fakes, intent=Intent((service,)))
+    made.director.start()
+    assert fakes.plan
+    assert len(reals_of(fakes.plan)) == 3
+    assert servers(fakes) == {"10.0.1.11", "10.0.1.12"}
+    find(made, *WEB.reals)
+    assert servers(fakes) == {"10.0.9.9"}
+    assert made.saved().lost == (str(WEB.key),)
+    find(made)
+    assert servers(fakes) == {"10.0.1.11", "10.0.1.12"}
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from nfqlb import spawner
-from nfqlb.control.compile import quiesced
 from nfqlb.errors import ConfigError
 from nfqlb.health.advice import Advice
 from nfqlb.health.machine import SERVING, TABLE, Condition, Result, Status, diagram, step, together
@@ -68,18 +67,6 @@ def test_it_turns_after_so_many_results_in_a_row_and_not_before(results: list[Re
 def test_why_is_kept_until_there_is_another_reason() -> None:
     status = step(Status(), Result.FAIL, rise=1, fall=1, why="refused")
     assert step(status, Result.PASS, rise=2, fall=1).why == "refused"
-
-
-# --- what is down gets weight 0, whatever was asked for
-
-
-def test_down_servers_are_quiesced_and_the_others_left_alone() -> None:
-    web = Service("203.0.113.10", 80, reals=(Real("10.0.1.11", 80, 3), Real("10.0.1.12", 80, 5)))
-    other = Service("203.0.113.10", 81, reals=(Real("10.0.1.11", 81),))
-    intent = Intent((web, other))
-    after = quiesced(intent, {(web.key, "10.0.1.11", 80)})
-    assert [real.weight for real in after.services[0].reals] == [0, 5]
-    assert after.services[1] is other
 
 
 @pytest.mark.parametrize(

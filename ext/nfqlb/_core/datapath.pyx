@@ -70,6 +70,7 @@ from nfqlb._core.tracking cimport (
     track,
 )
 from nfqlb._core.types cimport (
+    AVAILABLE,
     BAD_CHECKSUM,
     DIRECT,
     DROP,
@@ -83,6 +84,7 @@ from nfqlb._core.types cimport (
     ICMP_MESSAGE,
     INACTIVE,
     INPUT,
+    KEEPS,
     LATE_REPLY,
     LEFT,
     LIFE,
@@ -90,6 +92,7 @@ from nfqlb._core.types cimport (
     MARKED,
     MAY_OFFLOAD,
     METHOD,
+    MOVES,
     NAT,
     NEWBORN,
     NO_CONNECTION,
@@ -105,10 +108,13 @@ from nfqlb._core.types cimport (
     REFUSED,
     REPLY,
     REQUEST,
+    RESET,
+    RESETS,
     RETURNED,
     REUSE_FIN_WAIT,
     REWRITE,
     ROUTED,
+    SERVER_DOWN,
     SERVER_GONE,
     SHED,
     STATE_MASK,
@@ -205,6 +211,8 @@ cdef void explain(worker_t* worker, const packet_t* packet, uint64_t now) noexce
     """Tell the sender of a dropped packet why, where there is a word for it."""
     if packet.reason == NO_SERVER:
         refuse(worker.outbox, packet, <answer_t>worker.snapshot.no_server, now)
+    elif packet.reason == SERVER_DOWN:
+        refuse(worker.outbox, packet, RESET, now)
     elif packet.reason == REFUSED:
         refuse(worker.outbox, packet, <answer_t>worker.snapshot.no_connection, now)
     elif packet.reason == TTL_EXCEEDED:
@@ -217,6 +225,7 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     """Everything behind parse, for one packet."""
     cdef bint reply = from_server(packet)
     cdef connection_t* connection = find(worker.table, packet, packet.hash, REPLY if reply else REQUEST)
+    cdef bint moved = False
     cdef uint8_t reason
     if connection == NULL:
         connection = look_up(worker, packet, not reply)
@@ -226,13 +235,14 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         catch_up(worker, connection)
     if connection != NULL and not reply and outlived(worker, connection, packet):
         if packet.protocol == TCP:
+            moved = fate_of(worker, connection) & MOVES != 0
             remove(worker.table, connection)
         else:
             abandon(worker.table, connection, worker.now)
         connection = NULL
     if connection == NULL:
         reply = False
-        reason = admit(worker, packet, &connection)
+        reason = admit(worker, packet, moved, &connection)
         if reason == NO_SERVICE or reason == UNRELATED:
             return answer_late(worker, packet, reason)
         if reason != PARSED:
@@ -248,7 +258,7 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         lower_mss(packet, allowed_mss(worker, packet, connection))
         return reply_on(packet, connection)
     if not has_server(worker, connection):
-        return SERVER_GONE
+        return cut_off(worker, connection, packet)
     if not connection.flags & ONE_PACKET:
         track(worker.table, worker.snapshot, connection, packet,
               CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
@@ -262,6 +272,15 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
             finish_bulk(packet)
         return reason
     return send_on(worker, packet, connection, allowed_mss(worker, packet, connection))
+
+
+cdef uint8_t cut_off(worker_t* worker, connection_t* connection, const packet_t* packet) noexcept nogil:
+    """A request of a connection whose server is down or gone. Who is reset has a connection that is over."""
+    if not fate_of(worker, connection) & RESETS:
+        return SERVER_GONE
+    if packet.protocol == TCP:
+        follow(worker, connection, RST, True)
+    return SERVER_DOWN
 
 
 cdef uint8_t send_on(worker_t* worker, packet_t* packet, const connection_t* connection, uint16_t mss) noexcept nogil:
@@ -388,7 +407,7 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
 
 
 cdef void follow(worker_t* worker, connection_t* connection, uint8_t segment, bint reply) noexcept nogil:
-    """Track a segment, beside its ACK, of one end that the kernel forwarded."""
+    """Track a segment, beside its ACK, of one end that did not come up."""
     cdef packet_t packet
     memset(&packet, 0, sizeof(packet_t))
     packet.protocol = TCP
@@ -422,9 +441,9 @@ cdef inline bint is_here(worker_t* worker, const connection_t* connection) noexc
     return hop != NULL and hop.local
 
 
-cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** connection) noexcept nogil:
+cdef uint8_t admit(worker_t* worker, const packet_t* packet, bint moved, connection_t** connection) noexcept nogil:
     """A packet without a connection: find its service, let the scheduler choose, insert. PARSED when there is one
-    now.
+    now. One whose connection is `moved` need not begin it.
     """
     cdef table_t* table = worker.table
     cdef service_t* service = classify(worker.snapshot, packet, not from_server(packet))
@@ -434,7 +453,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, connection_t** conn
     cdef uint8_t reason = PARSED
     if service == NULL:
         return UNRELATED if from_server(packet) else NO_SERVICE
-    if packet.protocol == TCP and not begins(worker.snapshot, packet):
+    if packet.protocol == TCP and not moved and not begins(worker.snapshot, packet):
         return NO_CONNECTION if worker.snapshot.no_connection == PASS else REFUSED
     if worker.behind:
         return SHED
@@ -508,7 +527,7 @@ cdef uint8_t stay(worker_t* worker, service_t* service, const packet_t* packet, 
     cdef uint8_t reason
     if template != NULL:
         chosen = position(service, template.slot)
-        if chosen < 0 or not worker.snapshot.available[template.slot] \
+        if chosen < 0 or not worker.snapshot.available[template.slot] & AVAILABLE \
                 or (service.servers[chosen].weight == 0
                     and (service.moves_quiesced or worker.snapshot.moves_quiesced)):
             abandon(table, template, worker.now)
@@ -638,8 +657,13 @@ cdef inline bint from_server(const packet_t* packet) noexcept nogil:
     return packet.hook == FORWARD or packet.hook == INPUT
 
 
+cdef inline uint8_t fate_of(worker_t* worker, const connection_t* connection) noexcept nogil:
+    """What the snapshot says of its real server: AVAILABLE, or what becomes of its connections."""
+    return worker.snapshot.available[connection.slot] if connection.slot < worker.snapshot.slot_count else 0
+
+
 cdef inline bint has_server(worker_t* worker, const connection_t* connection) noexcept nogil:
-    return connection.slot < worker.snapshot.slot_count and worker.snapshot.available[connection.slot]
+    return fate_of(worker, connection) & (AVAILABLE | KEEPS) != 0
 
 
 cdef inline bint outlived(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
@@ -648,22 +672,22 @@ cdef inline bint outlived(worker_t* worker, const connection_t* connection, cons
     A SYN on a connection that closes, unless a template holds it (ip_vs_core.c, is_new_conn_expected); and, unlike the
     kernel, whatever may start a connection when the real server was removed, instead of dropping it until it expires.
     With `expires_orphans` a SYN leaves a real server of weight 0, too, and what starts nothing outlives one that was
-    removed.
+    removed. Of one that is down datagrams go elsewhere, and segments where its connections move.
     """
     cdef const snapshot_t* snapshot = worker.snapshot
-    if not has_server(worker, connection):
-        return packet.protocol != TCP or snapshot.expires_orphans or packet.segment & (SYN | RST) == SYN
+    cdef uint8_t fate = fate_of(worker, connection)
+    if not fate & AVAILABLE:
+        if packet.protocol != TCP or packet.segment & (SYN | RST) == SYN:
+            return True
+        if fate & MOVES:
+            return not packet.segment & RST
+        return fate == 0 and snapshot.expires_orphans
     if packet.protocol != TCP:
-        return snapshot.moves_datagrams and is_quiesced(snapshot, connection)
+        return snapshot.moves_datagrams and fate & QUIESCED
     if packet.segment & (SYN | RST) != SYN:
         return False
-    return (snapshot.expires_orphans and is_quiesced(snapshot, connection)) \
+    return (snapshot.expires_orphans and fate & QUIESCED) \
         or (snapshot.reuse and connection.control == 0 and closes(connection, snapshot.reuse))
-
-
-cdef inline bint is_quiesced(const snapshot_t* snapshot, const connection_t* connection) noexcept nogil:
-    """Whether its real server, which there is, gets no new connections."""
-    return snapshot.available[connection.slot] & QUIESCED
 
 
 cdef inline bint closes(const connection_t* connection, uint8_t reuse) noexcept nogil:
@@ -681,6 +705,7 @@ cdef int sweep_group(worker_t* worker, uint32_t first, uint32_t now) noexcept no
     """Go through GROUP places of the table; how many connections were ended."""
     cdef connection_t* connection
     cdef uint32_t index
+    cdef uint8_t fate
     cdef int gone = 0
     enter(worker.table, worker.reader)
     worker.snapshot = <snapshot_t*>load_pointer(<void**>worker.published, SEQUENTIAL)
@@ -688,12 +713,12 @@ cdef int sweep_group(worker_t* worker, uint32_t first, uint32_t now) noexcept no
         connection = &worker.table.entries[index]
         if load32(&connection.word, ACQUIRE) & LIFE != LIVE or connection.flags & (TEMPLATE | LEFT):
             continue
-        if connection.protocol != TCP and (not has_server(worker, connection)
-                                           or (worker.snapshot.moves_datagrams
-                                               and is_quiesced(worker.snapshot, connection))):
+        fate = fate_of(worker, connection)
+        if connection.protocol != TCP and (not fate & AVAILABLE
+                                           or (worker.snapshot.moves_datagrams and fate & QUIESCED)):
             abandon(worker.table, connection, now)
             gone += 1
-        elif connection.protocol == TCP and worker.snapshot.expires_orphans and not has_server(worker, connection):
+        elif connection.protocol == TCP and worker.snapshot.expires_orphans and fate == 0:
             gone += remove(worker.table, connection)
     leave(worker.table, worker.reader)
     return gone

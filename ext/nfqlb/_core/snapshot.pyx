@@ -22,8 +22,11 @@ from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.tracking cimport default_timeouts
 from nfqlb._core.types cimport (
     AVAILABLE,
+    KEEPS,
     MAY_OFFLOAD,
+    MOVES,
     QUIESCED,
+    RESETS,
     REUSE,
     REUSE_FIN_WAIT,
     TCP,
@@ -43,6 +46,7 @@ from nfqlb._core.schedulers import FLAGS, SCHEDULERS
 
 ANSWERS: tuple[str, ...] = ("pass", "drop", "icmp", "reset")
 METHODS: tuple[str, ...] = ("nat", "dr", "tun")      # by method_t
+FATES: dict[str, int] = {"remove": 0, "keep": KEEPS, "reset": RESETS, "move": MOVES}
 
 cdef bytes MAPPED = bytes(10) + b"\xff\xff"          # in front of an IPv4 address (RFC 4291, 2.5.5.2)
 cdef enum:
@@ -222,7 +226,7 @@ cdef class Snapshot:
 
     def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300, *,
                   no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False,
-                  gone: Collection[int] = (), uint8_t conn_reuse_mode = REUSE | REUSE_FIN_WAIT,
+                  gone: Mapping[int, str] | None = None, uint8_t conn_reuse_mode = REUSE | REUSE_FIN_WAIT,
                   bint expire_nodest_conn = False, bint expire_quiescent_template = False,
                   bint expire_quiescent_udp = False):
         cdef Service service
@@ -245,6 +249,8 @@ cdef class Snapshot:
         for service in self.services:
             for i in range(service.service.count):
                 self.snapshot.slot_count = max(self.snapshot.slot_count, service.service.servers[i].slot + 1)
+        gone = gone or {}
+        self.snapshot.slot_count = max([self.snapshot.slot_count] + [slot + 1 for slot in gone])
         self.snapshot.available = <uint8_t*>calloc(max(1, self.snapshot.slot_count), 1)
         self.snapshot.mss = <uint16_t*>calloc(max(1, self.snapshot.slot_count), sizeof(uint16_t))
         if self.snapshot.available == NULL or self.snapshot.mss == NULL:
@@ -257,9 +263,8 @@ cdef class Snapshot:
                 self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True
-        for slot in gone:
-            if slot < self.snapshot.slot_count:
-                self.snapshot.available[<uint32_t>slot] = 0
+        for slot, fate in gone.items():
+            self.snapshot.available[<uint32_t>slot] = FATES[fate]
         index_ports(self.snapshot, [one for one in self.services if kind_of(one) == PORT])
         index_spans(self.snapshot, [one for one in self.services if kind_of(one) == SPAN])
         index_marks(self.snapshot, [one for one in self.services if kind_of(one) == MARK])

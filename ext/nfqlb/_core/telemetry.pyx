@@ -34,6 +34,7 @@ from nfqlb._core.types cimport (
     RETURNED,
     REWRITE,
     ROUTED,
+    SERVER_DOWN,
     SERVER_GONE,
     SHED,
     TABLE_FULL,
@@ -76,6 +77,7 @@ _TABLE = (
     (MARKED,             "marked",           MARK,    "client's packet, routed to the real server by the kernel (dr)"),
     (ERROR_MARKED,       "error_marked",     MARK,    "ICMP error about a reply, sent as requests are (dr)"),
     (SHED,               "shed",             DROP,    "a new connection's, while more comes than can be taken"),
+    (SERVER_DOWN,        "server_down",      DROP,    "the connection's real server is down; the client is reset"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)

@@ -77,6 +77,7 @@ cdef enum reason_t:
     MARKED
     ERROR_MARKED
     SHED
+    SERVER_DOWN
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 
@@ -449,6 +450,10 @@ cdef enum:
     AVAILABLE = 1
     MAY_OFFLOAD = 2              # its service lets the kernel forward what is established
     QUIESCED = 4                 # its weight is 0
+    # of a server that belongs to its service no more, or is down; without any of them its packets are dropped
+    KEEPS = 8                    # TCP connections go on
+    RESETS = 16                  # their clients are reset
+    MOVES = 32                   # they go on with another server, in mid-stream
 
     REUSE = 1                    # bits of conn_reuse_mode (Documentation/networking/ipvs-sysctl.rst)
     REUSE_FIN_WAIT = 2
@@ -471,7 +476,7 @@ cdef struct snapshot_t:
     uint32_t marks
     uint8_t ftp                  # there is a persistent service on port 21
     uint64_t key[2]
-    uint8_t* available           # by slot: AVAILABLE, the server belongs to its service; MAY_OFFLOAD, QUIESCED
+    uint8_t* available           # by slot: AVAILABLE, it belongs to its service; MAY_OFFLOAD, QUIESCED; or what else
     uint16_t* mss                # by slot: that of its service
     uint32_t slot_count
     uint32_t timeouts[16]        # ticks by TCP state

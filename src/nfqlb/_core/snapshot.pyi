@@ -1,8 +1,10 @@
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 ANSWERS: tuple[str, ...]
 METHODS: tuple[str, ...]
+
+FATES: dict[str, int]
 
 class Hop:
     def __new__(
@@ -57,7 +59,7 @@ class Snapshot:
         no_server: str = "icmp",
         no_connection: str = "pass",
         sloppy: bool = False,
-        gone: Collection[int] = (),
+        gone: Mapping[int, str] | None = None,
         conn_reuse_mode: int = 3,
         expire_nodest_conn: bool = False,
         expire_quiescent_template: bool = False,

@@ -80,6 +80,10 @@ class Client:
         order = {"timeout": timeout, "keep": keep}
         return self.call("POST", f"{_service(key)}/reals/{_quoted(endpoint)}/drain", order)
 
+    def maintain(self, key: str, endpoint: str, on: bool, why: str = "") -> Any:
+        order = {"on": on, "why": why}
+        return self.call("PUT", f"{_service(key)}/reals/{_quoted(endpoint)}/maintenance", order)
+
     def drains(self) -> Any:
         return self.call("GET", "/v1/drains")
 

@@ -12,6 +12,7 @@ from nfqlb.control.rates import Meter
 from nfqlb.feed import Feed
 from nfqlb.health.runner import Runner
 from nfqlb.model import Intent, Key, Real
+from nfqlb.serving import Serving
 
 if TYPE_CHECKING:
     from nfqlb._core.datapath import Drained
@@ -43,8 +44,13 @@ class Director(Protocol):
     applier: Applier
     """Whole configurations."""
 
-    health: Runner
-    """Who is well."""
+    @property
+    def health(self) -> Runner:
+        """What checks found."""
+
+    @property
+    def serving(self) -> Serving:
+        """Who gets connections."""
 
     @property
     def revision(self) -> int:
@@ -60,6 +66,9 @@ class Director(Protocol):
 
     async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
         """Take a real server out when its connections have ended, or after `seconds`; it goes on without who asked."""
+
+    async def maintain(self, key: Key, real: Real, on: bool, why: str = "") -> None:
+        """Take a real server out, or back in; it stays so through restarts. NotFoundError where there is none."""
 
     def drains(self) -> Sequence[DrainView]:
         """Those that go on, and how the others ended."""

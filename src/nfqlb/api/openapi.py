@@ -105,6 +105,13 @@ OPERATIONS = (
         status=202,
         answer=DrainView,
     ),
+    Operation(
+        "PUT",
+        REAL + "/maintenance",
+        "maintenance",
+        "Take a real server out for a while, or back in; the configuration stays as it is.",
+        body=schema.MaintenanceOrder,
+    ),
     Operation("GET", "/v1/health", "health", "Real servers that are checked, and how they are.", schema.Healths),
     Operation("GET", "/v1/drains", "drains", "Drains that go on, and how the last ones ended.", schema.Drains),
     _change("PATCH", REAL, "edit_real", "Change a real server.", schema.RealEdit),

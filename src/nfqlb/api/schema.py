@@ -6,17 +6,31 @@ something carry the values of nfqlb.model as they are (Service, Real, Timeouts, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from nfqlb.api.director import Connection, DrainView, Slots
-from nfqlb.control.compile import unpacked
+from nfqlb.control.compile import SlotKey, unpacked
 from nfqlb.control.rates import Meter
 from nfqlb.control.reconcile import Step
-from nfqlb.health.runner import Asked, End, Seen
-from nfqlb.model import PROTOCOLS, Answers, Health, Intent, Options, Persistence, Real, Service, Timeouts, endpoint
+from nfqlb.control.standing import Cause
+from nfqlb.health.runner import Asked
+from nfqlb.model import (
+    PROTOCOLS,
+    Answers,
+    Health,
+    Intent,
+    Options,
+    Persistence,
+    Quorum,
+    Real,
+    Service,
+    Timeouts,
+    endpoint,
+)
+from nfqlb.serving import Serving
 
 if TYPE_CHECKING:
     from nfqlb._core.datapath import Drained
@@ -53,6 +67,7 @@ class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
     mss: int | msgspec.UnsetType = msgspec.UNSET
     health: Health | msgspec.UnsetType | None = msgspec.UNSET
     offload: bool | msgspec.UnsetType = msgspec.UNSET
+    quorum: Quorum | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
@@ -120,8 +135,9 @@ class CheckView(msgspec.Struct):
 
 
 class HealthView(msgspec.Struct):
-    """`condition` is "up", "failing", "down" or "rising", for `seconds` now; `count` results of the last kind came in a
-    row, `why` is what the last failed check found.
+    """`condition` is "up", "failing", "down" or "rising", for `seconds` now, or "held" or "maintenance", which keep it
+    out, too. `count` results of the last kind came in a row, `why` is what the last failed check found, or why the
+    server is out.
     """
 
     service: str
@@ -142,6 +158,13 @@ class Drains(msgspec.Struct):
     drains: list[DrainView]
 
 
+class MaintenanceOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """`on` or over; `why` is for people."""
+
+    on: bool = True
+    why: str = ""
+
+
 class RealView(msgspec.Struct):
     endpoint: str
     address: str
@@ -154,7 +177,7 @@ class RealView(msgspec.Struct):
     persistent: int
     mode: str
     health: str = ""
-    """Nothing where nobody asks."""
+    """Nothing where nobody asks, and it is not in maintenance."""
 
 
 class ServiceView(msgspec.Struct):
@@ -176,6 +199,7 @@ class ServiceView(msgspec.Struct):
     mss: int
     health: Health | None
     offload: bool
+    quorum: Quorum | None
 
 
 class Services(msgspec.Struct):
@@ -282,17 +306,19 @@ class Counters(NamedTuple):
     persistent: int = 0
 
 
-def healths(seen: Mapping[End, Seen], intent: Intent, now: float) -> Healths:
+def healths(serving: Serving, intent: Intent, now: float) -> Healths:
     """In the order of the services."""
     found = []
     for service in intent.services:
         for real in service.reals:
-            one = seen.get((service.key, real.address, real.port))
+            end = service.key, real.address, real.port
+            one, out = serving.health.seen.get(end), serving.out.get(end)
             if one and service.health:
                 status, seconds = one.status, max(0, int(now - one.since))
                 about = (str(service.key), str(real), service.health.kind)
+                why = out.why if out and out.cause is not Cause.DOWN else status.why
                 checks = [_check(asked) for asked in one.checks]
-                found.append(HealthView(*about, str(status.condition), status.row, seconds, status.why, checks))
+                found.append(HealthView(*about, _condition(serving, end), status.row, seconds, why, checks))
     return Healths(found)
 
 
@@ -301,7 +327,7 @@ def _check(asked: Asked) -> CheckView:
     return CheckView(asked.check.type, str(status.condition), status.row, status.why, asked.trouble)
 
 
-def service_view(service: Service, slots: Slots, drained: Drained, seen: Mapping[End, Seen]) -> ServiceView:
+def service_view(service: Service, slots: Slots, drained: Drained, serving: Serving) -> ServiceView:
     counted = [(real, _counters(service, real, slots, drained)) for real in service.reals]
     total = _sum(counters for _, counters in counted)
     return ServiceView(
@@ -318,7 +344,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, seen: Mapping
             RealView(
                 *(str(real), real.address, real.port, real.weight, counters.active, counters.inactive),
                 *(real.upper, real.lower, counters.persistent, service.mode_of(real)),
-                _condition(seen.get((service.key, real.address, real.port))),
+                _condition(serving, (service.key, real.address, real.port)),
             )
             for real, counters in counted
         ],
@@ -330,15 +356,19 @@ def service_view(service: Service, slots: Slots, drained: Drained, seen: Mapping
         mss=service.mss,
         health=service.health,
         offload=service.offload,
+        quorum=service.quorum,
     )
 
 
-def services(intent: Intent, revision: int, slots: Slots, drained: Drained, seen: Mapping[End, Seen]) -> Services:
-    views = [service_view(service, slots, drained, seen) for service in intent.services]
+def services(intent: Intent, revision: int, slots: Slots, drained: Drained, serving: Serving) -> Services:
+    views = [service_view(service, slots, drained, serving) for service in intent.services]
     return Services(revision, intent.timeouts, intent.answers, intent.options, views)
 
 
-def _condition(seen: Seen | None) -> str:
+def _condition(serving: Serving, end: SlotKey) -> str:
+    out, seen = serving.out.get(end), serving.health.seen.get(end)
+    if out and out.cause is not Cause.DOWN:
+        return str(out.cause)
     return str(seen.status.condition) if seen else ""
 
 

@@ -50,6 +50,7 @@ MODE = 0o660
 BODY_MAX = 16 * 2**20
 DRAIN_MAX = 30 * 86400
 FOLLOW_MAX = 86400
+WHY_MAX = 200
 KEY = "{key:[^/]+(?:/[a-z0-9]+)?}"  # the slash before the protocol may come as it is or as %2F
 NUMBER = re.compile(r"\d{1,20}(\.\d{1,9})?", re.ASCII)
 REVISION = re.compile(r'(?:W/)?"(\d{1,15})"')
@@ -91,14 +92,14 @@ class _Routes:
     async def services(self, _: web.Request) -> web.Response:
         director = self.director
         answer = schema.services(
-            director.intent(), director.revision, director.slots(), director.drained(), director.health.seen
+            director.intent(), director.revision, director.slots(), director.drained(), director.serving
         )
         return _json(answer, revision=director.revision)
 
     async def service(self, request: web.Request) -> web.Response:
         service = registry.find_service(self.director.intent(), _key(request))
         director = self.director
-        answer = schema.service_view(service, director.slots(), director.drained(), director.health.seen)
+        answer = schema.service_view(service, director.slots(), director.drained(), director.serving)
         return _json(answer, revision=self.director.revision)
 
     async def add_service(self, request: web.Request) -> web.Response:
@@ -150,8 +151,15 @@ class _Routes:
             raise ConfigError("timeout", order.timeout, "out of range", f"use 0 to {DRAIN_MAX} seconds")
         return _json(await self.director.drain(key, real, order.timeout, order.keep, _revision(request)), 202)
 
+    async def maintenance(self, request: web.Request) -> web.Response:
+        key, real, order = _key(request), _endpoint(request), await _body(request, schema.MaintenanceOrder)
+        if len(order.why) > WHY_MAX or not order.why.isprintable():
+            raise ConfigError("why", _short(order.why), "is no short line", f"use at most {WHY_MAX} characters")
+        await self.director.maintain(key, real, order.on, order.why)
+        return _json(schema.Changed(self.director.revision))
+
     async def health(self, _: web.Request) -> web.Response:
-        return _json(schema.healths(self.director.health.seen, self.director.intent(), time.time()))
+        return _json(schema.healths(self.director.serving, self.director.intent(), time.time()))
 
     async def drains(self, _: web.Request) -> web.Response:
         return _json(schema.Drains([*self.director.drains()]))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from nfqlb.cli import drain
-from nfqlb.cli.env import Env, change_options, client, known_reals, known_vips
+from nfqlb.cli.env import Env, change_options, client, director_options, known_reals, known_vips
 
 
 @click.group("real", short_help="Add, edit or delete a real server of a service.")
 def command() -> None:
-    """Add, edit, drain or delete a real server of a service.
+    """Add, edit, drain or delete a real server of a service, or take it out for maintenance.
 
     VIP is ADDRESS:PORT[-LAST][/tcp|/udp] or fwmark:N[/ipv6], REAL is ADDRESS[:PORT]; IPv6 as [ADDRESS]:PORT. Without a
     port it is the VIP's, or that of the packet where the VIP has many.
@@ -79,3 +79,35 @@ def delete(env: Env, vip: str, real: str, api: str | None, name: str | None) -> 
 
     key = parse_vip(vip)
     client(env, api, name).delete_real(str(key), str(parse_real(real, key)))
+
+
+@command.command("maint")
+@click.argument("vip", shell_complete=known_vips)
+@click.argument("real", shell_complete=known_reals)
+@click.option("--why", default="", metavar="TEXT", help="For those who look: `nfqlb show health` tells it.")
+@director_options
+@click.pass_obj
+def maint(env: Env, vip: str, real: str, why: str, api: str | None, name: str | None) -> None:
+    """Take a real server out until it is `ready`.
+
+    It gets no new connections, those of persistent clients and datagrams included; TCP connections go on. It stays so
+    through restarts of the director and new configurations, which say nothing of it.
+    """
+    _maintain(env, vip, real, True, why, api, name)
+
+
+@command.command("ready")
+@click.argument("vip", shell_complete=known_vips)
+@click.argument("real", shell_complete=known_reals)
+@director_options
+@click.pass_obj
+def ready(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:
+    """Take a real server back in after its maintenance."""
+    _maintain(env, vip, real, False, "", api, name)
+
+
+def _maintain(env: Env, vip: str, real: str, on: bool, why: str, api: str | None, name: str | None) -> None:
+    from nfqlb.model import parse_real, parse_vip
+
+    key = parse_vip(vip)
+    client(env, api, name).maintain(str(key), str(parse_real(real, key)), on, why)

@@ -18,6 +18,7 @@ from nfqlb.config.toml import (
     HEALTH,
     OPTIONS,
     PERSISTENCE,
+    QUORUM,
     REAL,
     SERVICE,
     TIMEOUTS,
@@ -29,6 +30,7 @@ from nfqlb.model import (
     CHECKS,
     EXITS,
     FLAGS,
+    HOLD_MAX,
     HTTP_VERSIONS,
     MARK_MAX,
     MODES,
@@ -47,6 +49,7 @@ from nfqlb.model import (
     Health,
     Options,
     Persistence,
+    Quorum,
     Real,
     Service,
     Timeouts,
@@ -185,6 +188,34 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("health", "expect"): {"description": "A regular expression for the answer, or the body."},
     ("health", "query"): {"description": "The name that dns is asked for."},
     ("health", "on_down"): {"description": "What becomes of connections of a server that is down.", "enum": [*ON_DOWN]},
+    ("health", "panic"): {
+        "description": "Percentage that must be up; below it all servers get connections.",
+        "minimum": 0,
+        "maximum": 100,
+    },
+    ("health", "hold"): {
+        "description": "Seconds out for each time that it went down before.",
+        "minimum": 0,
+        "maximum": HOLD_MAX,
+    },
+    ("health", "hold_max"): {
+        "description": "The most of those, and how long it is up until they are forgotten.",
+        "minimum": 0,
+        "maximum": HOLD_MAX,
+    },
+    ("service", "quorum"): {"description": "How much of it must be well, and who steps in when it is not."},
+    ("quorum", "weight"): {
+        "description": "Sum of the weights of servers that are up.",
+        "minimum": 1,
+        "maximum": WEIGHT_MAX,
+    },
+    ("quorum", "hysteresis"): {
+        "description": "So much less and it is lost, so much more and it is back.",
+        "minimum": 0,
+        "maximum": WEIGHT_MAX,
+    },
+    ("quorum", "sorry"): {"description": "ADDRESS[:PORT], the server for when there is no quorum."},
+    ("quorum", "sorry_inhibit"): {"description": "Whether its connections go on when the others are back."},
     ("real", "upper"): {
         "description": "Connections from which on it gets no new ones, 0 for no limit.",
         "minimum": 0,
@@ -212,6 +243,7 @@ def schema() -> dict[str, Any]:
     service["properties"]["persistence"] |= _table("persistence", PERSISTENCE, Persistence)
     service["properties"]["health"] |= _table("health", HEALTH, Health)
     service["properties"]["health"]["properties"]["check"]["items"] = _table("health", CHECK, Check)
+    service["properties"]["quorum"] |= _table("quorum", QUORUM, Quorum)
     service["properties"]["real"] = {"type": "array", "items": real}
     service["oneOf"] = [{"required": ["vip"]}, {"required": ["fwmark"]}]
     tables = {

@@ -32,6 +32,7 @@ from nfqlb.model import (
     Key,
     Options,
     Persistence,
+    Quorum,
     Real,
     Service,
     Timeouts,
@@ -86,6 +87,7 @@ SERVICE: Types = {
     "mss": int,
     "health": dict,
     "offload": bool,
+    "quorum": dict,
     "real": list,
 }
 CHECK: Types = {
@@ -120,8 +122,17 @@ CHECK: Types = {
     "file": str,
     "factor": int,
 }
-HEALTH: Types = {**CHECK, "require": str, "on_down": str, "check": list}
+HEALTH: Types = {
+    **CHECK,
+    "require": str,
+    "on_down": str,
+    "panic": int,
+    "hold": float,
+    "hold_max": float,
+    "check": list,
+}
 SHARED = ("interval", "timeout", "rise", "fall", "retry_delay", "warmup", "source")  # said once for several checks
+QUORUM: Types = {"weight": int, "hysteresis": int, "sorry": str, "sorry_inhibit": bool}
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str}
@@ -134,7 +145,7 @@ TYPE_NAMES = {
     list: "a list",
 }
 KEY_OF_FIELD = {"vip port": "vip", "protocol": "vip", "real": "address", "real port": "address"}
-SECTIONS = "timeout ", "persistence ", "health "  # what the model puts before a field of theirs
+SECTIONS = "timeout ", "persistence ", "health ", "quorum "  # what the model puts before a field of theirs
 STAND_IN = Key("tcp", "192.0.2.1", 0)  # for a service whose address is wrong, so that the rest of it is looked at
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
@@ -257,6 +268,9 @@ class _Reader:
             values["persistence"] = self.make(where, Persistence, sticky)
         if "health" in values:
             values["health"] = self.health((*path, "health"), values["health"])
+        if "quorum" in values:
+            where = (*path, "quorum")
+            values["quorum"] = self.make(where, Quorum, self.table(where, values["quorum"], QUORUM))
         places = ((*path, "real", at) for at in count())
         found = (
             (place, self.real(place, one, key or STAND_IN))
@@ -372,9 +386,10 @@ class _Reader:
         """Keep an error of the model, with its place in the file; the key that it is about."""
         field = next((error.field[len(one) :] for one in SECTIONS if error.field.startswith(one)), error.field)
         key = KEY_OF_FIELD.get(field, field)
-        if error.field.startswith("health ") and "health" not in path:  # told by the service
-            self.refuse((*path, "health", key), error.value, error.problem, error.fix)
-            return "health"
+        for section in ("health", "quorum"):
+            if error.field.startswith(f"{section} ") and section not in path:  # told by the service
+                self.refuse((*path, section, key), error.value, error.problem, error.fix)
+                return section
         if field in PERSISTENCE and not {"timeouts", "persistence", "health"}.intersection(path):  # likewise
             self.refuse((*path, "persistence", key), error.value, error.problem, error.fix)
             return "persistence"

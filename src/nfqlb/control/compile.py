@@ -8,12 +8,11 @@ place on. Names and text end here: below are slots, 16-byte addresses and protoc
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec.structs import replace
 
 from nfqlb.control.registry import differing
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
@@ -26,6 +25,7 @@ MAPPED = bytes(10) + b"\xff\xff"
 PACKED = 4096  # addresses that are remembered: each is asked for several times in a row
 End = tuple[str, int]  # address and port of a real server
 SlotKey = tuple[Key, str, int]
+Weights = Mapping[Key, Mapping[End, int | None]]  # other than those asked for; None: no part of the service now
 
 
 class Slots(Mapping[SlotKey, int]):
@@ -63,27 +63,33 @@ class Compiler:
             make_service, make_snapshot = make_service or core.Service, make_snapshot or core.Snapshot
         self._slot, self._make_service, self._make_snapshot = slot, make_service, make_snapshot
         self._intent = Intent()
+        self._weights: Weights = {}
         self._compiled: Mapping[Key, Compiled] = {}
         self.slots, self.left = Slots(), Slots()
         self._before = self._now
 
     @property
-    def _now(self) -> tuple[Intent, Mapping[Key, Compiled], Slots, Slots]:
-        return self._intent, self._compiled, self.slots, self.left
+    def _now(self) -> tuple[Intent, Weights, Mapping[Key, Compiled], Slots, Slots]:
+        return self._intent, self._weights, self._compiled, self.slots, self.left
 
-    def snapshot(self, intent: Intent, down: Collection[SlotKey] = ()) -> Snapshot:
-        """Compile; if the snapshot is not published after all, call `undo`. Real servers that are `down` get no new
-        connections, and keep old ones only where their service says so.
+    def snapshot(
+        self,
+        intent: Intent,
+        weights: Weights = {},  # noqa: B006
+        fates: Mapping[SlotKey, str] = {},
+    ) -> Snapshot:
+        """Compile; if the snapshot is not published after all, call `undo`. Real servers in `weights` have these
+        instead of their own; connections of those in `fates` go on as snapshot.Snapshot has it.
         """
-        intent = quiesced(intent, down) if down else intent
+        intent = intent.furnished
         compiled, slots, left = dict(self._compiled), dict(self.slots.services), dict(self.left.services)
-        for key in differing(self._intent, intent):
+        for key in dict.fromkeys([*differing(self._intent, intent), *_reweighted(self._weights, weights)]):
             service, gone = intent.by_key.get(key), slots.pop(key, {})
             if service is None:
                 del compiled[key]
             else:
                 slots[key] = {(real.address, real.port): self._slot(service, real) for real in service.reals}
-                compiled[key] = self._compile(service, slots[key], compiled.get(key))
+                compiled[key] = self._compile(service, slots[key], weights.get(key, {}), compiled.get(key))
             ends = {**left.pop(key, {}), **gone}
             rest = {end: slot for end, slot in ends.items() if end not in slots.get(key, ())}
             if rest:
@@ -97,11 +103,12 @@ class Compiler:
             no_server=answers.no_server,
             no_connection=answers.no_connection,
             sloppy=answers.sloppy_tcp,
-            gone=_removed(intent, down, slots),
+            gone={slots[key][address, port]: fate for (key, address, port), fate in fates.items()},
             **msgspec.structs.asdict(intent.options),
         )
         self._before = self._now
-        self._intent, self._compiled, self.slots, self.left = intent, compiled, Slots(slots), Slots(left)
+        self._intent, self._weights, self._compiled = intent, weights, compiled
+        self.slots, self.left = Slots(slots), Slots(left)
         return snapshot
 
     def forget(self, idle: Callable[[int], bool]) -> None:
@@ -115,12 +122,19 @@ class Compiler:
 
     def undo(self) -> None:
         """Forget the last snapshot: the next one follows the one before."""
-        self._intent, self._compiled, self.slots, self.left = self._before
+        self._intent, self._weights, self._compiled, self.slots, self.left = self._before
 
-    def _compile(self, service: Service, slots: Mapping[End, int], before: Compiled | None) -> Compiled:
+    def _compile(
+        self,
+        service: Service,
+        slots: Mapping[End, int],
+        weights: Mapping[End, int | None],
+        before: Compiled | None,
+    ) -> Compiled:
         oldest_first = [
-            (slot, packed(real.address), real.port, real.weight, service.mode_of(real), real.upper, real.lower)
-            for real, slot in zip(service.reals, slots.values(), strict=True)
+            (slot, packed(real.address), real.port, weight, service.mode_of(real), real.upper, real.lower)
+            for real, (end, slot) in zip(service.reals, slots.items(), strict=True)
+            if (weight := weights.get(end, real.weight)) is not None
         ]
         return self._make_service(
             PROTOCOLS.get(service.protocol, 0),
@@ -139,29 +153,8 @@ class Compiler:
         )
 
 
-def quiesced(intent: Intent, down: Collection[SlotKey]) -> Intent:
-    """The intent in which these real servers have weight 0."""
-    keys = {key for key, *_ in down}
-
-    def service(one: Service) -> Service:
-        if one.key not in keys:
-            return one
-        reals = (replace(real, weight=0) if (one.key, real.address, real.port) in down else real for real in one.reals)
-        return replace(one, reals=tuple(reals))
-
-    return replace(intent, services=tuple(map(service, intent.services)))
-
-
-def _removed(
-    intent: Intent, down: Collection[SlotKey], slots: Mapping[Key, Mapping[tuple[str, int], int]]
-) -> list[int]:
-    """The slots of those that are down and whose service does not want to keep their connections."""
-    found = []
-    for key, address, port in down:
-        service = intent.by_key.get(key)
-        if service and service.health and service.health.on_down == "remove" and (address, port) in slots.get(key, ()):
-            found.append(slots[key][address, port])
-    return found
+def _reweighted(before: Weights, after: Weights) -> Iterable[Key]:
+    return [key for key in {**before, **after} if before.get(key) != after.get(key)]
 
 
 def _persistence(service: Service) -> dict[str, Any]:

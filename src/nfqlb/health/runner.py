@@ -98,6 +98,8 @@ class Runner:
     def weighted(self, intent: Intent) -> Intent:
         """The intent with the weights that checks advise."""
         advised = {end for end, seen in self.seen.items() if seen.advice}
+        if not advised:
+            return intent
         keys = {key for key, *_ in advised}
 
         def real(key: Key, one: Real) -> Real:
