@@ -31,7 +31,7 @@ PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev ipta
 	nginx-light wrk curl tcpdump conntrack procps systemd
 # The real servers' mail, files and names, and the storage that they mount.
 PACKAGES += openssh-server sshfs postfix dovecot-imapd vsftpd bind9 bind9-dnsutils
-BENCH_PACKAGES := haproxy
+BENCH_PACKAGES := haproxy libnginx-mod-stream
 VM_PACKAGES := ipvsadm kmod
 export CLANG := clang-16
 PACKAGES += $(CLANG)

@@ -33,6 +33,9 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("udp", "nat-bpf", "plain", 1.0),
     ("udp", "nat-bpf", "nft", 1.25),
     ("bulk", "nat-bpf", "plain", 0.92),
+    ("bulk", "nat-bpf", "nft", 1.05),
+    ("bulk", "nat-bpf", "haproxy2", 2.1),
+    ("connections", "nat-bpf", "haproxy2", 1.25),
     # every packet through the queue
     ("udp", "dr", "plain", None),
     ("udp", "dr-local", "plain", None),
@@ -51,18 +54,18 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("bulk", "accept", "plain", None),
     ("bulk", "accept", "haproxy2", None),
     ("connections", "fast2", "haproxy2", None),
-    # what the offload has still to reach
-    ("bulk", "nat-bpf", "nft", None),
-    ("bulk", "nat-bpf", "haproxy2", None),
-    ("connections", "nat-bpf", "haproxy2", None),
 ]
+CPU_BARS = [("connections", "nat-bpf", "haproxy2", 0.4)]  # measure, way, its peer, at most so many times its CPU
+LATENCY_BARS = {"nat-bpf": 2.0}  # microseconds added to the median
+PERCENTILES = {"figure": "median", "p99": "p99", "p99.9": "p99.9"}
 # whose added latency is told on the terminal
 ADDED = ["fast", "dr", "dr-mark", "dr-local", "tun", "nat-bpf", "dr-bpf", "local-bpf", "tun-bpf"]
 CALLBACK_BAR = 55_000.0  # packets per second of a callback that is no straw man
 INTRODUCTION = """# nfqlb beside its peers
 
 Written by `python -m bench.peers` (`make bench`); [bench/README.md](../../bench/README.md) says how the figures are
-taken. Medians of paired ratios inside a round, with their quartiles; every round counts.
+taken. Medians of paired ratios inside a round, with their quartiles; every round counts. Microseconds of CPU a packet
+are seconds of CPU a million packets.
 """
 
 
@@ -75,9 +78,9 @@ def values(rounds: Sequence[Round], measure: str, way: str, key: str = "figure")
     return [taken[measure][way][key] for taken in rounds if way in taken[measure]]
 
 
-def ratios(rounds: Sequence[Round], measure: str, way: str, peer: str) -> list[float]:
+def ratios(rounds: Sequence[Round], measure: str, way: str, peer: str, key: str = "figure") -> list[float]:
     """What a way did in each round, as a multiple of what its peer did in the same."""
-    pairs = zip(values(rounds, measure, way), values(rounds, measure, peer), strict=True)
+    pairs = zip(values(rounds, measure, way, key), values(rounds, measure, peer, key), strict=True)
     return [mine / other for mine, other in pairs]
 
 
@@ -100,10 +103,15 @@ def lines(rounds: Sequence[Round]) -> tuple[list[str], bool]:
     for measure, way, peer, bar in BARS:
         if {way, peer} <= set(there(rounds, measure)):
             found.append(figures.line(f"  {measure}, {way} / {peer}", ratios(rounds, measure, way, peer), ".2f", bar))
+    for measure, way, peer, bar in CPU_BARS:
+        if {way, peer} <= set(there(rounds, measure)):
+            spent = ratios(rounds, measure, way, peer, "engine")
+            found.append(figures.line(f"  CPU, {measure}, {way} / {peer}", spent, ".2f", most=bar))
     found.append(("Added to plain forwarding's round trip, µs", True))
     for way in filter(there(rounds, "latency").__contains__, ADDED):
-        for title, key in (("median", "figure"), ("p99", "p99")):
-            found.append(figures.line(f"  {PEERS[way].title}, {title}", added(rounds, way, key), ".1f"))
+        for key, title in PERCENTILES.items():
+            most = LATENCY_BARS.get(way) if key == "figure" else None
+            found.append(figures.line(f"  {PEERS[way].title}, {title}", added(rounds, way, key), ".1f", most=most))
     for measure, key in (("connections", "errors"), ("latency", "lost")):
         totals = {PEERS[way].title: sum(values(rounds, measure, way, key)) for way in there(rounds, measure)}
         found += [(f"  {title}: {total:.0f} {key} in {measure}", True) for title, total in totals.items() if total]
@@ -124,7 +132,8 @@ def publish(heading: str, rounds: Sequence[Round], folder: Path = PAGE) -> None:
 def tables(rounds: Sequence[Round]) -> list[str]:
     throughput = ["udp", "bulk", "connections"]
     rates = [["", "UDP kpackets/s", "/ plain", "TCP Gbit/s", "/ plain", "kconnections/s", "/ plain"]]
-    costs = [["", "µs/packet, engine", "machine", "µs/connection, engine", "machine", "added p50, µs", "added p99, µs"]]
+    costs = [["", "CPU, µs/packet: engine", "machine", "CPU, µs/connection: engine", "machine"]]
+    costs[0] += [f"added {title}, µs" for title in PERCENTILES.values()]
     for way, peer in PEERS.items():
         rates.append([peer.title])
         for measure in throughput:
@@ -138,18 +147,29 @@ def tables(rounds: Sequence[Round]) -> list[str]:
             for key in ("engine", "machine"):
                 spent = [1e6 * value for value in values(rounds, measure, way, key)]
                 costs[-1].append(f"{statistics.median(spent):.1f}" if spent else "-")
-        for key in ("figure", "p99"):
+        for key in PERCENTILES:
             costs[-1].append(spread(added(rounds, way, key), ".1f") if way in ways_of("latency") else "-")
-    bars = [["", "median", "least", "quartiles", "most", "at least"]]
+    bars = [["", "median", "least", "quartiles", "most", "bar"]]
     for measure, way, other, bar in BARS:
-        found = ratios(rounds, measure, way, other)
-        low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
         name = f"{measure}: {PEERS[way].title} / {PEERS[other].title}"
-        verdict = "" if bar is None else f"{bar:.2f}: {'yes' if middle >= bar else '**no**'}"
-        bars.append(
-            [name, f"{middle:.2f}", f"{min(found):.2f}", f"{low:.2f} to {high:.2f}", f"{max(found):.2f}", verdict]
-        )
+        bars.append(barred(name, ratios(rounds, measure, way, other), ".2f", bar))
+    for measure, way, other, most in CPU_BARS:
+        name = f"CPU of the engine, {measure}: {PEERS[way].title} / {PEERS[other].title}"
+        bars.append(barred(name, ratios(rounds, measure, way, other, "engine"), ".2f", most=most))
+    for way, most in LATENCY_BARS.items():
+        bars.append(barred(f"added median, µs: {PEERS[way].title}", added(rounds, way, "figure"), ".1f", most=most))
     return [table(bars), table(rates), table(costs)]
+
+
+def barred(
+    name: str, found: Sequence[float], form: str, bar: float | None = None, *, most: float | None = None
+) -> list[str]:
+    """A row: the median, the spread, and whether it is at least, or at most, what it has to be."""
+    low, middle, high = (f"{value:{form}}" for value in statistics.quantiles(found, n=4, method="inclusive"))
+    good = figures.line(name, found, form, bar, most=most)[1]
+    limit = f"at least {bar:{form}}" if bar is not None else f"at most {most:{form}}" if most is not None else ""
+    verdict = f"{limit}: {'yes' if good else '**no**'}" if limit else ""
+    return [name, middle, f"{min(found):{form}}", f"{low} to {high}", f"{max(found):{form}}", verdict]
 
 
 def spread(found: Sequence[float], form: str) -> str:

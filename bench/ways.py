@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from bench.road import COUNTED, ECHO, HTTP, SINK, Way, cable
@@ -34,6 +35,15 @@ defaults
     timeout client 60s
     timeout server 60s
 """
+NGINX = """
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+daemon off;
+worker_processes 2;
+error_log {folder}/stream.log;
+pid {folder}/stream.pid;
+events {{ worker_connections 4096; }}
+stream {{ {proxies} }}
+"""
 PROXIED = """
 listen port-{port}
     bind {vip}:{port}
@@ -53,6 +63,34 @@ def nft(way: Way) -> list[int]:
     reals = ", ".join(f"{number} : {real}" for number, real in enumerate(way.reals))
     way.director.run(["nft", "-f", "-"], stdin=NAT.format(vip=way.vip, count=len(way.reals), reals=reals))
     return []
+
+
+def iptables(way: Way) -> list[int]:
+    """As `nft`, by iptables: DNAT, and the statistic match for whose turn it is."""
+    for left, real in zip(range(len(way.reals), 0, -1), way.reals, strict=True):
+        turn = ["-m", "statistic", "--mode", "nth", "--every", str(left), "--packet", "0"]
+        way.director.run(
+            ["iptables", "-t", "nat", "-A", "PREROUTING", "-d", way.vip, *turn, "-j", "DNAT", "--to-destination", real]
+        )
+    return []
+
+
+def nginx(way: Way) -> list[int]:
+    """nginx's stream module: as HAProxy, with two processes."""
+    folder = way.director.folder
+    proxies = ""
+    for port in (HTTP, SINK):
+        servers = " ".join(f"server {real}:{port};" for real in way.reals)
+        proxies += f"upstream port{port} {{ {servers} }} server {{ listen {way.vip}:{port}; proxy_pass port{port}; }}\n"
+    path = folder / "stream.conf"
+    path.write_text(NGINX.format(folder=folder, proxies=proxies))
+    process = way.director.spawn(["nginx", "-c", str(path)])
+    way.director.listens(HTTP)
+    return [process.pid, *children(process.pid)]
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def haproxy(threads: int) -> Callable[[Way], list[int]]:
@@ -162,6 +200,8 @@ class Peer(NamedTuple):
 PEERS = {
     "plain": Peer("plain forwarding", plain),
     "nft": Peer("nftables DNAT", nft),
+    "iptables": Peer("iptables DNAT", iptables),
+    "nginx": Peer("nginx stream, 2 workers", nginx, "udp"),
     "haproxy1": Peer("HAProxy, 1 thread", haproxy(1), "udp"),
     "haproxy2": Peer("HAProxy, 2 threads", haproxy(2), "udp"),
     "callback": Peer("netfilterqueue, Python callback", callback),

@@ -378,8 +378,9 @@ cdef void hand_down(worker_t* worker, connection_t* connection) noexcept nogil:
 
 
 cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
-    """Bring the state of a connection up to what the kernel forwarded since: what opens it, FIN and RST. The caller is in
-    a batch.
+    """Bring the state of a connection up to what the kernel forwarded since: what opens it, FIN and RST.
+
+    The caller is in a batch.
     """
     cdef offload_t* offload = <offload_t*>worker.table.offload
     cdef uint32_t place = load32(&connection.place, ACQUIRE)
