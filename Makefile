@@ -31,7 +31,7 @@ PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev ipta
 	nginx-light wrk curl tcpdump conntrack procps systemd
 # The real servers' mail, files and names, and the storage that they mount.
 PACKAGES += openssh-server sshfs postfix dovecot-imapd vsftpd bind9 bind9-dnsutils
-BENCH_PACKAGES := haproxy libnginx-mod-stream
+BENCH_PACKAGES := haproxy libnginx-mod-stream ipvsadm kmod
 VM_PACKAGES := ipvsadm kmod
 export CLANG := clang-16
 PACKAGES += $(CLANG)
@@ -161,7 +161,7 @@ demo: setup
 bench-compare: setup
 	$(PYTEST) --benchmark-columns=median,iqr --junitxml=build/reports/bench.xml bench/test_core_bench.py $(ARGS)
 
-# 20 minutes; the last step writes docs/bench.
+# An hour; the last two steps write docs/bench.
 bench: PACKAGES += $(BENCH_PACKAGES)
 bench: setup
 	$(BIN)/python -m bench.startup
@@ -172,3 +172,4 @@ bench: setup
 	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.workers
 	$(BIN)/python -m bench.peers
+	$(BIN)/python -m bench.ipvs

@@ -1,14 +1,15 @@
 """Very many services: `python -m bench.scale`.
 
-One director has SERVICES services of REALS real servers each, every one with addresses of its own, the other a single
-service. Both stand between the same client and the same two servers (`road.py`), which answer for all addresses.
+One director has 10,000 services of ten real servers each, every one with addresses of its own, one 100,000 services of
+one, the third a single service. All stand between the same client and the same two servers (`road.py`), which answer
+for all addresses.
 
 - applied: from the start of `nfqlb run --config FILE`, with nothing compiled or loaded before, until the first answer
-  of the last service; a client asks every 5 ms. Each round is a start of its own.
+  of the last service; a client asks every 5 ms. Each round is a start of its own; of the 100,000 there is one.
 - change: a real server added, given another weight and deleted, of services picked at random, each until the API has
   answered: so it is in the kernel, in the data path and on the disk. The minders of the director go on meanwhile.
 - objects: what nftables tells of sets and rules that these changes touched, also of what the director takes away later.
-- packets: as in bench.peers, to one service; the two directors take turns inside a round, round 0 warms up.
+- packets: as in bench.peers, to one service; the directors take turns inside a round, round 0 warms up.
 - memory: resident, of the director.
 
 Rounds are fixed in advance and none is dropped. Exit code 1 when a median misses its bar.
@@ -23,24 +24,32 @@ import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import figures, measures, share
 from bench.road import COUNTED, ECHO, Road, Way
 from nfqlb.api.client import Client
 
-SERVICES, REALS = 10_000, 10
 STARTS, CHANGES, ROUNDS = 5, 150, 15
 APPLIED_BAR, CHANGE_BAR, OBJECTS_BAR, PACKETS_BAR = 5.0, 50.0, 2.0, 0.9
 PACE = 0.05  # seconds between changes
 REMOVED = 5.0  # seconds until the director has taken away what nobody needs any more
-VIPS = IPv4Address("198.18.0.0")  # and up; the next way's are 65,536 further on
+BLOCK = 1 << 17  # addresses for the VIPs of a way
+VIPS = IPv4Address("198.18.0.0")  # and up, a block for each way
 NEAR = [IPv4Address("10.64.0.0"), IPv4Address("10.96.0.0")]  # the addresses behind each server: /11
 ADDED = IPv4Address("10.95.0.1")  # and up: the real servers that come and go
-COUNT = {"one": 1, "many": SERVICES}
+
+
+class Amount(NamedTuple):
+    services: int
+    reals: int  # of each
+
+
+AMOUNTS = {"one": Amount(1, 10), "many": Amount(10_000, 10), "most": Amount(100_000, 1)}
 
 
 def vip(way: Way, number: int) -> str:
-    return str(VIPS + (way.number - 1) * 65536 + number)
+    return str(VIPS + (way.number - 1) * BLOCK + number)
 
 
 def port(number: int) -> int:
@@ -48,17 +57,19 @@ def port(number: int) -> int:
     return ECHO if number else COUNTED
 
 
-def reals(number: int) -> list[str]:
+def reals(number: int, count: int) -> list[str]:
     """The addresses of a service's real servers, behind both servers in turn."""
-    return [str(NEAR[at % 2] + number * REALS // 2 + at // 2) for at in range(REALS)]
+    return [str(NEAR[at % 2] + at // 2) for at in range(number * count, (number + 1) * count)]
 
 
-def configuration(way: Way, count: int) -> str:
+def configuration(way: Way) -> str:
+    amount = AMOUNTS[way.director.name]
+
     def lines() -> Iterator[str]:
         yield "[director]\nconnections = 524288"
-        for number in range(count):
+        for number in range(amount.services):
             yield f'[[service]]\nvip = "{vip(way, number)}:{port(number)}/udp"\nscheduler = "rr"'
-            for real in reals(number):
+            for real in reals(number, amount.reals):
                 yield f'[[service.real]]\naddress = "{real}:{port(number)}"'
 
     return "\n".join(lines()) + "\n"
@@ -66,17 +77,17 @@ def configuration(way: Way, count: int) -> str:
 
 def lead(road: Road, way: Way) -> None:
     """Routes for all these addresses, and the file."""
-    road.client.ip(f"route add {vip(way, 0)}/16 via 10.1.{way.number}.1")
+    road.client.ip(f"route add {vip(way, 0)}/15 via 10.1.{way.number}.1")
     for near, server, address in zip(NEAR, way.servers, way.reals, strict=True):
         way.director.ip(f"route add {near}/11 via {address}")
         if way.number == 1:
             server.ip(f"route add local {near}/11 dev lo")
     way.targets = [vip(way, 0)]
-    (way.director.folder / "scale.toml").write_text(configuration(way, COUNT[way.director.name]))
+    (way.director.folder / "scale.toml").write_text(configuration(way))
 
 
 def start(way: Way) -> None:
-    holder = way.director.nfqlb("--config", str(way.director.folder / "scale.toml"), timeout=60)
+    holder = way.director.nfqlb("--config", str(way.director.folder / "scale.toml"), timeout=120)
     way.pids = [holder.pid, way.director.director_pid()]
     for pid in way.pids:
         share.hasten(pid)
@@ -84,7 +95,9 @@ def start(way: Way) -> None:
 
 def applied(road: Road, way: Way) -> float:
     """Seconds from the start until the last service answers; the director goes on."""
-    asker = road.start(road.client, "bench.pingpong", "first", vip(way, COUNT[way.director.name] - 1), str(ECHO))
+    asker = road.start(
+        road.client, "bench.pingpong", "first", vip(way, AMOUNTS[way.director.name].services - 1), str(ECHO)
+    )
     asker.says("asking")
     began = time.monotonic()
     start(way)
@@ -98,7 +111,7 @@ def changes(way: Way) -> list[float]:
     chance, taken, number = random.Random(1), [], 0
     for at in range(CHANGES):
         time.sleep(PACE)
-        number = chance.randrange(COUNT[way.director.name]) if at % 3 == 0 else number
+        number = chance.randrange(AMOUNTS[way.director.name].services) if at % 3 == 0 else number
         address = str(ADDED + at // 3)
         service, real = f"{vip(way, number)}:{port(number)}/udp", f"{address}:{port(number)}"
         began = time.monotonic()
@@ -129,33 +142,40 @@ def memory(way: Way) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def packets(road: Road) -> list[float]:
-    """What arrives through the director of many, of what arrives through that of one."""
-    ratios, names = [], list(COUNT)
+def packets(road: Road) -> dict[str, list[float]]:
+    """What arrives through the directors of many, of what arrives through that of one."""
+    ratios: dict[str, list[float]] = {name: [] for name in AMOUNTS if name != "one"}
+    names = list(AMOUNTS)
     for turn in range(ROUNDS + 1):
-        rates = {name: measures.udp(road, road.ways[name])["figure"] for name in names[:: 1 - turn % 2 * 2]}
-        if turn:
-            ratios.append(rates["many"] / rates["one"])
+        first = turn % len(names)
+        rates = {name: measures.udp(road, road.ways[name])["figure"] for name in names[first:] + names[:first]}
+        for name, found in ratios.items():
+            if turn:
+                found.append(rates[name] / rates["one"])
     return ratios
 
 
 def measure() -> dict[str, list[float]]:
-    taken: dict[str, list[float]] = {"applied": []}
-    with Road(*COUNT) as road:
-        one, many = road.ways["one"], road.ways["many"]
-        for way in (one, many):
+    taken: dict[str, list[float]] = {"applied, many": []}
+    with Road(*AMOUNTS) as road:
+        one, many, most = road.ways.values()
+        for way in road.ways.values():
             lead(road, way)
         for _ in range(STARTS):
             if many.pids:
                 many.director.stop()
-            taken["applied"].append(applied(road, many))
+            taken["applied, many"].append(applied(road, many))
+        taken["applied, most"] = [applied(road, most)] * 2
         start(one)
-        for way in (one, many):
-            taken[f"change, {way.director.name}"], objects = touched(road, way)
-            taken[f"objects, {way.director.name}"] = [objects] * 2
-            taken[f"memory, {way.director.name}"] = [memory(way)] * 2
-        taken["packets"] = packets(road)
-        for way in (one, many):
+        for way in road.ways.values():
+            name = way.director.name
+            if way is not most:
+                taken[f"change, {name}"], objects = touched(road, way)
+                taken[f"objects, {name}"] = [objects] * 2
+            taken[f"memory, {name}"] = [memory(way)] * 2
+        for name, ratios in packets(road).items():
+            taken[f"packets, {name}"] = ratios
+        for way in road.ways.values():
             way.director.stop()
     return taken
 
@@ -165,18 +185,18 @@ def main() -> int:
     taken = measure()
     about = figures.circumstances()
     path = figures.keep("scale", {"about": about, "rounds": taken})
-    print(
-        figures.heading(about, f"{SERVICES:,} services of {REALS}; {STARTS} starts, {CHANGES} changes, {ROUNDS} rounds")
-    )
+    amounts = ", ".join(f"{name}: {one.services:,} services of {one.reals}" for name, one in AMOUNTS.items())
+    print(figures.heading(about, f"{amounts}; {STARTS} starts, {CHANGES} changes, {ROUNDS} rounds"))
     lines = [
-        figures.line("applied, s", taken["applied"], ".2f", most=APPLIED_BAR),
-        figures.line("a change, ms", taken["change, many"], ".1f", most=CHANGE_BAR),
-        figures.line("a change, one service, ms", taken["change, one"], ".1f"),
-        figures.line("objects a change", taken["objects, many"], ".2f", most=OBJECTS_BAR),
-        figures.line("objects a change, one service", taken["objects, one"], ".2f", most=OBJECTS_BAR),
-        figures.line("packets, many / one", taken["packets"], ".2f", PACKETS_BAR),
-        figures.line("memory, MiB", taken["memory, many"], ".0f"),
-        figures.line("memory, one service, MiB", taken["memory, one"], ".0f"),
+        figures.line("applied, many, s", taken["applied, many"], ".2f", most=APPLIED_BAR),
+        figures.line("applied, most, s", taken["applied, most"], ".2f"),
+        figures.line("a change, many, ms", taken["change, many"], ".1f", most=CHANGE_BAR),
+        figures.line("a change, one, ms", taken["change, one"], ".1f"),
+        figures.line("objects a change, many", taken["objects, many"], ".2f", most=OBJECTS_BAR),
+        figures.line("objects a change, one", taken["objects, one"], ".2f", most=OBJECTS_BAR),
+        figures.line("packets, many / one", taken["packets, many"], ".2f", PACKETS_BAR),
+        figures.line("packets, most / one", taken["packets, most"], ".2f", PACKETS_BAR),
+        *(figures.line(f"memory, {name}, MiB", taken[f"memory, {name}"], ".0f") for name in AMOUNTS),
     ]
     print(*(text for text, _ in lines), f"all rounds: {path.relative_to(figures.ROOT)}", sep="\n")
     return 0 if all(good for _, good in lines) else 1

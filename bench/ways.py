@@ -17,6 +17,7 @@ from netns import Host
 from netns.director import NFQLB
 
 OFFLOAD = ("--offload", "auto")
+PATIENCE = 120.0  # seconds until a director is ready: emulated machines are slow
 GSO, PLAIN = 7, 8  # queues: TCP, and all else
 NAT = """
 table ip bench {{
@@ -153,9 +154,8 @@ def nfqlb(
         services = [f"{COUNTED}/udp", f"{ECHO}/udp", f"{HTTP}/tcp", f"{SINK}/tcp"]
         words = [word for service in services for word in ("--vip", f"{way.vip}:{service}")]
         words += [word for real in way.reals for word in ("--real", real)]
-        holder = way.director.nfqlb(
-            "--engine", kind, "--workers", str(workers), "--mode", mode, "--scheduler", "rr", *options, *words
-        )
+        given = ["--engine", kind, "--workers", str(workers), "--mode", mode, "--scheduler", "rr", *options]
+        holder = way.director.nfqlb(*given, *words, timeout=PATIENCE)
         return [holder.pid, way.director.director_pid()]
 
     return start
