@@ -4,8 +4,8 @@ Strategy. A kernel that has ip_vs boots in an emulated machine (tests/vm/ipvs-vm
 instructions that it has executed, so the same work takes the same time whatever else the host does. Inside, small UDP
 packets go through each way in turn, one CPU does everything, and what counts are ratios inside a round. Rounds are
 fixed in advance; round 0 warms up and is not counted, no other is dropped. Before each sample a short one makes flows
-established. IPVS has a director of its own for each method, set up by ipvsadm. A full run writes docs/bench/ipvs.md. Exit
-code 1 when a median is below its bar.
+established. IPVS has a director of its own for each method, set up by ipvsadm. A full run writes docs/bench/ipvs.md.
+Exit code 1 when a median is below its bar.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PAGE = figures.ROOT / "docs" / "bench" / "ipvs.md"
 INTRODUCTION = """# The offload beside the kernel's IPVS
 
 Written by `python -m bench.ipvs`: small UDP packets in an emulated machine with Debian's kernel, whose time counts
-instructions, so that these figures do not depend on the host. Rates are those of that machine, which is slow: look at the
-ratios. `plain` is forwarding without a load balancer.
+instructions, so that these figures do not depend on the host. Rates are those of that machine, which is slow: look at
+the ratios. `plain` is forwarding without a load balancer.
 
 ```
 {}
