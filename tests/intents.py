@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from nfqlb.model import (
     ANY_ADDRESS,
+    BUDGET_MAX,
     MARK_MAX,
     MODES,
     NO_CONNECTION,
@@ -67,6 +70,17 @@ def healths() -> st.SearchStrategy[Health]:
 
 
 @st.composite
+def choosing(draw: st.DrawFn) -> dict[str, Any]:
+    """A scheduler in Python now and then, and a shadow of the other kind."""
+    name = draw(st.sampled_from(("own.py", "/opt/lb/own.py")))
+    found: dict[str, Any] = {"scheduler": draw(st.sampled_from(SCHEDULERS))}
+    if draw(st.booleans()):
+        found = {"fallback": draw(st.sampled_from(SCHEDULERS)), "budget": draw(st.integers(1, BUDGET_MAX))}
+        found[draw(st.sampled_from(("scheduler", "shadow")))] = name
+    return found
+
+
+@st.composite
 def services(draw: st.DrawFn) -> Service:
     version = draw(st.sampled_from((4, 6)))
     kind = draw(st.sampled_from(("port", "range", "every port", "mark")))
@@ -82,14 +96,14 @@ def services(draw: st.DrawFn) -> Service:
         port,
         "" if mark else draw(st.sampled_from(sorted(PROTOCOLS))),
         mode,
-        draw(st.sampled_from(SCHEDULERS)),
-        tuple(draw(reals(*end, mode)) for end in ends),
-        draw(st.just("") | st.text(st.characters(codec="utf-8"), max_size=8)),
-        draw(st.integers(port + 1, 65535)) if kind == "range" else 0,
-        draw(st.integers(1, MARK_MAX)) if mark else 0,
+        reals=tuple(draw(reals(*end, mode)) for end in ends),
+        name=draw(st.just("") | st.text(st.characters(codec="utf-8"), max_size=8)),
+        last=draw(st.integers(port + 1, 65535)) if kind == "range" else 0,
+        fwmark=draw(st.integers(1, MARK_MAX)) if mark else 0,
         persistence=draw(st.none() | persistences(version)),
         health=draw(st.none() | healths()),
         quorum=draw(st.none() | quorums(version)),
+        **draw(choosing()),
     )
 
 

@@ -38,8 +38,9 @@ import nfqlb
 from nfqlb import runconfig, state
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
+from nfqlb.advising import Advisors, Use
 from nfqlb.aiming import Aiming
-from nfqlb.api.director import DrainView
+from nfqlb.api.director import Choosing, DrainView
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.control import drains, registry
 from nfqlb.control.compile import Compiler, packed
@@ -47,7 +48,7 @@ from nfqlb.control.drains import Drain, Phase
 from nfqlb.control.planner import Planner
 from nfqlb.control.rates import TICK_SECONDS, Meter
 from nfqlb.control.reconcile import steps
-from nfqlb.control.registry import lets_go
+from nfqlb.control.registry import differing, lets_go
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
 from nfqlb.health.runner import Runner
@@ -81,6 +82,8 @@ RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before p
 TIDY_SECONDS = 10.0  # between looks at the state's journal
 DRAIN_SECONDS = 0.5  # between looks at real servers that are drained
 DRAINED_MAX = 256  # ends that are remembered for those who ask
+ADVISOR_SECONDS = 0.02  # between looks at schedulers in Python
+SWITCH_SECONDS = 0.0005  # that the data path waits for Python at most, where it asks a scheduler
 BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT)
 CRASHED = 70  # exit code (EX_SOFTWARE)
@@ -113,6 +116,7 @@ class Director:
         table: Table,
         datapath: Datapath,
         compiler: Compiler,
+        advisors: Advisors,
         kernel: Callable[[], Kernel],  # called late: it loads slowly
         queues: Sequence[Sequence[Queue]],
         holder: int,
@@ -123,7 +127,7 @@ class Director:
         self.config, self.holder, self.starts = config, holder, starts
         self._store = Store(state_file)
         self._state_file, self._table, self._datapath, self._compiler = state_file, table, datapath, compiler
-        self._load_kernel = kernel
+        self._load_kernel, self._advisors = kernel, advisors
         self._queues = [queue for lane in queues for queue in lane]
         bypass = config.on_failure == "bypass"
         self._workers = [Worker(datapath.worker(), lane, config.engine, crash, bypass=bypass) for lane in queues]
@@ -179,7 +183,9 @@ class Director:
         if self.starts == 0:
             self.health.require(intent)
         view = self.serving.look(intent)
+        self._advisors.load(intent, ())
         self._snapshot = self._compile(view)
+        self._advisors.adopt(intent)
         self._aiming.aim(intent.furnished, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
         if all(queue.bound for queue in self._queues):
@@ -252,7 +258,7 @@ class Director:
         self.health.adopt(self.state.intent)
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
         minding += [self._mind_rates(), self._mind_state(), self._mind_pending(), self._mind_health()]
-        minding += [self._mind_leftovers()]
+        minding += [self._mind_leftovers(), self._mind_advisors()]
         minding += [self._beat(alive)] if alive else []
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
@@ -365,6 +371,17 @@ class Director:
     def connections(self, limit: int) -> list[Connection]:
         return self._table.connections(boottime(), limit)
 
+    def choosing(self) -> dict[Key, Choosing]:
+        found = {}
+        for key, one in self._compiler.compiled.items():
+            advice = one.advisor.statistics() if one.advisor else None
+            if one.shadow:
+                shadow = one.shadow.advisor.statistics() if one.shadow.advisor else None
+                found[key] = Choosing(advice, one.compared(), shadow)
+            elif advice:
+                found[key] = Choosing(advice)
+        return found
+
     def slots(self) -> Mapping[tuple[Key, str, int], int]:
         return self._compiler.slots
 
@@ -406,7 +423,10 @@ class Director:
             if "pending" not in kept:
                 refuse_while_waiting(before)
             intent = edit(before.intent)
+            changed = differing(before.intent, intent) if intent != before.intent else list(intent.by_key)
+            await asyncio.to_thread(self._advisors.load, intent, frozenset(changed))
             if intent == before.intent:
+                self._adopt(intent)
                 await self._keep(**kept)
                 return before.revision
             await asyncio.to_thread(self.health.require, intent)
@@ -439,6 +459,7 @@ class Director:
                 raise
             self.state, self._snapshot = after, snapshot
             self._settle(view)
+            self._adopt(intent)
             self.health.adopt(intent)
             if lets_go(before.intent, intent):
                 self._left.set()
@@ -446,6 +467,12 @@ class Director:
         found = await asyncio.to_thread(steps, before.intent, intent)
         self.feed.say("changed", f"revision {after.revision}", after.revision, found)
         return after.revision
+
+    def _adopt(self, intent: Intent) -> None:
+        """Have schedulers that were read again choose from now on."""
+        for sentence in self._advisors.adopt(intent):
+            log.info(sentence)
+            self.feed.say("scheduler", sentence, self.revision)
 
     async def _keep(self, **fields: Any) -> None:
         """Change what the state has beside the intent; the caller holds the lock."""
@@ -534,6 +561,13 @@ class Director:
             await self._left.wait()
             self._left.clear()
             await asyncio.to_thread(lambda: self._datapath.sweep(boottime()))
+
+    async def _mind_advisors(self) -> NoReturn:
+        usual, told = sys.getswitchinterval(), dict[Use, str]()
+        while True:
+            busy = self._advisors.mind(told)
+            sys.setswitchinterval(SWITCH_SECONDS if busy else usual)
+            await asyncio.sleep(ADVISOR_SECONDS if busy else BEAT_SECONDS)
 
     async def _mind_rates(self) -> NoReturn:
         while True:
@@ -760,12 +794,14 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> Director:
         except ValueError:
             raise ConfigError("real", real, "finds no room in the table", "raise --connections") from None
 
+    advisors = Advisors()
     return Director(
         config,
         state_file=paths(config.name).state,
         table=table,
         datapath=Datapath(table),
-        compiler=Compiler(slot),
+        compiler=Compiler(slot, advise=advisors.advisor),
+        advisors=advisors,
         kernel=lambda: load_kernel(config.name),
         queues=assign(inherited(arguments.queue_fds), config.queue, listeners()),
         holder=arguments.holder,

@@ -24,6 +24,7 @@ from nfqlb.model import endpoint, parse_listener
 
 SHUTDOWN_SECONDS = 1.0
 SERVER = ("service", "real")
+OUTCOMES = ("chosen", "declined", "failed", "wrong", "late", "rested")
 QUEUE = ("queue", "class")
 
 
@@ -67,6 +68,7 @@ class _Collector(Collector):
         yield packets
         yield CounterMetricFamily("nfqlb_batches", "Batches of packets taken from the queues.", drained.batches)
         yield from self._services(drained.slots)
+        yield from self._choosing()
         yield from _queues(info)
         yield from _daemon(info)
 
@@ -100,6 +102,30 @@ class _Collector(Collector):
                 octets.add_metric([*labels, "in"], counters.inbytes)
                 octets.add_metric([*labels, "out"], counters.outbytes)
         yield from (services, weights, well, whole, made, live, packets, octets)
+
+    def _choosing(self) -> Iterator[Metric]:
+        """Schedulers in Python, by what came of a choice, and shadows."""
+        choices = CounterMetricFamily(
+            "nfqlb_script_choices", "Choices asked of a scheduler in Python.", None, ("service", "role", "outcome")
+        )
+        spent = CounterMetricFamily("nfqlb_script_seconds", "Time that it took.", None, ("service", "role"))
+        compared = CounterMetricFamily("nfqlb_shadow_compared", "Connections that a shadow saw.", None, ["service"])
+        differed = CounterMetricFamily("nfqlb_shadow_differed", "Those that it had given elsewhere.", None, ["service"])
+        would = CounterMetricFamily("nfqlb_shadow_connections", "Those that a server would have got.", None, SERVER)
+        slots, services = self._director.slots(), self._director.intent().by_key
+        for key, one in self._director.choosing().items():
+            for role, advice in (("scheduler", one.advice), ("shadow", one.shadow)):
+                if advice:
+                    for outcome in OUTCOMES:
+                        choices.add_metric([str(key), role, outcome], getattr(advice, outcome))
+                    spent.add_metric([str(key), role], advice.spent / 1e9)
+            if one.compared:
+                compared.add_metric([str(key)], one.compared[0])
+                differed.add_metric([str(key)], one.compared[1])
+                for real in services[key].reals if key in services else ():
+                    slot = slots.get((key, real.address, real.port), -1)
+                    would.add_metric([str(key), str(real)], one.compared[2].get(slot, (0, 0))[1])
+        yield from (choices, spent, compared, differed, would)
 
 
 def _queues(info: Mapping[str, Any]) -> Iterator[Metric]:

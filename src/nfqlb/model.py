@@ -29,6 +29,8 @@ ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # likewise: only the family counts
 MODES = ("nat", "dr", "tun")
 SCHEDULERS = (*("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"),)
 FLAGS = {"sh": ("sh-fallback", "sh-port"), "mh": ("mh-fallback", "mh-port")}  # by scheduler
+SCRIPT = ".py"  # how the name of a scheduler in Python ends
+BUDGET_MAX = 1_000_000  # microseconds
 NO_SERVER = ("icmp", "reset", "drop")
 NO_CONNECTION = ("pass", "reset", "drop")
 WEIGHT_MAX = 2**31 - 1
@@ -93,6 +95,18 @@ def check_range(field: str, value: int, low: int, high: int) -> None:
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")
+
+
+def check_scheduler(field: str, value: str) -> None:
+    """A built-in one, or a file in Python by name or path."""
+    if not is_script(value):
+        check_choice(field, value, SCHEDULERS)
+    elif value == SCRIPT or any(c.isspace() for c in value) or ("/" in value and not value.startswith("/")):
+        raise ConfigError(field, value, "is no name of a file", "write NAME.py, or its whole path from / on")
+
+
+def is_script(scheduler: str) -> bool:
+    return scheduler.endswith(SCRIPT)
 
 
 def check_mss(field: str, value: int) -> None:
@@ -399,6 +413,9 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     `mss`: bytes that a SYN through the director may announce at most, 0 for any. `offload`: the kernel may forward what
     is established by itself.
+
+    A `scheduler` that ends with .py is a file in Python; it may take `budget` microseconds for a choice, and where it
+    says nothing that counts, `fallback` chooses. `shadow` is another scheduler that is only compared with it.
     """
 
     address: str = ""
@@ -417,6 +434,9 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     health: Health | None = None
     offload: bool = True
     quorum: Quorum | None = None
+    fallback: str = "wlc"
+    budget: int = 1000
+    shadow: str = ""
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -431,7 +451,13 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
                     "vip port", f"{self.port}-{self.last}", "is not a range", f"write FIRST-LAST, in 1 to {PORT_MAX}"
                 )
         check_choice("mode", self.mode, MODES)
-        check_choice("scheduler", self.scheduler, SCHEDULERS)
+        check_scheduler("scheduler", self.scheduler)
+        check_choice("fallback", self.fallback, SCHEDULERS)
+        check_range("budget", self.budget, 1, BUDGET_MAX)
+        if self.shadow:
+            check_scheduler("shadow", self.shadow)
+            if self.shadow == self.scheduler:
+                raise ConfigError("shadow", self.shadow, "is the scheduler itself", "name another one to compare")
         known = FLAGS.get(self.scheduler, ())
         for flag in self.flags:
             if flag not in known:

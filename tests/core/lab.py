@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from nfqlb._core.advisor import Advisor
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained, Result
 from nfqlb._core.snapshot import Hop, Service, Snapshot
@@ -39,11 +40,14 @@ class Virtual(NamedTuple):
     moves_quiesced: bool = False
     one_packet: bool = False
     mss: int = 0
+    advisor: Advisor | None = None
+    shadow: str = ""  # a built-in scheduler
+    candidate: Advisor | None = None  # in Python, before that
 
     @property
     def more(self) -> dict[str, Any]:
         """What snapshot.Service takes by name."""
-        names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss"
+        names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss", "advisor"
         return {name: getattr(self, name) for name in names}
 
 
@@ -177,7 +181,11 @@ class Lab:
             servers.append((slot, *end, weight, virtual.mode, *thresholds))
             if virtual.mode != "nat" or real in self.ways:
                 self.datapath.aim(slot, self.ways.get(real, LINK))
-        return Service(protocol, *vip, virtual.scheduler, servers, made, **virtual.more)
+        shadow = None
+        if virtual.shadow:
+            last = made and made.shadow
+            shadow = Service(protocol, *vip, virtual.shadow, servers, last, advisor=virtual.candidate)
+        return Service(protocol, *vip, virtual.scheduler, servers, made, **virtual.more, shadow=shadow)
 
 
 def clients(count: int, first: int = 20000) -> Iterator[str]:

@@ -16,7 +16,8 @@ LAYERS = [
     {"queue", "probe", "script", "follow"},
     {"transmit", "audit"},
     {"datapath"},
-    {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
+    {"advisor", "shadow"}
+    | {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
     {"packet", "offload"},
     {"wire", "telemetry"},
     {"checksum", "hash"},

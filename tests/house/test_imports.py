@@ -19,7 +19,7 @@ LOOK_AROUND = {  # commands about the machine that they run on
     "nfqlb.cli.doctor": {"nfqlb.kernel.doctor", "nfqlb.kernel.queues"},
 }
 HOLDER = {"nfqlb.errors", "nfqlb.kernel.capabilities", "nfqlb.logs", "nfqlb.paths"}
-USERS_OF_THE_CORE = {"nfqlb.aiming", "nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.offloading"}
+USERS_OF_THE_CORE = {"nfqlb.advising", "nfqlb.aiming", "nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.offloading"}
 USERS_OF_THE_CORE |= {"nfqlb.reference", "nfqlb.testing", "nfqlb.worker"}
 
 

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from nfqlb.api.client import Client
-from nfqlb.api.director import Connection, DrainView
+from nfqlb.api.director import Choosing, Connection, DrainView
 from nfqlb.api.server import serve
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.cli import main
@@ -59,6 +59,7 @@ class FakeDirector:
         self.draining: list[DrainView] = []
         self.end = "empty"
         self.meter = Meter()
+        self.chosen: dict[Key, Choosing] = {}
 
     @property
     def health(self) -> Runner:
@@ -107,6 +108,9 @@ class FakeDirector:
     def slots(self) -> Mapping[tuple[Key, str, int], int]:
         ends = [(service.key, real.address, real.port) for service in (WEB, DNS) for real in service.reals]
         return {end: slot for slot, end in enumerate(ends)}
+
+    def choosing(self) -> Mapping[Key, Choosing]:
+        return self.chosen
 
     def info(self) -> dict[str, object]:
         return {

@@ -20,8 +20,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from nfqlb._core.advisor import Advice
 from nfqlb.api import schema
 from nfqlb.api.client import Client
+from nfqlb.api.director import Choosing
 from nfqlb.control.compile import packed
 from nfqlb.errors import (
     ConfigError,
@@ -135,6 +137,9 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
         "health": None,
         "offload": True,
         "quorum": None,
+        "fallback": "wlc",
+        "budget": 1000,
+        "shadow": "",
     }
 
 
@@ -573,3 +578,43 @@ def test_a_socket_that_one_may_not_open_is_said_to_be_so() -> None:
     assert Client("/run/a.sock")._why(PermissionError(13, "Permission denied")) == (
         "this user may not use /run/a.sock; use root, or a member of the group that owns the socket"
     )
+
+
+def test_schedulers_in_python_and_shadows_are_told(director: FakeDirector, client: Client) -> None:
+    advice = Advice("own.py", 9, 1, 2, 3, 5, 6, 60_000, 7_999, "late")
+    last = [(bytes(10) + b"\xff\xff\xc0\x00\x02\x0a", 40000, 0, 99)]
+    director.chosen = {WEB.key: Choosing(advice, (20, 6, {0: (15, 12), 1: (5, 8)}, last), None)}
+    assert client.schedulers() == {
+        "schedulers": [
+            {
+                "service": WEB_KEY,
+                "scheduler": "wrr",
+                "fallback": "wlc",
+                "script": {
+                    "name": "own.py",
+                    "budget": 1000,
+                    "chosen": 9,
+                    "declined": 1,
+                    "failed": 2,
+                    "wrong": 3,
+                    "late": 5,
+                    "rested": 6,
+                    "mean": 3.0,
+                    "longest": 7,
+                    "error": "late",
+                },
+                "shadow": {
+                    "scheduler": "",
+                    "compared": 20,
+                    "differed": 6,
+                    "reals": [
+                        {"endpoint": "10.0.1.11:8080", "live": 15, "shadow": 12},
+                        {"endpoint": "10.0.1.12:8080", "live": 5, "shadow": 8},
+                        {"endpoint": "10.0.1.13:80", "live": 0, "shadow": 0},
+                    ],
+                    "last": [{"client": "192.0.2.10:40000", "live": "10.0.1.11:8080", "shadow": ""}],
+                    "script": None,
+                },
+            }
+        ]
+    }

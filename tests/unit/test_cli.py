@@ -326,7 +326,7 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (
             ["show", "rules"],
             "invalid value for '[WHAT]': "
-            "'rules' is not one of 'services', 'health', 'connections', 'stats', 'reasons', 'daemon'; "
+            "'rules' is not one of 'services', 'health', 'schedulers', 'connections', 'stats', 'reasons', 'daemon'; "
             "see `nfqlb show --help`",
         ),
         (
@@ -339,7 +339,8 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (
             ["service", "edit", VIP],
             "edit '': says nothing to change; "
-            "give --scheduler or --flag or --persistent or --mss or --offload or --mode or --label",
+            "give --scheduler or --fallback or --budget or --shadow or --flag or --persistent or "
+            "--mss or --offload or --mode or --label",
         ),
         (
             ["service", "delete", "203.0.113.10"],

@@ -208,8 +208,8 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + "port = 1\n",
             "f.toml:3: service.port '1': is not known here; the keys are "
-            "name, vip, fwmark, family, mode, scheduler, flags, persistence, one_packet, mss, health, offload, quorum, "
-            "real",
+            "name, vip, fwmark, family, mode, scheduler, fallback, budget, shadow, flags, persistence, one_packet, "
+            "mss, health, offload, quorum, real",
         ),
         (
             SERVICE + "fwmark = 7\n",

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from nfqlb import daemon, state
+from nfqlb.advising import Advisors
 from nfqlb.control import registry
 from nfqlb.control.compile import Compiler, unpacked
 from nfqlb.daemon import Director
@@ -130,6 +131,7 @@ class Made:
             table=cast(Any, fakes),
             datapath=cast(Any, fakes),
             compiler=Compiler(lambda service, real: int(real.address.rpartition(".")[2]), service, snapshot),
+            advisors=Advisors(),
             kernel=lambda: fakes,
             queues=[[Queue(cast(Any, None), 4096 + at, kind, bound) for at, kind in enumerate(QUEUES)]],
             holder=1,

@@ -12,9 +12,11 @@ from prometheus_client import parser
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 
+from nfqlb._core.advisor import Advice
+from nfqlb.api.director import Choosing
 from nfqlb.errors import ConfigError
 from nfqlb.metrics import serve
-from tests.unit.fakes import FakeDirector
+from tests.unit.fakes import WEB, FakeDirector
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FORMATS = {"": parser.text_string_to_metric_families, OPENMETRICS: openmetrics.text_string_to_metric_families}
@@ -32,8 +34,12 @@ def scrape(accept: str) -> tuple[str, str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
+    counted = Counted()
+    advice = Advice("own.py", 9, 1, 2, 3, 4, 5, 1_500_000_000, 70_000, "late")
+    counted.chosen = {WEB.key: Choosing(advice, (20, 6, {0: (15, 12), 1: (5, 8)}, []), advice)}
+
     async def served() -> tuple[str, str]:
-        runner = await serve(Counted(), f"127.0.0.1:{port}")
+        runner = await serve(counted, f"127.0.0.1:{port}")
         try:
             return await asyncio.to_thread(fetch)
         finally:
@@ -71,6 +77,13 @@ def test_a_scrape_tells_all_that_is_counted(accept: str) -> None:
         ("nfqlb_queue_packets_total", "4096", "gso"): 150,
         ("nfqlb_queue_dropped_total", "4096", "gso", "queue"): 5,
         ("nfqlb_queue_dropped_total", "4096", "gso", "socket"): 6,
+        ("nfqlb_script_choices_total", web, "scheduler", "chosen"): 9,
+        ("nfqlb_script_choices_total", web, "shadow", "late"): 4,
+        ("nfqlb_script_seconds_total", web, "scheduler"): 1.5,
+        ("nfqlb_shadow_compared_total", web): 20,
+        ("nfqlb_shadow_differed_total", web): 6,
+        ("nfqlb_shadow_connections_total", web, "10.0.1.12:8080"): 8,
+        ("nfqlb_shadow_connections_total", web, "10.0.1.13:80"): 0,
         ("nfqlb_restarts_total",): 1,
         ("nfqlb_repairs_total",): 2,
         ("nfqlb_warnings",): 1,

@@ -29,6 +29,7 @@ from nfqlb.model import (
 )
 
 KNOWN = ", ".join(SCHEDULERS)
+NO_FILE = "is no name of a file; write NAME.py, or its whole path from / on"
 
 VIP, REAL = "203.0.113.10", "10.0.1.11"
 WEB, MARKED = Key("tcp", VIP, 80), Key("any", "0.0.0.0", 0, mark=7)
@@ -62,6 +63,16 @@ def refusal(build: Callable[[], object]) -> str:
             lambda: Service(VIP, 80, scheduler="best"),
             f"scheduler 'best': is not known; choose from {KNOWN}",
         ),
+        (lambda: Service(VIP, 80, scheduler="a b.py"), f"scheduler 'a b.py': {NO_FILE}"),
+        (lambda: Service(VIP, 80, scheduler="own/a.py"), f"scheduler 'own/a.py': {NO_FILE}"),
+        (lambda: Service(VIP, 80, shadow=".py"), f"shadow '.py': {NO_FILE}"),
+        (lambda: Service(VIP, 80, shadow="best"), f"shadow 'best': is not known; choose from {KNOWN}"),
+        (
+            lambda: Service(VIP, 80, scheduler="a.py", shadow="a.py"),
+            "shadow 'a.py': is the scheduler itself; name another one to compare",
+        ),
+        (lambda: Service(VIP, 80, fallback="a.py"), f"fallback 'a.py': is not known; choose from {KNOWN}"),
+        (lambda: Service(VIP, 80, budget=0), "budget '0': out of range; use 1 to 1000000"),
         (lambda: Service(VIP, 80, mss=535), "mss '535': out of range; use 536 to 65495 bytes, or 0 for any"),
         (lambda: Service(VIP, 80, mss=-1), "mss '-1': out of range; use 536 to 65495 bytes, or 0 for any"),
         (lambda: Service(VIP, 53, "udp", mss=1400), "mss '1400': is nothing that udp has; give it to a service of tcp"),

@@ -176,3 +176,9 @@ class RegistryMachine(RuleBasedStateMachine):
 
 TestRegistryMachine = RegistryMachine.TestCase
 TestRegistryMachine.settings = settings(max_examples=EXAMPLES // 10, stateful_step_count=20)
+
+
+def test_a_shadow_that_becomes_the_scheduler_is_none_any_more() -> None:
+    before = registry.edit_service(INTENT, WEB.key, shadow="lc")
+    assert registry.edit_service(before, WEB.key, scheduler="rr").by_key[WEB.key].shadow == "lc"
+    assert registry.edit_service(before, WEB.key, scheduler="lc").by_key[WEB.key].shadow == ""

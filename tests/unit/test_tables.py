@@ -7,6 +7,7 @@ import pytest
 from nfqlb.cli import tables
 
 PLAIN: dict[str, object] = {"flags": [], "persistence": None, "one_packet": False, "mss": 0, "offload": True}
+PLAIN |= {"shadow": ""}
 
 
 def text(table: tables.Table) -> str:
@@ -195,4 +196,28 @@ def test_on_a_narrow_terminal_rows_go_on_below() -> None:
         "TCP 100:00 ESTABLISHED [2001:db8:1111:2222:3333:4444:5555:6660]:65535\n"
         "    to [2001:db8:1111:2222:3333:4444:5555:6661]:65535\n"
         "    -> [2001:db8:1111:2222:3333:4444:5555:6662]:65535\n"
+    )
+
+
+def test_schedulers_say_how_they_do_and_where_a_shadow_differs() -> None:
+    script = {"name": "own.py", "budget": 1000, "chosen": 90, "declined": 2, "failed": 1, "wrong": 0, "late": 3}
+    script |= {"rested": 4, "mean": 1.5, "longest": 70, "error": "KeyError: 'x', line 7"}
+    shadow = {
+        "scheduler": "rr",
+        "compared": 96,
+        "differed": 24,
+        "reals": [{"endpoint": "10.0.1.11:8080", "live": 72, "shadow": 48}],
+        "last": [{"client": "192.0.2.10:40000", "live": "10.0.1.11:8080", "shadow": ""}],
+        "script": None,
+    }
+    one = {"service": "203.0.113.10:80/tcp", "scheduler": "own.py", "fallback": "wlc"}
+    answer = {"schedulers": [one | {"script": script, "shadow": shadow}]}
+    assert text(tables.schedulers(answer)) == (
+        "Prot LocalAddress:Port Scheduler\n"
+        "TCP  203.0.113.10:80 own.py\n"
+        "  90 chosen, 2 declined, 1 failed, 0 wrong, 3 late, 4 rested; 1.5 us, at most 70; else wlc\n"
+        "  last error: KeyError: 'x', line 7\n"
+        "  shadow rr: 24 of 96 connections differ (25.0 %)\n"
+        "  -> 10.0.1.11:8080 got 72, would have got 48\n"
+        "     192.0.2.10:40000 got 10.0.1.11:8080, would have got none\n"
     )

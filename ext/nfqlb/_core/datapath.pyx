@@ -13,6 +13,7 @@ from libc.string cimport memset
 import os
 from typing import NamedTuple
 
+from nfqlb._core.advisor cimport advised
 from nfqlb._core.atomic cimport (
     ACQUIRE,
     RELAXED,
@@ -56,6 +57,7 @@ from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLO
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
 from nfqlb._core.ranking cimport attach, detach, note_load, position
 from nfqlb._core.schedulers cimport pick
+from nfqlb._core.shadow cimport compare
 from nfqlb._core.snapshot cimport Hop, Service, Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
 from nfqlb._core.tracking cimport (
@@ -131,6 +133,7 @@ from nfqlb._core.types cimport (
     UDP,
     UNRELATED,
     address_t,
+    advice_t,
     answer_t,
     connection_t,
     counter_t,
@@ -449,8 +452,8 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, bint moved, connect
     cdef table_t* table = worker.table
     cdef service_t* service = classify(worker.snapshot, packet, not from_server(packet))
     cdef address_t network
+    cdef advice_t advice
     cdef uint64_t hash, root
-    cdef int32_t chosen
     cdef uint8_t reason = PARSED
     if service == NULL:
         return UNRELATED if from_server(packet) else NO_SERVICE
@@ -463,16 +466,63 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, bint moved, connect
         network.high = packet.source.high & service.mask.high
         network.low = packet.source.low & service.mask.low
         root = hash_endpoint(table.key, &network, 0, service.template_protocol)
+    ask(worker, service, packet, &network, root, &advice)
     hold(table, hash, root)
     connection[0] = find(table, packet, hash, REQUEST)        # another worker may have been first
     if connection[0] == NULL:
         if service.persistence:
-            reason = stay(worker, service, packet, hash, &network, root, connection)
+            reason = stay(worker, service, packet, hash, &network, root, &advice, connection)
         else:
-            chosen = pick(service, packet, table.loads, worker.now, &worker.random)
-            reason = begin(worker, service, packet, hash, chosen, connection)
+            reason = begin(worker, service, packet, hash, choose(worker, service, packet, &advice), connection)
     let_go(table, hash, root)
     return reason
+
+
+cdef inline void ask(worker_t* worker, service_t* service, const packet_t* packet, const address_t* network,
+                     uint64_t root, advice_t* advice) noexcept nogil:
+    """Have schedulers in Python choose, unless the client has its server. The caller holds no lock."""
+    cdef bint keeps = False
+    advice.live = advice.candidate = -1
+    if service.advisor == NULL and (service.shadow == NULL or service.shadow.service.advisor == NULL):
+        return
+    if service.persistence:
+        hold(worker.table, root, root)
+        keeps = kept(worker, service, find_template(worker.table, service, network, root)) >= 0
+        let_go(worker.table, root, root)
+    if not keeps:
+        advice.live = advised(service, packet, worker.table.loads, worker.now)
+        if service.shadow != NULL:
+            advice.candidate = advised(service.shadow.service, packet, worker.table.loads, worker.now)
+
+
+cdef inline int32_t choose(worker_t* worker, service_t* service, const packet_t* packet,
+                           const advice_t* advice) noexcept nogil:
+    """The server for a new connection, or -1: what was advised, else what the scheduler says. A shadow is asked, too.
+    """
+    cdef const load_t* loads = worker.table.loads
+    cdef service_t* shadow
+    cdef int32_t chosen = advice.live
+    cdef int32_t candidate = advice.candidate
+    if chosen < 0:
+        chosen = pick(service, packet, loads, worker.now, &worker.random)
+    if service.shadow != NULL:
+        shadow = service.shadow.service
+        if candidate < 0:
+            candidate = pick(shadow, packet, loads, worker.now, &worker.random)
+        compare(service, packet, chosen, candidate)
+    return chosen
+
+
+cdef inline int32_t kept(worker_t* worker, const service_t* service, const connection_t* template) noexcept nogil:
+    """The server that a template leads to, -1 where there is none, or it is not to lead there any more."""
+    cdef int32_t at
+    if template == NULL:
+        return -1
+    at = position(service, template.slot)
+    if at < 0 or not worker.snapshot.available[template.slot] & AVAILABLE \
+            or (service.servers[at].weight == 0 and (service.moves_quiesced or worker.snapshot.moves_quiesced)):
+        return -1
+    return at
 
 
 cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet, uint64_t hash, int32_t chosen,
@@ -511,30 +561,28 @@ cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet,
         show(worker.table, entry, NEWBORN)
     if note_connection(server, worker.table.loads):
         note_load(worker.table, server.slot)
+    if service.shadow != NULL:
+        note_connection(&service.shadow.service.servers[chosen], worker.table.loads)
     worker.telemetry.slots[server.slot].connections += 1
     connection[0] = entry
     return PARSED
 
 
 cdef uint8_t stay(worker_t* worker, service_t* service, const packet_t* packet, uint64_t hash,
-                  const address_t* network, uint64_t root, connection_t** connection) noexcept nogil:
+                  const address_t* network, uint64_t root, const advice_t* advice,
+                  connection_t** connection) noexcept nogil:
     """A connection with the real server that the client, or its network, had before: its template says which, whatever
     the server's weight and thresholds (ip_vs_sched_persist). Without a template the scheduler chooses, and there is one
     from now on. The caller holds the buckets of both.
     """
     cdef table_t* table = worker.table
     cdef connection_t* template = find_template(table, service, network, root)
-    cdef int32_t chosen = -1
+    cdef int32_t chosen = kept(worker, service, template)
     cdef uint8_t reason
-    if template != NULL:
-        chosen = position(service, template.slot)
-        if chosen < 0 or not worker.snapshot.available[template.slot] & AVAILABLE \
-                or (service.servers[chosen].weight == 0
-                    and (service.moves_quiesced or worker.snapshot.moves_quiesced)):
+    if chosen < 0:
+        if template != NULL:
             abandon(table, template, worker.now)
-            template = NULL
-    if template == NULL:
-        chosen = pick(service, packet, table.loads, worker.now, &worker.random)
+        chosen = choose(worker, service, packet, advice)
         if chosen < 0:
             return NO_SERVER
         template = take(table)
@@ -793,13 +841,20 @@ cdef class Datapath:
             self.ways[slot] = hop
 
     def _watch(self, Snapshot snapshot) -> None:
-        """Have the rankings of its services told of loads, instead of those of the last one."""
+        """Have the rankings of its services told of loads, and its advisors know their servers, instead of the last's.
+        """
         cdef Service service
         old = set() if self.current is None else self.current.ranked
         for service in old - snapshot.ranked:
             detach(self.table.table, service.service)
         for service in snapshot.ranked - old:
             attach(self.table.table, service.service)
+        old = set() if self.current is None else self.current.advised
+        for service in snapshot.advised - old:
+            while service is not None:
+                if service.advisor is not None:
+                    service.advisor.bind(self.table, service.service)
+                service = service.shadow
 
     def lead(self, uint32_t slot, Hop hop) -> None:
         """Where flows to the real server of this slot leave when the kernel forwards them by itself; None: they don't.

@@ -14,14 +14,18 @@ from libc.string cimport memcpy
 
 import os
 
+from nfqlb._core.advisor cimport Advisor
+from nfqlb._core.atomic cimport lock, unlock
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.locality cimport clear, collect
 from nfqlb._core.memory cimport cache_lines
 from nfqlb._core.ranking cimport free_ranking, is_told, new_ranking, position, seat
 from nfqlb._core.schedulers cimport prepare, succeed
+from nfqlb._core.shadow cimport free_shadow, new_shadow, remember
 from nfqlb._core.tracking cimport default_timeouts
 from nfqlb._core.types cimport (
     AVAILABLE,
+    DIFFERENCES,
     KEEPS,
     MAY_OFFLOAD,
     MOVES,
@@ -32,13 +36,16 @@ from nfqlb._core.types cimport (
     TCP,
     TICK,
     address_t,
+    difference_t,
     locality_t,
     packet_t,
     scheduler_state_t,
     server_t,
     service_t,
+    shadow_t,
     snapshot_t,
     span_t,
+    tally_t,
 )
 from nfqlb._core.wire cimport address_from, same
 from nfqlb._core.schedulers import FLAGS, SCHEDULERS
@@ -94,13 +101,17 @@ cdef class Service:
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
     counts.
 
+    `advisor` is asked before the scheduler, which chooses where it says nothing. `shadow`, a service of the same
+    servers, is asked beside both, and compared with them.
+
     `previous` is the compiled form that this one replaces: its scheduler goes on where it was.
     """
 
     def __cinit__(self, int protocol, address: bytes, int port, scheduler: str,
                   servers: Sequence[tuple], Service previous = None, *, int last = 0, uint32_t mark = 0,
                   flags: Sequence[str] = (), uint32_t persistence = 0, mask: bytes = b"\xff" * 16,
-                  bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0, bint offload = True):
+                  bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0, bint offload = True,
+                  Advisor advisor = None, Service shadow = None):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -152,6 +163,42 @@ cdef class Service:
             self.service.locality = self.locality.locality
         if previous is not None:
             succeed(self.service, previous.service)
+        self.advisor = advisor
+        if advisor is not None:
+            self.service.advisor = &advisor.advisor
+        self.shadow = shadow
+        if shadow is not None:
+            self.service.shadow = new_shadow(self.service, shadow.service)
+            if previous is not None and previous.shadow is not None \
+                    and are_alike(self, previous) and are_alike(shadow, previous.shadow):
+                remember(self.service, previous.service)
+
+    def compared(self) -> tuple[int, int, dict[int, tuple[int, int]], list[tuple[bytes, int, int, int]]]:
+        """What the shadow made of the connections so far: how many were compared, and how many of these it had given to
+        another server; by slot, how many the server got and how many it would have got; the last that differed, newest
+        first: the client's address and port, the slot that it got and that it would have got, 0 for none.
+        """
+        cdef shadow_t* shadow = self.service.shadow
+        cdef shadow_t copy
+        cdef difference_t* last
+        cdef uint32_t at
+        cdef uint64_t number
+        cdef tally_t* tallies = <tally_t*>calloc(max(<uint32_t>1, self.service.count), sizeof(tally_t))
+        if tallies == NULL:
+            raise MemoryError
+        lock(&shadow.lock)
+        copy = shadow[0]
+        memcpy(tallies, shadow.tallies, self.service.count * sizeof(tally_t))
+        unlock(&shadow.lock)
+        got = {}
+        for at in range(self.service.count):
+            got[self.service.servers[at].slot] = tallies[at].live, tallies[at].candidate
+        free(tallies)
+        latest = []
+        for number in range(copy.differed, max(copy.differed, <uint64_t>DIFFERENCES) - DIFFERENCES, -1):
+            last = &copy.last[(number - 1) % DIFFERENCES]
+            latest.append(((<char*>&last.client)[:16], last.port, last.live, last.candidate))
+        return copy.compared, copy.differed, got, latest
 
     def collect(self, now: int, bint all_unused) -> int:
         """For lblc and lblcr, once a minute: forget destinations that are not used any more at `now` (CLOCK_BOOTTIME,
@@ -159,7 +206,8 @@ cdef class Service:
         Returns how many went.
         """
         cdef uint32_t tick = now // TICK
-        return 0 if self.locality is None else collect(self.locality.locality, tick, all_unused)
+        gone = 0 if self.shadow is None else self.shadow.collect(now, all_unused)
+        return gone if self.locality is None else gone + collect(self.locality.locality, tick, all_unused)
 
     @property
     def waited(self) -> int:
@@ -176,10 +224,16 @@ cdef class Service:
     def __dealloc__(self):
         if self.service != NULL:
             free_ranking(self.service)
+            free_shadow(self.service.shadow)
             free(self.service.servers)
             free(self.service.places)
             free(self.service.state)
             free(self.service)
+
+
+cdef bint are_alike(Service one, Service other) noexcept:
+    """Whether both choose by the same scheduler."""
+    return one.service.scheduler == other.service.scheduler and one.advisor is other.advisor
 
 
 cdef void inherit(service_t* service, const service_t* previous) noexcept:
@@ -233,6 +287,7 @@ cdef class Snapshot:
         cdef uint32_t i
         self.services = tuple(services)
         self.ranked = frozenset([service for service in self.services if is_ranked(service)])
+        self.advised = frozenset([service for service in self.services if is_advised(service)])
         self.snapshot = <snapshot_t*>calloc(1, sizeof(snapshot_t))
         if self.snapshot == NULL:
             raise MemoryError
@@ -285,6 +340,10 @@ cdef class Snapshot:
 
 cdef bint is_ranked(Service service) noexcept:
     return service.service.ranking != NULL
+
+
+cdef bint is_advised(Service service) noexcept:
+    return service.advisor is not None or (service.shadow is not None and service.shadow.advisor is not None)
 
 
 cdef enum kind_t:

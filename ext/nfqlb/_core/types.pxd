@@ -415,6 +415,42 @@ cdef struct locality_t:          # what lblc and lblcr remember; handed on when 
     member_t members[2 * DESTINATIONS + 1]
 
 
+cdef struct advisor_t:           # a scheduler in Python, as the data path knows it
+    void* object                 # the Advisor
+    uint32_t rests               # tick until which it is not asked
+    uint64_t rested              # choices that were made without it meanwhile
+
+
+cdef struct advice_t:            # what was asked of Python before any lock was taken: indices of servers, -1 for none
+    int32_t live
+    int32_t candidate
+
+
+cdef enum:
+    DIFFERENCES = 8              # that a shadow remembers
+
+
+cdef struct tally_t:             # connections of a server
+    uint64_t live                # that it got
+    uint64_t candidate           # that it would have got
+
+
+cdef struct difference_t:        # a connection that two schedulers gave to different servers
+    address_t client
+    uint16_t port
+    uint32_t live                # slots, 0 for none
+    uint32_t candidate
+
+
+cdef struct shadow_t:            # a scheduler that is compared with the one that counts
+    lock_t lock
+    service_t* service           # the same servers at the same places
+    tally_t* tallies             # by place
+    uint64_t compared
+    uint64_t differed
+    difference_t last[DIFFERENCES]       # by `differed`
+
+
 cdef struct service_t:
     address_t address
     uint32_t mark                # netfilter mark; 0: the service has an address
@@ -444,6 +480,8 @@ cdef struct service_t:
     uint32_t* places             # dh, sh, mh: 1 + index of a server, 0 for none
     uint32_t place_count
     locality_t* locality         # lblc, lblcr
+    advisor_t* advisor           # who is asked before the scheduler, or NULL
+    shadow_t* shadow             # who is asked beside it, or NULL
 
 
 cdef enum:

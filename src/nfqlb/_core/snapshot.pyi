@@ -1,6 +1,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+from nfqlb._core.advisor import Advisor
+
 ANSWERS: tuple[str, ...]
 METHODS: tuple[str, ...]
 
@@ -40,7 +42,12 @@ class Service:
         one_packet: bool = False,
         mss: int = 0,
         offload: bool = True,
+        advisor: Advisor | None = None,
+        shadow: Service | None = None,
     ) -> Self: ...
+    advisor: Advisor | None
+    shadow: Service | None
+    def compared(self) -> tuple[int, int, dict[int, tuple[int, int]], list[tuple[bytes, int, int, int]]]: ...
     def collect(self, now: int, all_unused: bool) -> int: ...
     @property
     def waited(self) -> int: ...

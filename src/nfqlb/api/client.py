@@ -49,6 +49,9 @@ class Client:
     def health(self) -> Any:
         return self.call("GET", "/v1/health")
 
+    def schedulers(self) -> Any:
+        return self.call("GET", "/v1/schedulers")
+
     def stats(self) -> Any:
         return self.call("GET", "/v1/stats")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
@@ -15,11 +15,25 @@ from nfqlb.model import Intent, Key, Real
 from nfqlb.serving import Serving
 
 if TYPE_CHECKING:
+    from nfqlb._core.advisor import Advice
     from nfqlb._core.datapath import Drained
 
 # protocol number, client and port, virtual address and port, server and port, state number, seconds left, template
 Connection = tuple[int, bytes, int, bytes, int, bytes, int, int, int, bool]
 Slots = Mapping[tuple[Key, str, int], int]
+
+
+# connections compared, how many differed, by slot how many a server got and would have got, the last that differed:
+# client and port, slot that it got and would have got (snapshot.Service.compared)
+Compared = tuple[int, int, Mapping[int, tuple[int, int]], Sequence[tuple[bytes, int, int, int]]]
+
+
+class Choosing(NamedTuple):
+    """What a scheduler in Python did for a service, and what its shadow would have done."""
+
+    advice: Advice | None = None
+    compared: Compared | None = None
+    shadow: Advice | None = None
 
 
 class DrainView(msgspec.Struct, frozen=True):
@@ -81,6 +95,9 @@ class Director(Protocol):
 
     def slots(self) -> Slots:
         """The numbers under which `drained` counts the real servers."""
+
+    def choosing(self) -> Mapping[Key, Choosing]:
+        """Of the services that have a scheduler in Python, or a shadow."""
 
     def info(self) -> Mapping[str, object]:
         """What `nfqlb show daemon` tells."""

@@ -113,6 +113,9 @@ OPERATIONS = (
         body=schema.MaintenanceOrder,
     ),
     Operation("GET", "/v1/health", "health", "Real servers that are checked, and how they are.", schema.Healths),
+    Operation(
+        "GET", "/v1/schedulers", "schedulers", "Schedulers in Python, and where shadows differ.", schema.Schedulers
+    ),
     Operation("GET", "/v1/drains", "drains", "Drains that go on, and how the last ones ended.", schema.Drains),
     _change("PATCH", REAL, "edit_real", "Change a real server.", schema.RealEdit),
     _change("DELETE", REAL, "delete_real", "Delete a real server."),

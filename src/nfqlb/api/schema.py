@@ -6,12 +6,12 @@ something carry the values of nfqlb.model as they are (Service, Real, Timeouts, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from nfqlb.api.director import Connection, DrainView, Slots
+from nfqlb.api.director import Choosing, Connection, DrainView, Slots
 from nfqlb.control.compile import SlotKey, unpacked
 from nfqlb.control.rates import Meter
 from nfqlb.control.reconcile import Step
@@ -22,6 +22,7 @@ from nfqlb.model import (
     Answers,
     Health,
     Intent,
+    Key,
     Options,
     Persistence,
     Quorum,
@@ -33,6 +34,7 @@ from nfqlb.model import (
 from nfqlb.serving import Serving
 
 if TYPE_CHECKING:
+    from nfqlb._core.advisor import Advice
     from nfqlb._core.datapath import Drained
 
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
@@ -68,6 +70,9 @@ class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
     health: Health | msgspec.UnsetType | None = msgspec.UNSET
     offload: bool | msgspec.UnsetType = msgspec.UNSET
     quorum: Quorum | msgspec.UnsetType | None = msgspec.UNSET
+    fallback: str | msgspec.UnsetType = msgspec.UNSET
+    budget: int | msgspec.UnsetType = msgspec.UNSET
+    shadow: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
@@ -154,6 +159,67 @@ class Healths(msgspec.Struct):
     health: list[HealthView]
 
 
+class ScriptView(msgspec.Struct):
+    """A scheduler in Python: how often it has `chosen`, `declined`, `failed`, was `wrong` or `late`, and was left alone
+    (`rested`), since it was put there; microseconds for a choice in the mean, and the most; the last `error`.
+    """
+
+    name: str
+    budget: int
+    chosen: int
+    declined: int
+    failed: int
+    wrong: int
+    late: int
+    rested: int
+    mean: float
+    longest: int
+    error: str
+
+
+class ShadowReal(msgspec.Struct):
+    """Connections that a real server got, and those that it would have got from the shadow."""
+
+    endpoint: str
+    live: int
+    shadow: int
+
+
+class Difference(msgspec.Struct):
+    """A client, the real server that it got, and that of the shadow; nothing where there is none."""
+
+    client: str
+    live: str
+    shadow: str
+
+
+class ShadowView(msgspec.Struct):
+    """Of the connections `compared`, the shadow had given those that `differed` to another server; `last` are some of
+    these, newest first.
+    """
+
+    scheduler: str
+    compared: int
+    differed: int
+    reals: list[ShadowReal]
+    last: list[Difference]
+    script: ScriptView | None
+
+
+class SchedulerView(msgspec.Struct):
+    service: str
+    scheduler: str
+    fallback: str
+    script: ScriptView | None
+    shadow: ShadowView | None
+
+
+class Schedulers(msgspec.Struct):
+    """Those in Python, and those that have a shadow."""
+
+    schedulers: list[SchedulerView]
+
+
 class Drains(msgspec.Struct):
     drains: list[DrainView]
 
@@ -200,6 +266,9 @@ class ServiceView(msgspec.Struct):
     health: Health | None
     offload: bool
     quorum: Quorum | None
+    fallback: str
+    budget: int
+    shadow: str
 
 
 class Services(msgspec.Struct):
@@ -327,6 +396,39 @@ def _check(asked: Asked) -> CheckView:
     return CheckView(asked.check.type, str(status.condition), status.row, status.why, asked.trouble)
 
 
+def schedulers(choosing: Mapping[Key, Choosing], intent: Intent, slots: Slots) -> Schedulers:
+    """In the order of the services."""
+    found = []
+    for service in intent.services:
+        one = choosing.get(service.key)
+        if one:
+            script = _script(one.advice, service)
+            shadow = _shadow(one, service, slots)
+            found.append(SchedulerView(str(service.key), service.scheduler, service.fallback, script, shadow))
+    return Schedulers(found)
+
+
+def _script(advice: Advice | None, service: Service) -> ScriptView | None:
+    if advice is None:
+        return None
+    calls = advice.chosen + advice.declined + advice.failed + advice.wrong + advice.late
+    mean = round(advice.spent / 1000 / max(1, calls), 1)
+    return ScriptView(advice.name, service.budget, *advice[1:7], mean, advice.longest // 1000, advice.error)
+
+
+def _shadow(one: Choosing, service: Service, slots: Slots) -> ShadowView | None:
+    if one.compared is None:
+        return None
+    compared, differed, tallies, last = one.compared
+    numbers = {slots.get((service.key, real.address, real.port), -1): str(real) for real in service.reals}
+    reals = [ShadowReal(name, *tallies.get(slot, (0, 0))) for slot, name in numbers.items()]
+    differences = [
+        Difference(endpoint(unpacked(client), port), numbers.get(live, ""), numbers.get(shadow, ""))
+        for client, port, live, shadow in last
+    ]
+    return ShadowView(service.shadow, compared, differed, reals, differences, _script(one.shadow, service))
+
+
 def service_view(service: Service, slots: Slots, drained: Drained, serving: Serving) -> ServiceView:
     counted = [(real, _counters(service, real, slots, drained)) for real in service.reals]
     total = _sum(counters for _, counters in counted)
@@ -357,6 +459,9 @@ def service_view(service: Service, slots: Slots, drained: Drained, serving: Serv
         health=service.health,
         offload=service.offload,
         quorum=service.quorum,
+        fallback=service.fallback,
+        budget=service.budget,
+        shadow=service.shadow,
     )
 
 

@@ -161,6 +161,10 @@ class _Routes:
     async def health(self, _: web.Request) -> web.Response:
         return _json(schema.healths(self.director.serving, self.director.intent(), time.time()))
 
+    async def schedulers(self, _: web.Request) -> web.Response:
+        director = self.director
+        return _json(schema.schedulers(director.choosing(), director.intent(), director.slots()))
+
     async def drains(self, _: web.Request) -> web.Response:
         return _json(schema.Drains([*self.director.drains()]))
 

@@ -20,7 +20,10 @@ def command() -> None:
 @click.argument("vip")
 @click.option("--label", metavar="NAME", help="The service's name, for people.")
 @click.option("--mode", metavar="nat|dr|tun", help="How packets reach the real servers [default: nat].")
-@click.option("--scheduler", metavar="NAME", help="How connections are spread [default: wlc].")
+@click.option("--scheduler", metavar="NAME", help="How connections are spread; FILE.py: in Python [default: wlc].")
+@click.option("--fallback", metavar="NAME", help="The scheduler where one in Python fails [default: wlc].")
+@click.option("--budget", type=int, metavar="MICROSECONDS", help="That one in Python may take [default: 1000].")
+@click.option("--shadow", metavar="NAME", help="A scheduler to compare with the other, for no packet.")
 @click.option(
     "--flag", "flags", multiple=True, metavar="FLAG", help="sh-fallback, sh-port, mh-fallback or mh-port; repeats."
 )
@@ -38,6 +41,9 @@ def add(
     label: str | None,
     mode: str | None,
     scheduler: str | None,
+    fallback: str | None,
+    budget: int | None,
+    shadow: str | None,
     flags: tuple[str, ...],
     persistent: int | None,
     netmask: int | None,
@@ -54,7 +60,7 @@ def add(
     from nfqlb.cli.values import persistence, service
 
     more = {"persistence": persistence(persistent, netmask), "one_packet": one_packet, "mss": mss, "name": label}
-    more["offload"] = offload
+    more |= {"offload": offload, "fallback": fallback, "budget": budget, "shadow": shadow}
     client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags, **more)))
 
 
@@ -62,7 +68,10 @@ def add(
 @click.argument("vip", shell_complete=known_vips)
 @click.option("--label", metavar="NAME", help="The service's name, for people.")
 @click.option("--mode", metavar="nat|dr|tun", help="How packets of new connections reach the real servers.")
-@click.option("--scheduler", metavar="NAME", help="How connections are spread from now on.")
+@click.option("--scheduler", metavar="NAME", help="How connections are spread from now on; FILE.py: in Python.")
+@click.option("--fallback", metavar="NAME", help="The scheduler where one in Python fails.")
+@click.option("--budget", type=int, metavar="MICROSECONDS", help="That one in Python may take for a choice.")
+@click.option("--shadow", metavar="NAME", help="A scheduler to compare with the other, for no packet; '': none.")
 @click.option(
     "--flag", "flags", multiple=True, metavar="FLAG", help="The scheduler's flags, all that it is to have; repeats."
 )
@@ -78,6 +87,9 @@ def edit(
     label: str | None,
     mode: str | None,
     scheduler: str | None,
+    fallback: str | None,
+    budget: int | None,
+    shadow: str | None,
     flags: tuple[str, ...],
     persistent: int | None,
     netmask: int | None,
@@ -94,6 +106,9 @@ def edit(
 
     changed = given(
         scheduler=scheduler,
+        fallback=fallback,
+        budget=budget,
+        shadow=shadow,
         flags=list(flags) or None,
         persistent=persistent,
         mss=mss,

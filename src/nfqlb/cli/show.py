@@ -10,7 +10,15 @@ import click
 
 from nfqlb.cli.env import Env, client, director_options
 
-WHAT = ("services", "health", "connections", "stats", "reasons", "daemon")  # the verbs of the client, and of tables
+WHAT = (
+    "services",
+    "health",
+    "schedulers",
+    "connections",
+    "stats",
+    "reasons",
+    "daemon",
+)  # the verbs of the client, and of tables
 
 
 @click.command("show", short_help="Show what a director does.")
@@ -25,6 +33,7 @@ def command(env: Env, what: str, as_json: bool, limit: int, api: str | None, nam
     \b
     services     services and real servers with their connections (the default)
     health       real servers that are checked, and how they are
+    schedulers   those in Python and how they do, and where shadows differ
     connections  the live connections
     stats        connections, packets and bytes of each service and real server
     reasons      packets by what decided them

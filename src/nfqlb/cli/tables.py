@@ -14,6 +14,7 @@ SERVER_WIDTH = 28  # as in ipvsadm; more where an IPv6 address needs it
 COUNTER_WIDTH = 8
 COUNTERS = {"conns": "Conns", "inpkts": "InPkts", "outpkts": "OutPkts", "inbytes": "InBytes", "outbytes": "OutBytes"}
 CONNECTION_COLUMNS = {"Pro": 3, "Expire": 6, "State": 11, "Client": 18, "Virtual": 18, "Destination": 0}
+SCRIPT_COUNTS = ("chosen", "declined", "failed", "wrong", "late", "rested")
 REMOTE = "  -> RemoteAddress:Port"
 VALUES = "Forward Weight ActiveConn InActConn"
 KEY_WIDTH = 12
@@ -45,7 +46,9 @@ def services(answer: Answer, width: int = 0) -> Table:
 
 
 def _flags(service: Answer) -> Iterator[str]:
-    """What ipvsadm writes behind the scheduler, the MSS, and that it is not offloaded."""
+    """What ipvsadm writes behind the scheduler, its shadow, the MSS, and that it is not offloaded."""
+    if service["shadow"]:
+        yield f"shadow {service['shadow']}"
     if service["flags"]:
         yield f"({','.join(service['flags'])})"
     if sticky := service["persistence"]:
@@ -123,6 +126,32 @@ def _check(check: Answer) -> str:
     """One of several checks, and what there is to say about it."""
     failed = f"{check['count']} failed: {check['why']}" if check["condition"] in ("failing", "down") else ""
     return f"{check['type']:<8} {check['condition']:<9} {check['trouble'] or failed}".rstrip()
+
+
+def schedulers(answer: Answer, width: int = 0) -> Table:
+    rows: list[str] = []
+    for one in answer["schedulers"]:
+        rows += _folded(f"{_virtual(one['service'])} {one['scheduler']}", width)
+        rows += _script(one["script"], one["fallback"], width)
+        if shadow := one["shadow"]:
+            share = 100 * shadow["differed"] / max(1, shadow["compared"])
+            counts = f"{shadow['differed']} of {shadow['compared']} connections differ ({share:.1f} %)"
+            rows += _folded(f"  shadow {shadow['scheduler']}: {counts}", width)
+            rows += _script(shadow["script"], one["fallback"], width)
+            for real in shadow["reals"]:
+                rows += _folded(f"  -> {real['endpoint']} got {real['live']}, would have got {real['shadow']}", width)
+            for last in shadow["last"]:
+                ends = f"{last['live'] or 'none'}, would have got {last['shadow'] or 'none'}"
+                rows += _folded(f"     {last['client']} got {ends}", width)
+    return Table(["Prot LocalAddress:Port Scheduler"], rows)
+
+
+def _script(script: Answer | None, fallback: str, width: int) -> list[str]:
+    if not script:
+        return []
+    counts = ", ".join(f"{script[name]} {name}" for name in SCRIPT_COUNTS)
+    rows = _folded(f"  {counts}; {script['mean']} us, at most {script['longest']}; else {fallback}", width)
+    return rows + (_folded(f"  last error: {script['error']}", width) if script["error"] else [])
 
 
 def reasons(answer: Answer, width: int = 0) -> Table:

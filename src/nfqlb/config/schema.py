@@ -27,6 +27,7 @@ from nfqlb.config.toml import (
 )
 from nfqlb.logs import FORMATS
 from nfqlb.model import (
+    BUDGET_MAX,
     CHECKS,
     EXITS,
     FLAGS,
@@ -70,6 +71,7 @@ from nfqlb.runconfig import (
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
 SECONDS = {"minimum": 1, "maximum": 2**31 // 1000}
+SCHEDULER = {"anyOf": [{"enum": [*SCHEDULERS]}, {"pattern": r"^(/\S*/)?[^/\s]+\.py$"}]}
 WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("director", "name"): {"description": "Names socket, sets, tables and files of this director."},
     ("director", "api"): {"description": "The path of the API socket."},
@@ -130,7 +132,14 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("service", "fwmark"): {"description": "The netfilter mark, in place of a vip.", "minimum": 1, "maximum": MARK_MAX},
     ("service", "family"): {"description": "Of a fwmark.", "enum": [*FAMILIES], "default": "ipv4"},
     ("service", "mode"): {"description": "How packets reach the real servers.", "enum": [*MODES]},
-    ("service", "scheduler"): {"description": "Which real server gets the next connection.", "enum": [*SCHEDULERS]},
+    ("service", "scheduler"): {"description": "Which real server gets the next connection.", **SCHEDULER},
+    ("service", "fallback"): {"description": "Chooses where one in Python does not.", "enum": [*SCHEDULERS]},
+    ("service", "budget"): {
+        "description": "Microseconds that a scheduler in Python may take for a choice.",
+        "minimum": 1,
+        "maximum": BUDGET_MAX,
+    },
+    ("service", "shadow"): {"description": "A scheduler that is only compared with the other.", **SCHEDULER},
     ("service", "flags"): {
         "description": "Of the scheduler.",
         "items": {"enum": sorted(flag for flags in FLAGS.values() for flag in flags)},

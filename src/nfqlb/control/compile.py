@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nfqlb.control.registry import differing
-from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family
+from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family, is_script
 
 if TYPE_CHECKING:
+    from nfqlb._core.advisor import Advisor
     from nfqlb._core.snapshot import Service as Compiled
     from nfqlb._core.snapshot import Snapshot
 
@@ -45,7 +46,8 @@ class Slots(Mapping[SlotKey, int]):
 
 
 class Compiler:
-    """Makes snapshots of successive intents; `slot` gives the stable number of a real server (Table.slot).
+    """Makes snapshots of successive intents; `slot` gives the stable number of a real server (Table.slot), `advise` the
+    scheduler in Python that a service has in a role ("scheduler" or "shadow").
 
     `slots` are those of the last intent that was compiled; `left` those of real servers that were in an earlier one,
     until they are forgotten: connections may go on there.
@@ -56,17 +58,24 @@ class Compiler:
         slot: Callable[[Service, Real], int],
         make_service: Callable[..., Compiled] | None = None,
         make_snapshot: Callable[..., Snapshot] | None = None,
+        advise: Callable[[Service, str], Advisor] | None = None,
     ) -> None:
         if make_service is None or make_snapshot is None:
             from nfqlb._core import snapshot as core
 
             make_service, make_snapshot = make_service or core.Service, make_snapshot or core.Snapshot
-        self._slot, self._make_service, self._make_snapshot = slot, make_service, make_snapshot
+        self._make_service: Callable[..., Compiled] = make_service
+        self._slot, self._make_snapshot, self._advise = slot, make_snapshot, advise
         self._intent = Intent()
         self._weights: Weights = {}
         self._compiled: Mapping[Key, Compiled] = {}
         self.slots, self.left = Slots(), Slots()
         self._before = self._now
+
+    @property
+    def compiled(self) -> Mapping[Key, Compiled]:
+        """The services of the last intent."""
+        return self._compiled
 
     @property
     def _now(self) -> tuple[Intent, Weights, Mapping[Key, Compiled], Slots, Slots]:
@@ -136,11 +145,17 @@ class Compiler:
             for real, (end, slot) in zip(service.reals, slots.items(), strict=True)
             if (weight := weights.get(end, real.weight)) is not None
         ]
+        identity = PROTOCOLS.get(service.protocol, 0), packed(service.address), service.port
+        shadow: dict[str, Any] = {}
+        if service.shadow:
+            built_in, advisor = self._scheduler(service, "shadow")
+            previous = before.shadow if before else None
+            made = self._make_service(*identity, built_in, oldest_first[::-1], previous, **advisor)
+            shadow = {"shadow": made}
+        scheduler, advisor = self._scheduler(service, "scheduler")
         return self._make_service(
-            PROTOCOLS.get(service.protocol, 0),
-            packed(service.address),
-            service.port,
-            service.scheduler,
+            *identity,
+            scheduler,
             oldest_first[::-1],
             before,
             last=service.last,
@@ -150,7 +165,17 @@ class Compiler:
             mss=service.mss,
             offload=service.offload,
             **_persistence(service),
+            **advisor,
+            **shadow,
         )
+
+    def _scheduler(self, service: Service, role: str) -> tuple[str, dict[str, Any]]:
+        """The built-in one, and who is asked before it."""
+        name = getattr(service, role)
+        if not is_script(name):
+            return name, {}
+        assert self._advise
+        return service.fallback, {"advisor": self._advise(service, role)}
 
 
 def _reweighted(before: Weights, after: Weights) -> Iterable[Key]:

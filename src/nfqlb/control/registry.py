@@ -35,10 +35,14 @@ def add_service(intent: Intent, service: Service) -> Intent:
 
 
 def edit_service(intent: Intent, key: Key, **changed: Any) -> Intent:
-    """Give the service other values of these fields; a new scheduler has no flags unless they come with it."""
+    """Give the service other values of these fields. A new scheduler has no flags unless they come with it, and is not
+    its own shadow any more.
+    """
     service = find_service(intent, key)
     if changed.get("scheduler", service.scheduler) != service.scheduler:
         changed.setdefault("flags", ())
+        if changed["scheduler"] == service.shadow:
+            changed.setdefault("shadow", "")
     return _put(intent, replace(service, **changed))
 
 
