@@ -60,6 +60,7 @@ from nfqlb.kernel.queues import queues as listeners
 from nfqlb.kernel.saved import numbers
 from nfqlb.logs import Voice
 from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service
+from nfqlb.notices import Notices
 from nfqlb.paths import paths
 from nfqlb.runconfig import QUEUES, RunConfig
 from nfqlb.serving import Serving, View
@@ -133,6 +134,7 @@ class Director:
         self._workers = [Worker(datapath.worker(), lane, config.engine, crash, bypass=bypass) for lane in queues]
         self._born = time.monotonic()
         self.meter, self.feed, self.scripts = Meter(), Feed(), Scripts(scripts)
+        self.notices = Notices(config, self.scripts)
         self.applier = Applier(self)
         self._lock = asyncio.Lock()
         self._closing = False
@@ -181,7 +183,7 @@ class Director:
         self._plan = self._plan_of(intent)
         self.serving = Serving(self.state, self._ill.set, self.scripts)
         if self.starts == 0:
-            self.health.require(intent)
+            self._require(intent)
         view = self.serving.look(intent)
         self._advisors.load(intent, ())
         self._snapshot = self._compile(view)
@@ -256,6 +258,7 @@ class Director:
             return error.exit_code
         ready()
         self.health.adopt(self.state.intent)
+        self.notices.start()
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
         minding += [self._mind_rates(), self._mind_state(), self._mind_pending(), self._mind_health()]
         minding += [self._mind_leftovers(), self._mind_advisors()]
@@ -267,6 +270,7 @@ class Director:
         for minder in minders:
             minder.cancel()
         await self.health.close()
+        await self.notices.close()
         await self.scripts.close()
         await _close(runners)
         return await asyncio.to_thread(self.finish)
@@ -409,6 +413,10 @@ class Director:
             "table": {"capacity": self._table.capacity, "used": self._table.used, "adopted": self._table.adopted},
             "queues": [queue for worker in self._workers for queue in worker.info(seen)],
             "warnings": [*self._warnings, *([self._failure] if self._failure else [])],
+            "notices": {
+                name: {"sent": one.sent, "failed": one.failed, "lost": one.lost}
+                for name, one in self.notices.channels.items()
+            },
             "repairs": self._repairs,
         }
 
@@ -429,7 +437,7 @@ class Director:
                 self._adopt(intent)
                 await self._keep(**kept)
                 return before.revision
-            await asyncio.to_thread(self.health.require, intent)
+            await asyncio.to_thread(self._require, intent)
             held, furnished = self._plan, intent.furnished
             await asyncio.to_thread(self._aiming.look, furnished, before.vip_dev)
             view = self.serving.look(intent)
@@ -473,6 +481,11 @@ class Director:
         for sentence in self._advisors.adopt(intent):
             log.info(sentence)
             self.feed.say("scheduler", sentence, self.revision)
+
+    def _require(self, intent: Intent) -> None:
+        """Refuse what cannot be checked or told here."""
+        self.health.require(intent)
+        self.notices.require(intent)
 
     async def _keep(self, **fields: Any) -> None:
         """Change what the state has beside the intent; the caller holds the lock."""
@@ -621,6 +634,7 @@ class Director:
             what = "real server " if turn.end else ""
             log.log(logging.INFO if turn.well else logging.WARNING, "%s%s", what, turn.message)
             self.feed.say("health", turn.message, self.revision)
+            self.notices.tell(turn, view.intent)
 
     # --- files and confirmations --------------------------------------------------------------------------------------
 

@@ -149,6 +149,11 @@ def _daemon(info: Mapping[str, Any]) -> Iterator[Metric]:
     yield GaugeMetricFamily("nfqlb_uptime_seconds", "Since the director started.", info["uptime"])
     yield CounterMetricFamily("nfqlb_restarts", "Times that the director was started again.", info["restarts"])
     yield CounterMetricFamily("nfqlb_repairs", "Changes by others in the kernel that were put right.", info["repairs"])
+    told = CounterMetricFamily("nfqlb_notices", "Notices of health by what became of them.", None, ("channel", "fate"))
+    for channel, counts in info.get("notices", {}).items():
+        for fate, count in counts.items():
+            told.add_metric([channel, fate], count)
+    yield told
     yield GaugeMetricFamily("nfqlb_warnings", "What looks wrong now; `nfqlb doctor` says more.", len(info["warnings"]))
     yield GaugeMetricFamily("nfqlb_table_capacity", "The most connections at a time.", info["table"]["capacity"])
     yield GaugeMetricFamily("nfqlb_table_used", "Connections in the table.", info["table"]["used"])

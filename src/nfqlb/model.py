@@ -311,7 +311,7 @@ class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
 
     `panic`: where less than this percentage of the servers is up, checks are not believed, and all get connections. One
     that goes down again stays out for `hold` seconds each time that it went down before, `hold_max` at most; it has to
-    be up for so long until they are forgotten.
+    be up for so long until they are forgotten. `notify_up` and `notify_down` are commands for when it does.
     """
 
     checks: tuple[Check, ...] = msgspec.field(name="check", default=())
@@ -320,6 +320,8 @@ class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     panic: int = 0
     hold: float = 0
     hold_max: float = 300
+    notify_up: str = ""
+    notify_down: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -354,13 +356,16 @@ class Quorum(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     `weight` - `hysteresis` together, and has it again from `weight` + `hysteresis` on (keepalived, ipwrapper.c).
 
     Meanwhile `sorry`, ADDR[:PORT][,weight=N][,mode=MODE], gets all new connections. When the others are back it loses
-    those that it has, unless it is kept with weight 0 (`sorry_inhibit`).
+    those that it has, unless it is kept with weight 0 (`sorry_inhibit`). `up` and `down` are commands for when the
+    quorum is back or lost.
     """
 
     weight: int = 1
     hysteresis: int = 0
     sorry: str = ""
     sorry_inhibit: bool = False
+    up: str = ""
+    down: str = ""
 
     def __post_init__(self) -> None:
         check_range("quorum weight", self.weight, 1, WEIGHT_MAX)

@@ -6,6 +6,7 @@ The holder reads it with the standard library's json, the director with `decode`
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,6 +26,7 @@ QUEUES_PER_WORKER = len(QUEUES)
 CONNECTIONS_MIN, CONNECTIONS_MAX = 64, 2**26
 DEVICE = re.compile(r"[^/\s]{1,15}")  # IFNAMSIZ - 1
 USER = re.compile(r"[a-z_][a-z0-9_.-]*", re.IGNORECASE)
+MAIL = re.compile(r"[^@\s,<>]+@[^@\s,<>]+")
 SOCKET_PATH_MAX = 107  # sun_path without its zero byte
 
 
@@ -50,6 +52,13 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     metrics: str = ""  # ADDRESS:PORT to serve them on, nothing for not at all
     log_format: str = "console"
     script_user: str = "nobody"  # whom scripts run as, nothing for none at all
+    notify: str = ""  # the command that hears of real servers and services that go down or come back
+    webhook: str = ""  # the URL that does
+    webhook_token: str = ""  # the file with the token that it wants
+    mail_to: str = ""  # addresses, with commas
+    mail_from: str = ""
+    smtp: str = "localhost:25"
+    smtp_login: str = ""  # the file with USER:PASSWORD
 
     def __post_init__(self) -> None:
         parse_name(self.name)
@@ -72,6 +81,25 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_choice("log_format", self.log_format, FORMATS)
         if self.script_user and not USER.fullmatch(self.script_user):
             raise ConfigError("script_user", self.script_user, "is not the name of a user", "see /etc/passwd")
+        self._check_notices()
+
+    def _check_notices(self) -> None:
+        if self.webhook:
+            parts = urlsplit(self.webhook)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ConfigError("webhook", self.webhook, "is no URL", "write it like https://example.com/path")
+            if parts.password or parts.username:
+                fix = "put the token into a file, and name that as webhook_token"
+                raise ConfigError("webhook", parts.hostname, "has a user or password in its URL", fix)
+        elif self.webhook_token:
+            raise ConfigError("webhook_token", self.webhook_token, "is for no webhook", "give webhook, too")
+        for field, text in (("mail_to", self.mail_to), ("mail_from", self.mail_from)):
+            for one in filter(None, text.split(",")):
+                if not MAIL.fullmatch(one.strip()):
+                    raise ConfigError(field, one.strip(), "is no mail address", "write it like ops@example.com")
+        if not self.mail_to and (self.mail_from or self.smtp_login):
+            raise ConfigError("mail_to", "", "is nobody", "say who gets the mail")
+        parse_address("smtp", self.smtp, 25)
 
 
 SETTINGS = tuple(name for name in RunConfig.__struct_fields__ if name not in ("intent", "origin", "restore"))
@@ -83,6 +111,18 @@ def encode(config: RunConfig) -> bytes:
 
 def decode(data: bytes) -> RunConfig:
     return msgspec.json.decode(data, type=RunConfig)
+
+
+def parse_address(field: str, text: str, port: int) -> tuple[str, int]:
+    """Read NAME[:PORT] or [IPV6]:PORT; the name is looked up when it is needed."""
+    parts = urlsplit(f"//{text}")
+    try:
+        found = parts.port
+    except ValueError:
+        found = -1
+    if not parts.hostname or found == -1 or parts.path or parts.username is not None:
+        raise ConfigError(field, text, "is no NAME:PORT", f"write it like mail.example.com:{port}")
+    return parts.hostname, found or port
 
 
 def check_mask(field: str, mask: int) -> None:

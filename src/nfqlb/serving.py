@@ -33,6 +33,7 @@ class Turn(NamedTuple):
     end: tuple[str, int] | None
     well: bool
     message: str
+    cause: str = ""
 
 
 class View(NamedTuple):
@@ -140,7 +141,7 @@ class Serving:
             if new.cause is Cause.HELD:
                 left = max(0.0, self._records[end].until - now)
                 words[new.cause] = f"passes its checks, but {new.why}: it stays out for {left:.0f} s more"
-            yield Turn("server", key, (address, port), False, f"{name} {words[new.cause]}")
+            yield Turn("server", key, (address, port), False, f"{name} {words[new.cause]}", str(new.cause))
 
 
 def _services(before: View, view: View) -> Iterator[Turn]:

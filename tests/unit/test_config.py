@@ -152,7 +152,8 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "[director]\nthreads = 2\n",
             "f.toml:2: director.threads '2': is not known here; the keys are "
             "name, api, vip_dev, queue, workers, engine, diverter, firewall, on_failure, connections, dr_by, dr_mask, "
-            "offload, metrics, log_format, script_user",
+            "offload, metrics, log_format, script_user, notify, webhook, webhook_token, mail_to, mail_from, smtp, "
+            "smtp_login",
         ),
         ('[director]\nworkers = "2"\n', "f.toml:2: director.workers '2': is not a whole number"),
         ("[director]\nworkers = true\n", "f.toml:2: director.workers 'True': is not a whole number"),
@@ -388,7 +389,8 @@ def test_one_reading_finds_every_mistake_in_the_order_of_the_lines() -> None:
         "f.toml:2: director.workers '0': out of range; use 1 to 64",
         "f.toml:3: director.threads '2': is not known here; the keys are "
         "name, api, vip_dev, queue, workers, engine, diverter, firewall, on_failure, connections, dr_by, dr_mask, "
-        "offload, metrics, log_format, script_user",
+        "offload, metrics, log_format, script_user, notify, webhook, webhook_token, mail_to, mail_from, smtp, "
+        "smtp_login",
         "f.toml:4: director.queue 'ten': is not a whole number",
         "f.toml:7: timeouts.tcp '0': out of range; use 1 to 2147483 seconds",
         "f.toml:8: timeouts.udp '0': out of range; use 1 to 2147483 seconds",

@@ -71,6 +71,13 @@ if TYPE_CHECKING:
 )
 @click.option("--connections", type=int, metavar="N", help="The most connections at a time [default: 262144].")
 @click.option("--metrics", metavar="ADDR:PORT", help="Serve metrics for Prometheus there [default: not at all].")
+@click.option("--notify", metavar="COMMAND", help="Run it when a real server or service goes down or comes back.")
+@click.option("--webhook", metavar="URL", help="Post that there as JSON.")
+@click.option("--webhook-token", metavar="FILE", help="The file with the token that the webhook wants.")
+@click.option("--mail-to", metavar="ADDRESS[,ADDRESS]", help="Send that as mail.")
+@click.option("--mail-from", metavar="ADDRESS", help="Whom mail comes from [default: nfqlb@HOSTNAME].")
+@click.option("--smtp", metavar="NAME:PORT", help="The mail server [default: localhost:25].")
+@click.option("--smtp-login", metavar="FILE", help="The file with USER:PASSWORD for it.")
 @click.option("--log-format", metavar="console|json", help="How lines on stderr look [default: console].")
 @click.option("--script-user", metavar="NAME", help="Whom scripts run as [default: nobody].")
 @director_options

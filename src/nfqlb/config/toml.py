@@ -65,6 +65,13 @@ DIRECTOR: Types = {
     "metrics": str,
     "log_format": str,
     "script_user": str,
+    "notify": str,
+    "webhook": str,
+    "webhook_token": str,
+    "mail_to": str,
+    "mail_from": str,
+    "smtp": str,
+    "smtp_login": str,
 }
 TIMEOUTS: Types = {"tcp": int, "tcp_fin": int, "udp": int}
 ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}
@@ -132,10 +139,12 @@ HEALTH: Types = {
     "panic": int,
     "hold": float,
     "hold_max": float,
+    "notify_up": str,
+    "notify_down": str,
     "check": list,
 }
 SHARED = ("interval", "timeout", "rise", "fall", "retry_delay", "warmup", "source")  # said once for several checks
-QUORUM: Types = {"weight": int, "hysteresis": int, "sorry": str, "sorry_inhibit": bool}
+QUORUM: Types = {"weight": int, "hysteresis": int, "sorry": str, "sorry_inhibit": bool, "up": str, "down": str}
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str}
