@@ -22,6 +22,7 @@ from nfqlb.model import (
     Health,
     Intent,
     Options,
+    OwnTimeouts,
     Persistence,
     Quorum,
     Real,
@@ -41,6 +42,11 @@ SECONDS = st.integers(1, 9999)
 def persistences(version: int) -> st.SearchStrategy[Persistence]:
     netmask = st.none() | st.integers(1, 32 if version == 4 else 128)
     return st.builds(Persistence, SECONDS, netmask, st.sampled_from(QUIESCENT))
+
+
+def own_timeouts(protocol: str) -> st.SearchStrategy[OwnTimeouts]:
+    mine = [name for name in OwnTimeouts.__struct_fields__ if protocol in (name.partition("_")[0], "any")]
+    return st.builds(OwnTimeouts, **{name: st.just(0) | SECONDS for name in mine})
 
 
 @st.composite
@@ -90,11 +96,11 @@ def services(draw: st.DrawFn) -> Service:
     if wide:
         ports = st.just(0) | PORTS if mode == "nat" else st.just(0)
     ends = draw(st.lists(st.tuples(ADDRESSES[version], ports), unique=True, max_size=4))
-    mark = kind == "mark"
+    mark, protocol = kind == "mark", draw(st.sampled_from(sorted(PROTOCOLS)))
     return Service(
         ANY_ADDRESS[version] if mark else VIPS[version](draw(st.integers(1, 99))),
         port,
-        "" if mark else draw(st.sampled_from(sorted(PROTOCOLS))),
+        "" if mark else protocol,
         mode,
         reals=tuple(draw(reals(*end, mode)) for end in ends),
         name=draw(st.just("") | st.text(st.characters(codec="utf-8"), max_size=8)),
@@ -104,6 +110,8 @@ def services(draw: st.DrawFn) -> Service:
         health=draw(st.none() | healths()),
         quorum=draw(st.none() | quorums(version)),
         **draw(choosing()),
+        connections_max=draw(st.sampled_from((0, 5000))),
+        timeouts=draw(st.none() | own_timeouts("any" if mark else protocol)),
     )
 
 
@@ -113,7 +121,8 @@ def intents(draw: st.DrawFn, most: int = 4) -> Intent:
     found = draw(st.lists(services(), max_size=most, unique_by=lambda service: (service.address, service.fwmark)))
     names = [service.name for service in found]
     found = [service for at, service in enumerate(found) if not service.name or service.name not in names[:at]]
-    timeouts = draw(st.builds(Timeouts, SECONDS, SECONDS, SECONDS))
+    timeouts = draw(st.builds(Timeouts, *[SECONDS] * len(Timeouts.__struct_fields__)))
     answers = st.builds(Answers, st.sampled_from(NO_SERVER), st.sampled_from(NO_CONNECTION), st.booleans())
-    options = st.builds(Options, st.integers(0, 3), *[st.booleans()] * 3)
+    modes, places = [st.integers(0, 3)] * 3, [st.integers(0, 9999)] * 2
+    options = st.builds(Options, st.integers(0, 3), *[st.booleans()] * 3, *modes, st.integers(1, 99), *places)
     return Intent(tuple(found), timeouts, draw(answers), draw(options))

@@ -296,9 +296,8 @@ class Model:
             opening = "SYN_SENT" if table is SERVER else "SYN_RECV"
             other = {"rst": "CLOSE", "syn": opening}.get(parsed.flag, entry.state)
             entry.state = table[parsed.flag].get(entry.state, other)
-        seconds = {"SYN_SENT": 120, "SYN_RECV": 60, "TIME_WAIT": 120, "CLOSE": 10, "CLOSE_WAIT": 60}
-        seconds |= {"ESTABLISHED": self.timeouts.tcp, "FIN_WAIT": self.timeouts.tcp_fin}
-        entry.expires = tick + seconds[entry.state] * 10
+        names = {"ESTABLISHED": "tcp", "FIN_WAIT": "tcp_fin"}
+        entry.expires = tick + getattr(self.timeouts, names.get(entry.state, f"tcp_{entry.state.lower()}")) * 10
 
     # -- schedulers
 

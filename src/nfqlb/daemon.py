@@ -81,6 +81,7 @@ COLLECT_SECONDS = 60.0  # between looks for destinations that a scheduler can fo
 PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
 RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
 TIDY_SECONDS = 10.0  # between looks at the state's journal
+DEFEND_SECONDS = 1.0  # between looks at the places that are left (ip_vs_ctl.c, DEFENSE_TIMER_PERIOD)
 DRAIN_SECONDS = 0.5  # between looks at real servers that are drained
 DRAINED_MAX = 256  # ends that are remembered for those who ask
 ADVISOR_SECONDS = 0.02  # between looks at schedulers in Python
@@ -161,6 +162,7 @@ class Director:
         )
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._ill = asyncio.Event()  # a real server may be out, or back
+        self._sweeping = asyncio.Lock()  # of connections that end without a packet
         self._left = asyncio.Event()  # connections may have to end that no packet will come to
         self._tasks: set[asyncio.Task[None]] = set()
         self._offloading: Offloading | None = None
@@ -261,7 +263,7 @@ class Director:
         self.notices.start()
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
         minding += [self._mind_rates(), self._mind_state(), self._mind_pending(), self._mind_health()]
-        minding += [self._mind_leftovers(), self._mind_advisors()]
+        minding += [self._mind_leftovers(), self._mind_defences(), self._mind_advisors()]
         minding += [self._beat(alive)] if alive else []
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
@@ -411,6 +413,7 @@ class Director:
             "confirm_by": self.state.pending.until if self.state.pending else None,
             "state": str(self._state_file),
             "table": {"capacity": self._table.capacity, "used": self._table.used, "adopted": self._table.adopted},
+            "defences": self._datapath.defences,
             "queues": [queue for worker in self._workers for queue in worker.info(seen)],
             "warnings": [*self._warnings, *([self._failure] if self._failure else [])],
             "notices": {
@@ -573,7 +576,28 @@ class Director:
         while True:
             await self._left.wait()
             self._left.clear()
-            await asyncio.to_thread(lambda: self._datapath.sweep(boottime()))
+            async with self._sweeping:
+                await asyncio.to_thread(lambda: self._datapath.sweep(boottime()))
+
+    async def _mind_defences(self) -> NoReturn:
+        """Look once a second whether the table has to defend itself, and have it do so."""
+        while True:
+            await asyncio.sleep(DEFEND_SECONDS)
+            before = self._datapath.defences
+            async with self._sweeping:
+                await asyncio.to_thread(lambda: self._datapath.defend(boottime()))
+            after = self._datapath.defences
+            for name in ("drop_entry", "drop_packet", "secure_tcp"):
+                if bool(after[name]) != bool(before[name]):
+                    state = "up" if after[name] else "down"
+                    log.warning(
+                        "defence %s is %s: %d of %d places are taken",
+                        name,
+                        state,
+                        self._table.used,
+                        self._table.capacity,
+                    )
+                    self.feed.say("defence", f"{name} is {state}", self.revision)
 
     async def _mind_advisors(self) -> NoReturn:
         usual, told = sys.getswitchinterval(), dict[Use, str]()

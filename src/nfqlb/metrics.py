@@ -156,4 +156,10 @@ def _daemon(info: Mapping[str, Any]) -> Iterator[Metric]:
     yield told
     yield GaugeMetricFamily("nfqlb_warnings", "What looks wrong now; `nfqlb doctor` says more.", len(info["warnings"]))
     yield GaugeMetricFamily("nfqlb_table_capacity", "The most connections at a time.", info["table"]["capacity"])
+    up = GaugeMetricFamily("nfqlb_defence_up", "Whether the table defends itself so.", None, ["defence"])
+    for defence in ("drop_entry", "drop_packet", "secure_tcp"):
+        up.add_metric([defence], bool(info["defences"][defence]))
+    yield up
+    evicted = info["defences"]["evicted"]
+    yield CounterMetricFamily("nfqlb_evicted", "Connections that drop_entry ended before their time.", evicted)
     yield GaugeMetricFamily("nfqlb_table_used", "Connections in the table.", info["table"]["used"])

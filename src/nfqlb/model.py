@@ -41,6 +41,8 @@ PORT_MAX = 65535
 REAL_OPTIONS = ("weight", "upper", "lower", "mode")
 MARK_MAX = 2**32 - 1
 THRESHOLD_MAX = 2**32 - 1
+PLACES_MAX = 2**32 - 1
+DROPRATE_MAX = 2**31 - 1
 HTTP = ("http", "https")
 DIALOGUES = ("smtp", "imap", "ftp")  # where the server speaks first
 ASKED = ("tcp", *HTTP, "udp", "dns", *DIALOGUES, "ping")  # over the network
@@ -409,6 +411,28 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         return endpoint(self.address, self.port)
 
 
+class OwnTimeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Timeouts of one service; 0 where it has that of all (Timeouts)."""
+
+    tcp: int = 0
+    tcp_fin: int = 0
+    udp: int = 0
+    tcp_syn_sent: int = 0
+    tcp_syn_recv: int = 0
+    tcp_time_wait: int = 0
+    tcp_close: int = 0
+    tcp_close_wait: int = 0
+    tcp_last_ack: int = 0
+    tcp_listen: int = 0
+    tcp_synack: int = 0
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__:
+            if not 0 <= getattr(self, field) <= TIMEOUT_MAX:
+                fix = f"use 1 to {TIMEOUT_MAX} seconds, or 0 for that of all services"
+                raise ConfigError(f"timeout {field}", getattr(self, field), "out of range", fix)
+
+
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
     """A virtual service and its real servers, in the order in which they were added; `name` is for people, `flags` are
     those of the scheduler (FLAGS). With `one_packet` each datagram is scheduled on its own.
@@ -417,7 +441,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     what bears this netfilter mark, of TCP and UDP, and of the family of `address`, which is 0.0.0.0 or ::.
 
     `mss`: bytes that a SYN through the director may announce at most, 0 for any. `offload`: the kernel may forward what
-    is established by itself.
+    is established by itself. `timeouts` stand in the place of those of all services.
+    `connections_max`: so many connections it may have, 0 for any number.
 
     A `scheduler` that ends with .py is a file in Python; it may take `budget` microseconds for a choice, and where it
     says nothing that counts, `fallback` chooses. `shadow` is another scheduler that is only compared with it.
@@ -442,6 +467,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     fallback: str = "wlc"
     budget: int = 1000
     shadow: str = ""
+    timeouts: OwnTimeouts | None = None
+    connections_max: int = 0
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -476,6 +503,11 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         check_mss("mss", self.mss)
         if self.mss and self.protocol == "udp":
             raise ConfigError("mss", self.mss, "is nothing that udp has", "give it to a service of tcp")
+        check_range("connections_max", self.connections_max, 0, PLACES_MAX)
+        if self.timeouts == OwnTimeouts():
+            msgspec.structs.force_setattr(self, "timeouts", None)
+        if self.timeouts:
+            self._check_timeouts(self.timeouts)
         if self.health:
             self._check_health(self.health)
         seen: set[tuple[str, int]] = set()
@@ -515,6 +547,14 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             raise ConfigError("fwmark", self.fwmark, f"has the VIP {self.address}", "leave out one or the other")
         msgspec.structs.force_setattr(self, "address", self.address or ANY_ADDRESS[4])
         msgspec.structs.force_setattr(self, "protocol", ANY_PROTOCOL)
+
+    def _check_timeouts(self, timeouts: OwnTimeouts) -> None:
+        """A service has timeouts of its own protocol."""
+        for field in timeouts.__struct_fields__:
+            owner = field.partition("_")[0]
+            if getattr(timeouts, field) and self.protocol not in (owner, ANY_PROTOCOL):
+                problem, fix = f"is nothing that {self.protocol} has", f"give it to a service of {owner}"
+                raise ConfigError(f"timeouts {field}", getattr(timeouts, field), problem, fix)
 
     def mode_of(self, real: Real) -> str:
         return real.mode or self.mode
@@ -561,11 +601,21 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Seconds, as in `ipvsadm --set`: established TCP, TCP after a FIN, UDP."""
+    """Seconds that a connection may be silent: established TCP, TCP after a FIN of the server's, UDP, as in `ipvsadm
+    --set`; then TCP in its other states (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_timeouts).
+    """
 
     tcp: int = 900
     tcp_fin: int = 120
     udp: int = 300
+    tcp_syn_sent: int = 120
+    tcp_syn_recv: int = 60
+    tcp_time_wait: int = 120
+    tcp_close: int = 10
+    tcp_close_wait: int = 60
+    tcp_last_ack: int = 30
+    tcp_listen: int = 120
+    tcp_synack: int = 120
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
@@ -592,22 +642,38 @@ class Answers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How connections end and begin anew, named as net.ipv4.vs.* (Documentation/networking/ipvs-sysctl.rst).
+    """How connections end and begin anew, and how the table defends itself, named as net.ipv4.vs.*
+    (Documentation/networking/ipvs-sysctl.rst).
 
     `conn_reuse_mode`: a SYN on a connection that closes is scheduled anew, 0 never, 1 in TIME_WAIT and CLOSE, 2 and 3
     also in FIN_WAIT, where a connection of dr and tun ends. `expire_nodest_conn`: the TCP connections of a real server
     that is removed end at once, and a SYN on a connection with one of weight 0 is scheduled anew.
     `expire_quiescent_template`: persistent clients leave one of weight 0. `expire_quiescent_udp`: datagrams do, too, as
     they leave one that is removed or down in any case.
+
+    `drop_entry`, `drop_packet` and `secure_tcp` are never (0), while places are few (1 and 2) or always (3) used: what
+    never came about is ended before its time; of first packets one of so many is dropped, of `am_droprate` in mode 3; a
+    handshake counts when the real server's part of it was seen. Few are less than `amemthresh`, 0: a sixteenth of the
+    table. `connections_max`: no more connections of all services than these begin, 0: as many as the table has places.
     """
 
     conn_reuse_mode: int = 3
     expire_nodest_conn: bool = False
     expire_quiescent_template: bool = False
     expire_quiescent_udp: bool = False
+    drop_entry: int = 0
+    drop_packet: int = 0
+    secure_tcp: int = 0
+    am_droprate: int = 10
+    amemthresh: int = 0
+    connections_max: int = 0
 
     def __post_init__(self) -> None:
-        check_range("conn_reuse_mode", self.conn_reuse_mode, 0, 3)
+        for field in ("conn_reuse_mode", "drop_entry", "drop_packet", "secure_tcp"):
+            check_range(field, getattr(self, field), 0, 3)
+        check_range("am_droprate", self.am_droprate, 1, DROPRATE_MAX)
+        check_range("amemthresh", self.amemthresh, 0, PLACES_MAX)
+        check_range("connections_max", self.connections_max, 0, PLACES_MAX)
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):

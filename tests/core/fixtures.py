@@ -654,6 +654,22 @@ ROWS = [
         HANDSHAKE,
         behind=True,
     ),
+    Row(
+        "a new connection, while drop_packet is up",
+        tcp(CLIENT, WEB),
+        "drop",
+        "drop_packet",
+        policy=Policy(drop_packet=3, am_droprate=1),
+    ),
+    Row(
+        "a new connection, while there are as many as there may be",
+        tcp(CLIENT, WEB),
+        "drop",
+        "limited",
+        None,
+        ((tcp("192.0.2.11:1", WEB), PREROUTING),),
+        policy=Policy(connections_max=1),
+    ),
     dropped("the table is full", "table_full", tcp(CLIENT, WEB), *FULL),
     dropped(
         "the server was removed", "server_gone", tcp(CLIENT, WEB, "A"), *HANDSHAKE, then=(Virtual(WEB, {FIRST: 1}),)

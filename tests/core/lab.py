@@ -43,20 +43,31 @@ class Virtual(NamedTuple):
     advisor: Advisor | None = None
     shadow: str = ""  # a built-in scheduler
     candidate: Advisor | None = None  # in Python, before that
+    timeouts: tuple[int, ...] = ()
+    connections_max: int = 0
 
     @property
     def more(self) -> dict[str, Any]:
         """What snapshot.Service takes by name."""
         names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss", "advisor"
+        names = (*names, "timeouts", "connections_max")
         return {name: getattr(self, name) for name in names}
 
 
 class Timeouts(NamedTuple):
-    """Seconds, as in `ipvsadm --set`."""
+    """Seconds (tracking.TIMEOUT_KINDS)."""
 
     tcp: int = 900
     tcp_fin: int = 120
     udp: int = 300
+    tcp_syn_sent: int = 120
+    tcp_syn_recv: int = 60
+    tcp_time_wait: int = 120
+    tcp_close: int = 10
+    tcp_close_wait: int = 60
+    tcp_last_ack: int = 30
+    tcp_listen: int = 120
+    tcp_synack: int = 120
 
 
 DEFAULTS = Timeouts()
@@ -72,6 +83,12 @@ class Policy(NamedTuple):
     expire_nodest_conn: bool = False
     expire_quiescent_template: bool = False
     expire_quiescent_udp: bool = False
+    drop_entry: int = 0
+    drop_packet: int = 0
+    secure_tcp: int = 0
+    am_droprate: int = 10
+    amemthresh: int = 0
+    connections_max: int = 0
 
 
 KIND = Policy()

@@ -9,9 +9,11 @@ import mmap
 import struct
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from nfqlb._core.tracking import STATE_NAMES, TIMEOUTS, TRANSITIONS
+from nfqlb import model
+from nfqlb._core.tracking import STATE_NAMES, TIMEOUT_KINDS, TIMEOUTS, TRANSITIONS
 from nfqlb.api.schema import TCP_STATES
 from nfqlb.testing import FORWARD, tcp, udp
 from tests.core.lab import CLIENT, REAL, TICK, VIP, Lab, Timeouts, Virtual
@@ -169,6 +171,52 @@ def test_timeouts_that_can_be_set() -> None:
     lab.configure(VIRTUAL, Virtual(VIP, {REAL: 1}, protocol="udp"), timeouts=Timeouts(7200, 33, 3))
     lab.send(udp(CLIENT, VIP))
     assert lab.state() == ("NONE", 3)
+
+
+def test_a_service_may_have_timeouts_of_its_own() -> None:
+    """They stand in the place of those of all services where they are not 0, and count from the next packet on."""
+    other = "203.0.113.2:80"
+    own = VIRTUAL._replace(timeouts=(50, 0, 0, 0, 7))
+    lab = Lab(own, Virtual(other, {"10.0.0.3:80": 1}), timeouts=Timeouts(tcp_fin=44))
+    lab.send(tcp(CLIENT, VIP, "S"))
+    assert lab.state() == ("SYN_RECV", 7)
+    lab.send(tcp(CLIENT, VIP, "A"))
+    assert lab.state() == ("ESTABLISHED", 50)
+    lab.configure(own._replace(timeouts=(40,)), timeouts=Timeouts(tcp_fin=44))
+    assert lab.state() == ("ESTABLISHED", 50)
+    send(lab, "from client", "A")
+    assert lab.state() == ("ESTABLISHED", 40)
+    lab.configure(VIRTUAL, Virtual(other, {"10.0.0.3:80": 1}), timeouts=Timeouts(tcp_fin=44))
+    send(lab, "from client", "A")
+    assert lab.state() == ("ESTABLISHED", 900)
+    lab.configure(own, Virtual(other, {"10.0.0.3:80": 1}), timeouts=Timeouts(tcp_fin=44))
+    send(lab, "from server", "FA")
+    assert lab.state() == ("FIN_WAIT", 44)
+    lab.clock.advance(50)
+    lab.open(vip=other)
+    assert lab.state() == ("ESTABLISHED", 900)
+
+
+def test_a_datagram_of_a_service_with_a_timeout_of_its_own() -> None:
+    lab = Lab(Virtual(VIP, {REAL: 1}, protocol="udp", timeouts=(0, 0, 2)))
+    lab.send(udp(CLIENT, VIP))
+    assert lab.state() == ("NONE", 2)
+
+
+@pytest.mark.parametrize("name", [name for name in TIMEOUT_KINDS if name not in ("udp", "tcp_synack")])
+def test_every_timeout_of_tcp_can_be_set(tmp_path: Path, name: str) -> None:
+    state = SHORT[TIMEOUT_KINDS[name]]
+    lab = lab_in_state(tmp_path, state)
+    lab.configure(VIRTUAL, timeouts=Timeouts(**{name: 77}))
+    send(lab, "from client", KEEPS[state])
+    assert lab.state() == (LONG[state], 77)
+
+
+def test_the_model_names_the_timeouts_as_the_core_does() -> None:
+    assert list(TIMEOUT_KINDS) == list(model.Timeouts.__struct_fields__) == list(model.OwnTimeouts.__struct_fields__)
+    defaults = msgspec.structs.asdict(model.Timeouts())
+    assert {name: TIMEOUTS[kind] for name, kind in TIMEOUT_KINDS.items() if name != "udp"} | {"udp": 300} == defaults
+    assert Timeouts._fields == model.Timeouts.__struct_fields__
 
 
 def test_udp_is_refreshed_by_both_sides_and_never_active() -> None:

@@ -158,7 +158,7 @@ class Step:
         return new
 
     def timeouts(self) -> Timeouts:
-        return Timeouts(*(self.chance.choice([1, 30, 120, 300, 900, 3600]) for _ in range(3)))
+        return Timeouts(*(self.chance.choice([1, 30, 120, 300, 900, 3600]) for _ in Timeouts._fields))
 
 
 def plain(result: Result) -> Result:

@@ -35,7 +35,7 @@ from nfqlb.errors import (
     TakenError,
     UnreachableError,
 )
-from nfqlb.model import SCHEDULERS, Answers, Intent, Options, Real, Service, Timeouts
+from nfqlb.model import SCHEDULERS, Answers, Intent, Options, OwnTimeouts, Real, Service, Timeouts
 from tests.unit.fakes import DNS, WEB, FakeDirector, serving
 
 KNOWN = ", ".join(SCHEDULERS)
@@ -75,7 +75,7 @@ def raw(client: Client, method: str, target: str, body: bytes = b"") -> tuple[in
 def test_services_come_with_their_connections_in_the_order_of_the_intent(client: Client) -> None:
     answer = client.services()
     assert answer["revision"] == 1
-    assert answer["timeouts"] == {"tcp": 900, "tcp_fin": 120, "udp": 300}
+    assert answer["timeouts"] == msgspec.to_builtins(Timeouts())
     assert [service["key"] for service in answer["services"]] == [WEB_KEY, DNS_KEY]
     assert answer["services"][0] == {
         "key": WEB_KEY,
@@ -140,6 +140,8 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
         "fallback": "wlc",
         "budget": 1000,
         "shadow": "",
+        "timeouts": None,
+        "connections_max": 0,
     }
 
 
@@ -225,6 +227,10 @@ def test_reasons_and_daemon_are_passed_on(client: Client, director: FakeDirector
         ),
         (lambda c: c.edit_service(WEB_KEY, {"scheduler": "lc"}), (msgspec.structs.replace(WEB, scheduler="lc"), DNS)),
         (lambda c: c.edit_service(WEB_KEY, {"mss": 1400}), (msgspec.structs.replace(WEB, mss=1400), DNS)),
+        (
+            lambda c: c.edit_service(WEB_KEY, {"timeouts": {"tcp": 60}}),
+            (msgspec.structs.replace(WEB, timeouts=OwnTimeouts(60)), DNS),
+        ),
         (lambda c: c.edit_service(WEB_KEY, {"offload": False}), (msgspec.structs.replace(WEB, offload=False), DNS)),
         (lambda c: c.delete_service(DNS_KEY), (WEB,)),
         (

@@ -19,7 +19,7 @@ from nfqlb.api.client import Client
 from nfqlb.cli import COMMANDS, main
 from nfqlb.cli.env import Env
 from nfqlb.config.schema import schema
-from nfqlb.model import SCHEDULERS, Answers, Intent, Real, Service
+from nfqlb.model import SCHEDULERS, Answers, Intent, OwnTimeouts, Real, Service
 from nfqlb.runconfig import RunConfig
 from tests.unit.fakes import DNS, WEB, Command, FakeDirector
 
@@ -252,6 +252,14 @@ def test_the_director_is_found_by_option_then_environment_then_name(
             ["service", "add", "[::9]:53", "--mss", "1220"],
             (WEB, DNS, Service("::9", 53, mss=1220)),
         ),
+        (
+            ["service", "edit", "[2001:db8::10]:53/udp", "--timeout", "udp=1m", "--connections-max", "9"],
+            (WEB, msgspec.structs.replace(DNS, timeouts=OwnTimeouts(udp=60), connections_max=9)),
+        ),
+        (
+            ["service", "add", "[::9]:53", "--timeout", "tcp=5", "--timeout", "tcp_close=1"],
+            (WEB, DNS, Service("::9", 53, timeouts=OwnTimeouts(5, tcp_close=1))),
+        ),
         (["service", "delete", "[2001:DB8::10]:53/udp"], (WEB,)),
         (
             ["real", "add", "[2001:db8::10]:53/udp", "2001:db8:1::12,weight=2"],
@@ -340,7 +348,7 @@ def test_what_the_director_refuses_is_said_in_its_words(
             ["service", "edit", VIP],
             "edit '': says nothing to change; "
             "give --scheduler or --fallback or --budget or --shadow or --flag or --persistent or "
-            "--mss or --offload or --mode or --label",
+            "--mss or --offload or --mode or --label or --timeout or --connections-max",
         ),
         (
             ["service", "delete", "203.0.113.10"],

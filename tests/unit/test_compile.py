@@ -89,19 +89,21 @@ def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
         ],
         None,
     )
-    assert web.named == {"last": 0, "mark": 0, "flags": (), "one_packet": False, "mss": 0, "offload": True}
+    plain = {"last": 0, "mark": 0, "flags": (), "one_packet": False, "mss": 0, "offload": True}
+    assert web.named == {**plain, "timeouts": (), "connections_max": 0}
     assert dns.args[:4] == (17, bytes.fromhex("20010db8000000000000000000000010"), 53, "rr")
 
 
 def test_a_snapshot_carries_the_timeouts(compiler: Compiler) -> None:
     snapshot: Any = compiler.snapshot(INTENT)
-    assert snapshot.args[1:] == (600, 60, 30)
+    assert snapshot.args[1:] == msgspec.structs.astuple(INTENT.timeouts)
     options = msgspec.structs.asdict(Options())
     assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "gone": {}, **options}
     told: Any = compiler.snapshot(registry.set_answers(INTENT, Answers("reset", "drop", True)))
     assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True, "gone": {}, **options}
-    told = compiler.snapshot(registry.set_options(INTENT, Options(1, True, True, True)))
-    assert [told.named[name] for name in options] == [1, True, True, True]
+    given = Options(1, True, True, True, 1, 2, 3, 4, 5, 6)
+    told = compiler.snapshot(registry.set_options(INTENT, given))
+    assert {name: told.named[name] for name in options} == msgspec.structs.asdict(given)
 
 
 def test_an_unchanged_service_stays_the_same_object_and_a_changed_one_follows_its_predecessor(

@@ -28,7 +28,7 @@ from nfqlb.config.toml import (
 )
 from nfqlb.config.toml import SERVICE as SERVICE_KEYS
 from nfqlb.errors import ConfigErrors
-from nfqlb.model import SCHEDULERS, Answers, Check, Health, Intent, Options, Real, Service, Timeouts
+from nfqlb.model import SCHEDULERS, Answers, Check, Health, Intent, Options, OwnTimeouts, Real, Service, Timeouts
 from nfqlb.runconfig import ENGINES
 from tests.intents import intents
 from tests.sizes import EXAMPLES
@@ -65,6 +65,9 @@ scheduler = "wrr"
 mss = 1400
 offload = false
 
+  [service.timeouts]
+  tcp = 60
+
   [[service.real]]
   address = "10.0.1.11:8080"
   weight = 3
@@ -90,7 +93,18 @@ def test_a_whole_file() -> None:
     assert director == given | {"dr_by": "frame", "dr_mask": 0xFF00}
     assert intent == Intent(
         (
-            Service("203.0.113.10", 80, "tcp", "nat", "wrr", WEB_REALS, "web", mss=1400, offload=False),
+            Service(
+                "203.0.113.10",
+                80,
+                "tcp",
+                "nat",
+                "wrr",
+                WEB_REALS,
+                "web",
+                mss=1400,
+                offload=False,
+                timeouts=OwnTimeouts(60),
+            ),
             Service("2001:db8::10", 53, "udp", reals=(Real("2001:db8:1::11", 5353, 0),)),
         ),
         Timeouts(tcp=600, udp=30),
@@ -170,8 +184,21 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             "f.toml:2: answers.no_server 'rst': is not known; choose from icmp, reset, drop",
         ),
         ("[answers]\nsloppy_tcp = 1\n", "f.toml:2: answers.sloppy_tcp '1': is not true or false"),
+        ("[options]\namemthresh = -1\n", "f.toml:2: options.amemthresh '-1': out of range; use 0 to 4294967295"),
         ("[options]\nconn_reuse_mode = 4\n", "f.toml:2: options.conn_reuse_mode '4': out of range; use 0 to 3"),
-        ("[timeouts]\nsctp = 1\n", "f.toml:2: timeouts.sctp '1': is not known here; the keys are tcp, tcp_fin, udp"),
+        (
+            "[timeouts]\nsctp = 1\n",
+            "f.toml:2: timeouts.sctp '1': is not known here; the keys are " + ", ".join(TIMEOUTS),
+        ),
+        (
+            SERVICE + "timeouts = { udp = 1 }\n",
+            "f.toml:3: service.timeouts.udp '1': is nothing that tcp has; give it to a service of udp",
+        ),
+        (
+            SERVICE + "[service.timeouts]\ntcp = -1\n",
+            "f.toml:4: service.timeouts.tcp '-1': out of range; "
+            "use 1 to 2147483 seconds, or 0 for that of all services",
+        ),
         (
             '[[service]]\nmode = "nat"\n',
             "f.toml:1: service '': has no vip; write vip = \"ADDRESS:PORT/tcp\", or fwmark = N",
@@ -210,7 +237,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             SERVICE + "port = 1\n",
             "f.toml:3: service.port '1': is not known here; the keys are "
             "name, vip, fwmark, family, mode, scheduler, fallback, budget, shadow, flags, persistence, one_packet, "
-            "mss, health, offload, quorum, real",
+            "mss, health, offload, quorum, timeouts, connections_max, real",
         ),
         (
             SERVICE + "fwmark = 7\n",

@@ -50,6 +50,8 @@ class Fakes:
         self.plan: Plan | None = None
         self.published: object = None
         self.found: list[str] = []  # by repair
+        self.swept = 0
+        self.defences = {"drop_entry": 0, "drop_packet": 0, "secure_tcp": 0, "evicted": 0}
         self.wrong: list[str] = []  # warnings
         self.adopted, self.used, self.capacity = 0, 0, 64
         self.loads: dict[int, tuple[int, int]] = {}  # connections by slot
@@ -95,6 +97,13 @@ class Fakes:
 
     def worker(self) -> object:
         return None
+
+    def defend(self, now: int) -> int:
+        return 0
+
+    def sweep(self, now: int) -> int:
+        self.swept += 1
+        return 0
 
     def aim(self, slot: int, hop: object) -> None:
         self.step(f"aim {slot}" if hop else f"no way to {slot}")

@@ -21,12 +21,13 @@ from tests.unit.fakes import WEB, FakeDirector
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FORMATS = {"": parser.text_string_to_metric_families, OPENMETRICS: openmetrics.text_string_to_metric_families}
 ABOUT = {"version": "1", "engine": "fast", "diverter": "nft", "uptime": 9, "restarts": 1, "repairs": 2}
+DEFENCES = {"drop_entry": 1, "drop_packet": 0, "secure_tcp": 0, "evicted": 8}
 QUEUE = {"number": 4096, "class": "gso", "waiting": 3, "packets": 150, "queue_dropped": 5, "user_dropped": 6}
 
 
 class Counted(FakeDirector):
     def info(self) -> dict[str, object]:
-        return {**super().info(), **ABOUT, "queues": [QUEUE], "warnings": ["one"]}
+        return {**super().info(), **ABOUT, "queues": [QUEUE], "warnings": ["one"], "defences": DEFENCES}
 
 
 def scrape(accept: str) -> tuple[str, str]:
@@ -89,6 +90,9 @@ def test_a_scrape_tells_all_that_is_counted(accept: str) -> None:
         ("nfqlb_warnings",): 1,
         ("nfqlb_table_capacity",): 1024,
         ("nfqlb_table_used",): 3,
+        ("nfqlb_defence_up", "drop_entry"): 1,
+        ("nfqlb_defence_up", "secure_tcp"): 0,
+        ("nfqlb_evicted_total",): 8,
     }.items():
         assert found[name, frozenset(labels)] == value, (name, labels)
     assert "process_cpu_seconds_total" in {name for name, *_ in found}

@@ -293,8 +293,13 @@ cdef const char* audit_entries(table_t* table) noexcept nogil:
     cdef uint32_t i
     cdef uint32_t live = 0
     cdef load_t* loads = <load_t*>calloc(table.slot_count, sizeof(load_t))
-    if loads == NULL:
+    cdef uint32_t* totals = <uint32_t*>calloc(table.slot_count, sizeof(uint32_t))
+    if loads == NULL or totals == NULL:
+        free(loads)
+        free(totals)
         return "no memory"
+    for i in range(table.slot_count):
+        loads[i].group = table.loads[i].group
     for i in range(1, table.untouched):
         entry = &table.entries[i]
         if entry.word == FREE:
@@ -303,6 +308,7 @@ cdef const char* audit_entries(table_t* table) noexcept nogil:
         if wrong != NULL:
             break
         live += 1
+        totals[loads[entry.slot].group] += 0 if entry.flags & TEMPLATE else 1
         if entry.flags & TEMPLATE:
             loads[entry.slot].persistent += 1
         elif entry.word & INACTIVE:
@@ -313,7 +319,10 @@ cdef const char* audit_entries(table_t* table) noexcept nogil:
         wrong = "`used` is not the number of live entries"
     if wrong == NULL and memcmp(loads, table.loads, table.slot_count * sizeof(load_t)) != 0:
         wrong = "a server's ActiveConn, InActConn or PersistConn is not the number of its connections"
+    if wrong == NULL and memcmp(totals, table.totals, table.slot_count * sizeof(uint32_t)) != 0:
+        wrong = "a service's total is not the number of its connections"
     free(loads)
+    free(totals)
     return wrong if wrong != NULL else audit_children(table)
 
 

@@ -12,6 +12,7 @@ cdef class Table:
     cdef readonly int capacity
     cdef readonly int adopted
     cdef dict numbers                    # (protocol, vip, vport, address, port, last, mark) -> slot
+    cdef dict groups                     # (protocol, vip, vport, last, mark) -> place in the totals
     cdef uint32_t next_slot
 
 

@@ -98,7 +98,7 @@ cdef enum:
     SOON = 20                                        # ticks, longer than the follower's round
     LAST_PORT = 0xffff
 
-assert sizeof(connection_t) == 128 and sizeof(bucket_t) == 64 and sizeof(table_t) == (5 + READERS) * 64
+assert sizeof(connection_t) == 128 and sizeof(bucket_t) == 64 and sizeof(table_t) == (6 + READERS) * 64
 
 
 # --- packets ---------------------------------------------------------------------------------------------------------
@@ -255,6 +255,7 @@ cdef inline void count(table_t* table, connection_t* entry, uint32_t word, uint3
         add32(&load.persistent, by, RELAXED)
         return
     add32(&load.inactive if word & INACTIVE else &load.active, by, SEQUENTIAL)
+    add32(&table.totals[load.group], by, RELAXED)
 
 
 # --- endings ---------------------------------------------------------------------------------------------------------
@@ -533,6 +534,7 @@ cdef class Table:
         self.capacity = capacity
         self.fd = fd
         self.numbers = {}
+        self.groups = {}
         self.next_slot = 1
         self.table.capacity = capacity
         self.table.slot_count = min(1 << 17, max(1024, capacity // 4))
@@ -562,8 +564,9 @@ cdef class Table:
         self.table.wheel = <uint32_t*>calloc(WHEEL, sizeof(uint32_t))
         self.table.loads = <load_t*>calloc(self.table.slot_count, sizeof(load_t))
         self.table.watch = <leaf_t**>calloc(self.table.slot_count, sizeof(leaf_t*))
+        self.table.totals = <uint32_t*>calloc(self.table.slot_count, sizeof(uint32_t))
         if self.table.buckets == NULL or self.table.wheel == NULL or self.table.loads == NULL \
-                or self.table.watch == NULL:
+                or self.table.watch == NULL or self.table.totals == NULL:
             raise MemoryError
         key = os.urandom(16)
         memcpy(self.table.key, <const char*>key, 16)
@@ -603,6 +606,7 @@ cdef class Table:
                     slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, (<char*>&slot.server)[:16], slot.sport,
                     slot.last, slot.mark,
                 )] = i
+                self._group(i)
         table.untouched = table.capacity + 1
         for first in range(1, table.capacity + 1, GROUP):
             for i in range(min(GROUP, table.capacity + 1 - first)):
@@ -649,6 +653,7 @@ cdef class Table:
             free(self.table.wheel)
             free(self.table.loads)
             free(self.table.watch)
+            free(self.table.totals)
             free(self.table)
 
     @property
@@ -701,7 +706,14 @@ cdef class Table:
         slot.used = 1
         self.next_slot = number + 1
         self.numbers[key] = number
+        self._group(number)
         return number
+
+    def _group(self, uint32_t number):
+        """Have the connections of a slot counted for its service."""
+        cdef slot_t* slot = &self.table.slots[number]
+        key = slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, slot.last, slot.mark
+        self.table.loads[number].group = self.groups.setdefault(key, len(self.groups))
 
     def load(self, uint32_t slot) -> tuple[int, int]:
         """(ActiveConn, InActConn) of a slot."""

@@ -49,6 +49,7 @@ from nfqlb._core.connection cimport (
     warm_bucket,
     warm_entry,
 )
+from nfqlb._core.defence cimport drops_packet, evict, weigh
 from nfqlb._core.forward cimport direct, finish_bulk, is_bulk, nat_reply, nat_request, tunnel
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
@@ -56,7 +57,7 @@ from nfqlb._core.load cimport note_connection
 from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, offload_t
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
 from nfqlb._core.ranking cimport attach, detach, note_load, position
-from nfqlb._core.schedulers cimport pick
+from nfqlb._core.schedulers cimport draw, pick
 from nfqlb._core.shadow cimport compare
 from nfqlb._core.snapshot cimport Hop, Service, Snapshot, classify
 from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free, telemetry_new
@@ -69,6 +70,7 @@ from nfqlb._core.tracking cimport (
     FROM_SERVER,
     SYN_RECV,
     TIME_WAIT,
+    timeouts_of,
     track,
 )
 from nfqlb._core.types cimport (
@@ -76,6 +78,7 @@ from nfqlb._core.types cimport (
     BAD_CHECKSUM,
     DIRECT,
     DROP,
+    DROP_PACKET,
     ERROR_FORWARDED,
     ERROR_MARKED,
     ERROR_REISSUED,
@@ -90,6 +93,7 @@ from nfqlb._core.types cimport (
     LATE_REPLY,
     LEFT,
     LIFE,
+    LIMITED,
     LIVE,
     MARKED,
     MAY_OFFLOAD,
@@ -131,6 +135,7 @@ from nfqlb._core.types cimport (
     TUNNEL,
     TUNNELLED,
     UDP,
+    UDP_KIND,
     UNRELATED,
     address_t,
     advice_t,
@@ -171,6 +176,7 @@ cdef enum:
     UNANSWERED = 8                       # datagrams of a client that make a flow without an answer
     PATIENCE = 2                         # ticks that a connection waits for an empty queue
     GROUP = 256                          # places of the table that one batch goes through
+    PART = 32                            # of the table: one is looked at in a second (ip_vs_random_dropentry)
 
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil:
@@ -461,6 +467,10 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, bint moved, connect
         return NO_CONNECTION if worker.snapshot.no_connection == PASS else REFUSED
     if worker.behind:
         return SHED
+    if drops_packet(&table.defence):
+        return DROP_PACKET
+    if is_full(worker, service):
+        return LIMITED
     hash = root = flow_hash(table, packet, False)
     if service.persistence:
         network.high = packet.source.high & service.mask.high
@@ -525,6 +535,18 @@ cdef inline int32_t kept(worker_t* worker, const service_t* service, const conne
     return at
 
 
+cdef inline bint is_full(worker_t* worker, const service_t* service) noexcept nogil:
+    """Whether the service, or all of them, have as many connections as they may; each worker may add one at that."""
+    cdef table_t* table = worker.table
+    cdef uint32_t slot
+    if worker.snapshot.limit != 0 and load32(&table.used, RELAXED) >= worker.snapshot.limit:
+        return True
+    if service.limit == 0 or service.count == 0:
+        return False
+    slot = service.servers[0].slot
+    return load32(&table.totals[table.loads[slot].group], RELAXED) >= service.limit
+
+
 cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet, uint64_t hash, int32_t chosen,
                    connection_t** connection) noexcept nogil:
     """A connection with the real server that was chosen; the caller holds its bucket."""
@@ -553,8 +575,7 @@ cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet,
     entry.control = entry.children = 0
     entry.hash = hash
     # where its first packet will put it (ip_vs_conn_new says 3 s, until that packet is tracked)
-    entry.expires = worker.now + (
-        worker.snapshot.timeouts[SYN_RECV] if packet.protocol == TCP else worker.snapshot.udp_timeout)
+    entry.expires = worker.now + timeouts_of(worker.snapshot, entry)[SYN_RECV if packet.protocol == TCP else UDP_KIND]
     if single:
         entry.flags |= ONE_PACKET
     else:
@@ -750,14 +771,19 @@ cdef inline bint closes(const connection_t* connection, uint8_t reuse) noexcept 
 
 # -- connections that go without a packet -----------------------------------------------------------------------------
 
+cdef inline void enter_anew(worker_t* worker) noexcept nogil:
+    """A batch without packets, by the configuration that there is now."""
+    enter(worker.table, worker.reader)
+    worker.snapshot = <snapshot_t*>load_pointer(<void**>worker.published, SEQUENTIAL)
+
+
 cdef int sweep_group(worker_t* worker, uint32_t first, uint32_t now) noexcept nogil:
     """Go through GROUP places of the table; how many connections were ended."""
     cdef connection_t* connection
     cdef uint32_t index
     cdef uint8_t fate
     cdef int gone = 0
-    enter(worker.table, worker.reader)
-    worker.snapshot = <snapshot_t*>load_pointer(<void**>worker.published, SEQUENTIAL)
+    enter_anew(worker)
     for index in range(first, min(first + GROUP, load32(&worker.table.untouched, RELAXED))):
         connection = &worker.table.entries[index]
         if load32(&connection.word, ACQUIRE) & LIFE != LIVE or connection.flags & (TEMPLATE | LEFT):
@@ -905,6 +931,41 @@ cdef class Datapath:
                 gone += sweep_group(worker, index, tick)
                 index += GROUP
         return gone
+
+    def defend(self, now: int) -> int:
+        """Once a second: say which defences are up, and where drop_entry is, end some connections before their time;
+        how many. One caller at a time, and none of `sweep` meanwhile.
+        """
+        cdef uint32_t tick = now // TICK
+        cdef uint32_t groups, first
+        cdef int gone = 0
+        if self.sweeper is None:
+            self.sweeper = Worker(self)
+        cdef worker_t* worker = &self.sweeper.worker
+        with nogil:
+            groups = (load32(&worker.table.untouched, RELAXED) + GROUP - 2) // GROUP
+            enter_anew(worker)
+            weigh(worker.table, worker.snapshot)
+            leave(worker.table, worker.reader)
+            if groups != 0 and worker.table.defence.drops_entries:
+                for _ in range((groups + PART - 1) // PART):
+                    first = 1 + GROUP * <uint32_t>(draw(&worker.random) % groups)
+                    enter_anew(worker)
+                    gone += evict(worker.table, worker.snapshot, first,
+                                  min(first + GROUP, load32(&worker.table.untouched, RELAXED)), tick)
+                    leave(worker.table, worker.reader)
+        return gone
+
+    @property
+    def defences(self) -> dict[str, int]:
+        """Whether drop_entry and secure_tcp are up, of how many first packets drop_packet drops one (0: none), and how
+        many connections ended before their time, modulo 2**32.
+        """
+        cdef table_t* table = self.table.table
+        return {
+            "drop_entry": table.defence.drops_entries, "drop_packet": table.defence.drop_rate,
+            "secure_tcp": table.secure, "evicted": table.defence.evicted,
+        }
 
     def worker(self) -> Worker:
         """A new worker; each belongs to one thread at a time."""

@@ -28,6 +28,7 @@ from nfqlb._core.offload cimport (
     reap,
 )
 from nfqlb._core.telemetry cimport telemetry_t
+from nfqlb._core.tracking cimport patience
 from nfqlb._core.types cimport (
     DIRECT,
     FORWARDED,
@@ -39,9 +40,6 @@ from nfqlb._core.types cimport (
     NAT,
     RETURNED,
     ROUTED,
-    STATE_MASK,
-    STATE_SHIFT,
-    TCP,
     TICK,
     TUNNELLED,
     connection_t,
@@ -223,10 +221,7 @@ cdef void look_after(worker_t* worker, offload_t* offload, uint32_t place, conne
     connection.outpackets += <uint32_t>(packets - owner.noticed - (requests - owner.requests))
     owner.noticed = packets
     owner.requests = requests
-    if connection.protocol == TCP:
-        expires = worker.now + worker.snapshot.timeouts[(connection.word & STATE_MASK) >> STATE_SHIFT]
-    else:
-        expires = worker.now + worker.snapshot.udp_timeout
+    expires = worker.now + patience(worker.snapshot, connection)
     store32(&connection.expires, expires, RELAXED)
     if expires < load32(&connection.due, RELAXED):
         hasten(worker.table, connection)

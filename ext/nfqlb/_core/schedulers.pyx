@@ -97,16 +97,6 @@ cdef int32_t pick(service_t* service, const packet_t* packet, const load_t* load
     return chosen
 
 
-cdef inline uint64_t draw(uint64_t* random) noexcept nogil:
-    """64 bits of splitmix64 (Steele, Lea, Flood, OOPSLA 2014): no secret, and each worker has its own."""
-    cdef uint64_t value
-    random[0] += 0x9E3779B97F4A7C15ULL
-    value = random[0]
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9ULL
-    value = (value ^ value >> 27) * 0x94D049BB133111EBULL
-    return value ^ value >> 31
-
-
 cdef int32_t two_drawn(service_t* service, const load_t* loads, uint64_t chance) noexcept nogil:
     """power_of_two() by the service's ranking."""
     cdef int32_t one = drawn(service, <uint32_t>chance)

@@ -22,11 +22,12 @@ from nfqlb._core.memory cimport cache_lines
 from nfqlb._core.ranking cimport free_ranking, is_told, new_ranking, position, seat
 from nfqlb._core.schedulers cimport prepare, succeed
 from nfqlb._core.shadow cimport free_shadow, new_shadow, remember
-from nfqlb._core.tracking cimport default_timeouts
+from nfqlb._core.tracking cimport default_timeouts, set_timeouts
 from nfqlb._core.types cimport (
     AVAILABLE,
     DIFFERENCES,
     KEEPS,
+    KINDS,
     MAY_OFFLOAD,
     MOVES,
     QUIESCED,
@@ -96,6 +97,8 @@ cdef class Service:
     so many seconds after its last connection began; `mask` (16 bytes) makes all of a network one client; with
     `moves_quiesced` a server of weight 0 loses its clients. `one_packet`: each datagram is scheduled on its own. `mss`:
     bytes that a SYN may announce at most, 0 for any. `offload`: the kernel may forward what is established by itself.
+    `timeouts`: seconds in the order of tracking.TIMEOUT_KINDS, 0 where it is what all services have. `connections_max`:
+    connections that it may have, 0 for any number.
 
     `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
@@ -111,7 +114,8 @@ cdef class Service:
                   servers: Sequence[tuple], Service previous = None, *, int last = 0, uint32_t mark = 0,
                   flags: Sequence[str] = (), uint32_t persistence = 0, mask: bytes = b"\xff" * 16,
                   bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0, bint offload = True,
-                  Advisor advisor = None, Service shadow = None):
+                  Advisor advisor = None, Service shadow = None,
+                  timeouts: Sequence[int] = (), uint32_t connections_max = 0):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -138,6 +142,9 @@ cdef class Service:
             self.service.template_address = address_from(address[:12] + mark.to_bytes(4, "big"))
         self.service.mss = mss
         self.service.offload = offload
+        set_timeouts(self.service.timeouts, timeouts)
+        self.service.has_timeouts = any(timeouts)
+        self.service.limit = connections_max
         for flag in flags:
             self.service.flags |= 1 << FLAGS[scheduler].index(flag)
         for slot, packed, server_port, weight, method, *thresholds in servers:
@@ -270,7 +277,7 @@ cdef Locality new_locality():
 
 
 cdef class Snapshot:
-    """All services, timeouts in seconds (established TCP, TCP after a FIN, UDP), and what becomes of packets that no
+    """All services, timeouts in seconds (as in tracking.TIMEOUT_KINDS), and what becomes of packets that no
     real server gets: `no_server` "drop", "icmp" or "reset", `no_connection` (mid-stream TCP) "pass", "drop" or
     "reset"; with `sloppy`, mid-stream TCP begins a connection. Real servers of the slots that are `gone` are treated as
     if they were no part of their services any more. The others are the fields of nfqlb.model.Options.
@@ -278,11 +285,13 @@ cdef class Snapshot:
     Raises ValueError when two services have one key.
     """
 
-    def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300, *,
-                  no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False,
+    def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300,
+                  *timeouts: int, no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False,
                   gone: Mapping[int, str] | None = None, uint8_t conn_reuse_mode = REUSE | REUSE_FIN_WAIT,
                   bint expire_nodest_conn = False, bint expire_quiescent_template = False,
-                  bint expire_quiescent_udp = False):
+                  bint expire_quiescent_udp = False, uint8_t drop_entry = 0, uint8_t drop_packet = 0,
+                  uint8_t secure_tcp = 0, uint32_t am_droprate = 10, uint32_t amemthresh = 0,
+                  uint32_t connections_max = 0):
         cdef Service service
         cdef uint32_t i
         self.services = tuple(services)
@@ -293,7 +302,8 @@ cdef class Snapshot:
             raise MemoryError
         key = os.urandom(16)
         memcpy(self.snapshot.key, <const char*>key, 16)
-        default_timeouts(self.snapshot, tcp, tcp_fin, udp)
+        default_timeouts(self.snapshot.timeouts)
+        set_timeouts(self.snapshot.timeouts, (tcp, tcp_fin, udp, *timeouts))
         self.snapshot.no_server = ANSWERS.index(no_server)
         self.snapshot.no_connection = ANSWERS.index(no_connection)
         self.snapshot.sloppy = sloppy
@@ -301,6 +311,12 @@ cdef class Snapshot:
         self.snapshot.expires_orphans = expire_nodest_conn
         self.snapshot.moves_quiesced = expire_quiescent_template
         self.snapshot.moves_datagrams = expire_quiescent_udp
+        self.snapshot.drop_entry = drop_entry
+        self.snapshot.drop_packet = drop_packet
+        self.snapshot.secure_tcp = secure_tcp
+        self.snapshot.drop_rate = am_droprate
+        self.snapshot.least = amemthresh
+        self.snapshot.limit = connections_max
         for service in self.services:
             for i in range(service.service.count):
                 self.snapshot.slot_count = max(self.snapshot.slot_count, service.service.servers[i].slot + 1)
@@ -318,6 +334,7 @@ cdef class Snapshot:
                 self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True
+        own_timeouts(self.snapshot, [service for service in self.services if has_timeouts(service)])
         for slot, fate in gone.items():
             self.snapshot.available[<uint32_t>slot] = FATES[fate]
         index_ports(self.snapshot, [one for one in self.services if kind_of(one) == PORT])
@@ -334,8 +351,35 @@ cdef class Snapshot:
             free(self.snapshot.marked)
             free(self.snapshot.index)
             free(self.snapshot.available)
+            free(self.snapshot.own_timeouts)
+            free(self.snapshot.own)
             free(self.snapshot.mss)
             free(self.snapshot)
+
+
+cdef bint has_timeouts(Service service) noexcept:
+    return service.service.has_timeouts
+
+
+cdef int own_timeouts(snapshot_t* snapshot, list services) except -1:
+    """Put what services say of timeouts in the place of what is said for all."""
+    cdef Service one
+    cdef uint32_t* timeouts
+    cdef uint32_t i
+    if not services:
+        return 0
+    snapshot.own_timeouts = <uint32_t**>calloc(snapshot.slot_count + 1, sizeof(uint32_t*))
+    snapshot.own = <uint32_t*>calloc(len(services) * KINDS, sizeof(uint32_t))
+    if snapshot.own_timeouts == NULL or snapshot.own == NULL:
+        raise MemoryError
+    timeouts = snapshot.own
+    for one in services:
+        for i in range(<uint32_t>KINDS):
+            timeouts[i] = one.service.timeouts[i] or snapshot.timeouts[i]
+        for i in range(one.service.count):
+            snapshot.own_timeouts[one.service.servers[i].slot] = timeouts
+        timeouts += KINDS
+    return 0
 
 
 cdef bint is_ranked(Service service) noexcept:

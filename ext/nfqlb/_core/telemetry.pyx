@@ -12,6 +12,7 @@ from nfqlb._core.types cimport (
     ACCEPT,
     BAD_CHECKSUM,
     DROP,
+    DROP_PACKET,
     ERROR_FORWARDED,
     ERROR_MARKED,
     ERROR_REISSUED,
@@ -20,6 +21,7 @@ from nfqlb._core.types cimport (
     FORWARDED,
     FRAGMENT,
     ICMP_MESSAGE,
+    LIMITED,
     LOCAL,
     MALFORMED,
     MARK,
@@ -78,6 +80,8 @@ _TABLE = (
     (ERROR_MARKED,       "error_marked",     MARK,    "ICMP error about a reply, sent as requests are (dr)"),
     (SHED,               "shed",             DROP,    "a new connection's, while more comes than can be taken"),
     (SERVER_DOWN,        "server_down",      DROP,    "the connection's real server is down; the client is reset"),
+    (DROP_PACKET,        "drop_packet",      DROP,    "a new connection's: one of so many, while places are few"),
+    (LIMITED,            "limited",          DROP,    "a new connection's, beyond connections_max"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)

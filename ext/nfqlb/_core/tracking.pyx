@@ -19,6 +19,7 @@ from nfqlb._core.types cimport (
     STATE_MASK,
     STATE_SHIFT,
     TCP,
+    UDP_KIND,
     connection_t,
     load_t,
     packet_t,
@@ -54,30 +55,73 @@ TRANSITIONS: dict[str, dict[str, str]] = {
         "rst":        "CL  CL  CL  SR  CL  CL  CL  CL  LA  LI  CL",
     },
 }
+# With secure_tcp a client alone establishes nothing where the real server's answers pass here (tcp_states_dos).
+SECURED: dict[str, dict[str, str]] = {
+    "from client": {
+        "syn":        "SR  ES  ES  SR  SR  SR  SR  SR  SR  SR  SA",
+        "fin":        "CL  CW  SS  TW  TW  TW  CL  CW  LA  LI  SA",
+        "ack":        "ES  ES  SS  SR  FW  TW  CL  CW  CL  LI  SA",
+        "rst":        "CL  CL  CL  SR  CL  CL  CL  CL  LA  LI  CL",
+    },
+    "from server": {
+        "syn":        "SS  ES  SS  SA  SS  SS  SS  SS  SS  LI  SA",
+        "fin":        "TW  FW  SS  TW  FW  TW  CL  TW  LA  LI  TW",
+        "ack":        "ES  ES  SS  ES  FW  TW  CL  CW  LA  ES  ES",
+        "rst":        "CL  CL  SS  CL  CL  TW  CL  CL  CL  CL  CL",
+    },
+    "client only": {
+        "syn":        "SA  ES  ES  SR  SA  SA  SA  SA  SA  SA  SA",
+        "fin":        "CL  FW  SS  TW  FW  TW  CL  CW  LA  LI  TW",
+        "ack":        "ES  ES  SS  ES  FW  TW  CL  CW  CL  LI  ES",
+        "rst":        "CL  CL  CL  SR  CL  CL  CL  CL  LA  LI  CL",
+    },
+}
 _SHORT = ("NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA")
 
 #                            NO ES   SS   SR  FW   TW   CL  CW  LA  LI   SA
 TIMEOUTS: tuple[int, ...] = (2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120)
 
-cdef uint8_t[3][4][STATES] next_state
-for _direction, _rows in enumerate(TRANSITIONS.values()):
-    for _row, _cells in enumerate(_rows.values()):
-        for _column, _cell in enumerate(_cells.split()):
-            next_state[_direction][_row][_column] = _SHORT.index(_cell)
+cdef uint8_t[2][3][4][STATES] next_state                     # [1]: secured
+for _secured, _table in enumerate((TRANSITIONS, SECURED)):
+    for _direction, _rows in enumerate(_table.values()):
+        for _row, _cells in enumerate(_rows.values()):
+            for _column, _cell in enumerate(_cells.split()):
+                next_state[_secured][_direction][_row][_column] = _SHORT.index(_cell)
 assert ACTIVE_STATES == sum(1 << _SHORT.index(_state) for _state in ("ES", "SS", "SR", "SA"))
 
 
-cdef void default_timeouts(snapshot_t* snapshot, uint32_t tcp, uint32_t tcp_fin, uint32_t udp) noexcept:
-    """Fill in the timeouts, in ticks, from the three that can be set (seconds, as `ipvsadm --set`)."""
+# The timeouts that can be set: name and kind, those of `ipvsadm --set` first. NONE, which no packet leaves, cannot.
+TIMEOUT_KINDS: dict[str, int] = {
+    "tcp": ESTABLISHED,
+    "tcp_fin": FIN_WAIT,
+    "udp": UDP_KIND,
+    "tcp_syn_sent": SYN_SENT,
+    "tcp_syn_recv": SYN_RECV,
+    "tcp_time_wait": TIME_WAIT,
+    "tcp_close": CLOSE,
+    "tcp_close_wait": CLOSE_WAIT,
+    "tcp_last_ack": LAST_ACK,
+    "tcp_listen": LISTEN,
+    "tcp_synack": SYNACK,
+}
+
+
+cdef void default_timeouts(uint32_t* timeouts) noexcept:
+    """Fill in those of TCP, in ticks."""
     cdef int state
     for state in range(STATES):
-        snapshot.timeouts[state] = TIMEOUTS[state] * 10
-    snapshot.timeouts[ESTABLISHED] = tcp * 10
-    snapshot.timeouts[FIN_WAIT] = tcp_fin * 10
-    snapshot.udp_timeout = udp * 10
+        timeouts[state] = TIMEOUTS[state] * 10
 
 
-cdef inline uint8_t after(const packet_t* packet, direction_t direction, uint8_t state) noexcept nogil:
+cdef int set_timeouts(uint32_t* timeouts, object seconds) except -1:
+    """Fill in the timeouts by kind, in ticks, from seconds in the order of TIMEOUT_KINDS; not those that are left out.
+    """
+    for kind, value in zip(TIMEOUT_KINDS.values(), seconds, strict=False):
+        timeouts[<int>kind] = value * 10
+    return 0
+
+
+cdef inline uint8_t after(const packet_t* packet, direction_t direction, uint8_t state, bint secured) noexcept nogil:
     """The state that a segment leads to. RST counts before SYN, FIN and ACK; with none of them the state is CLOSE."""
     cdef uint8_t segment = packet.segment
     cdef int row
@@ -91,7 +135,7 @@ cdef inline uint8_t after(const packet_t* packet, direction_t direction, uint8_t
         row = 2
     else:
         return CLOSE
-    return next_state[<int>direction][row][state]
+    return next_state[secured][<int>direction][row][state]
 
 
 cdef void assure(table_t* table, connection_t* connection) noexcept nogil:
@@ -113,12 +157,12 @@ cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connec
     cdef uint8_t state
     cdef load_t* load
     if packet.protocol != TCP:
-        expires = now + snapshot.udp_timeout
+        expires = now + timeouts_of(snapshot, connection)[UDP_KIND]
         if direction == FROM_SERVER and connection.control != 0 and not connection.flags & ANSWERED:
             assure(table, connection)
     else:
         while True:
-            state = after(packet, direction, (word & STATE_MASK) >> STATE_SHIFT)
+            state = after(packet, direction, (word & STATE_MASK) >> STATE_SHIFT, table.secure != 0)
             wanted = LIVE | <uint32_t>state << STATE_SHIFT | (0 if ACTIVE_STATES >> state & 1 else INACTIVE)
             if wanted == word:
                 break
@@ -137,7 +181,7 @@ cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connec
                 if state == ESTABLISHED and connection.control != 0 and not connection.flags & ANSWERED:
                     assure(table, connection)
                 break
-        expires = now + snapshot.timeouts[state]
+        expires = now + timeouts_of(snapshot, connection)[state]
     if connection.expires != expires:
         store32(&connection.expires, expires, RELAXED)
         if expires < load32(&connection.due, RELAXED):

@@ -78,6 +78,8 @@ cdef enum reason_t:
     ERROR_MARKED
     SHED
     SERVER_DOWN
+    DROP_PACKET
+    LIMITED
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 
@@ -201,7 +203,7 @@ cdef struct load_t:              # connections of a slot, for schedulers and lis
     uint32_t active
     uint32_t inactive
     uint32_t persistent          # templates
-    uint32_t reserved
+    uint32_t group               # its service's place in table_t.totals
 
 
 cdef struct counter_t:           # what one worker counted for a slot
@@ -264,6 +266,19 @@ cdef struct reader_t:            # a worker as the reclaimer sees it, alone in i
 
 
 cdef enum:
+    TRIED = 9                    # packets of a connection that may be ended by chance: fewer than these
+
+
+cdef struct defence_t:           # what a table defends itself by now (defence.pyx), alone in its cache line
+    uint32_t drop_rate           # of so many first packets one is dropped, 0: none
+    uint32_t left                # of first packets until that one
+    uint32_t drops_entries       # connections are ended before their time
+    uint32_t evicted             # how many were, wraps
+    uint32_t tries[TRIED]        # by packets of a connection: those that stay until one is ended
+    uint32_t reserved[3]
+
+
+cdef enum:
     WHEEL = 16384                # places of the timer wheel, one tick each: 27 minutes
     READERS = 64                 # workers at most
 
@@ -282,10 +297,12 @@ cdef struct table_t:
     uint32_t* wheel
     leaf_t** watch               # by slot: who is told when its load changes, NULL for nobody
     void* offload                # offload_t, NULL: there is none
+    uint32_t* totals             # by service (load_t.group): connections, active or not
     uint32_t capacity
     uint32_t slot_count
     uint32_t reader_count
-    uint32_t reserved[7]
+    uint32_t secure              # TCP states go by the table that mistrusts handshakes (secure_tcp)
+    uint32_t reserved[4]
 
     lock_t free_lock
     uint32_t free_head           # removed entries in the order of their removal, linked by timer_next
@@ -298,6 +315,8 @@ cdef struct table_t:
     uint32_t wheel_tick          # next place to look at
     uint32_t expired             # removed by their timer, wraps
     uint32_t reserved3[12]
+
+    defence_t defence
 
     uint64_t epoch
     uint64_t reserved4[7]
@@ -451,6 +470,11 @@ cdef struct shadow_t:            # a scheduler that is compared with the one tha
     difference_t last[DIFFERENCES]       # by `differed`
 
 
+cdef enum:                       # of timeouts: TCP states (tracking.pxd), and
+    UDP_KIND = 11
+    KINDS = 16
+
+
 cdef struct service_t:
     address_t address
     uint32_t mark                # netfilter mark; 0: the service has an address
@@ -469,6 +493,9 @@ cdef struct service_t:
     uint32_t seat_mask
     ranking_t* ranking           # or NULL: few servers, or the scheduler does not look at loads
     scheduler_state_t* state
+    uint32_t timeouts[KINDS]     # ticks as in snapshot_t, 0: as for all services
+    uint32_t limit               # connections, 0: none
+    uint8_t has_timeouts         # some are not 0
     uint32_t persistence         # ticks that a client stays with its server after its last connection began, or 0
     uint8_t one_packet           # each datagram is scheduled on its own
     uint8_t offload              # the kernel may forward what is established by itself
@@ -517,8 +544,9 @@ cdef struct snapshot_t:
     uint8_t* available           # by slot: AVAILABLE, it belongs to its service; MAY_OFFLOAD, QUIESCED; or what else
     uint16_t* mss                # by slot: that of its service
     uint32_t slot_count
-    uint32_t timeouts[16]        # ticks by TCP state
-    uint32_t udp_timeout         # ticks
+    uint32_t timeouts[KINDS]     # ticks by TCP state; UDP_KIND
+    uint32_t** own_timeouts      # by slot: those of its service, or NULL; NULL where no service has any of its own
+    uint32_t* own                # what they point to
     uint8_t no_server            # answer_t when a service has no real server: SILENCE, UNREACHABLE, or RESET for TCP
     uint8_t no_connection        # answer_t to mid-stream TCP without a connection: PASS, SILENCE or RESET
     uint8_t sloppy               # mid-stream TCP may begin a connection (net.ipv4.vs.sloppy_tcp)
@@ -526,3 +554,9 @@ cdef struct snapshot_t:
     uint8_t expires_orphans      # connections end with their real server, SYNs leave one of weight 0
     uint8_t moves_quiesced       # templates do not lead to real servers of weight 0, whatever their service says
     uint8_t moves_datagrams      # nor do UDP connections
+    uint8_t drop_entry           # modes of the defences, 0 to 3 (defence.pyx)
+    uint8_t drop_packet
+    uint8_t secure_tcp
+    uint32_t drop_rate           # of drop_packet in mode 3
+    uint32_t least               # free places, fewer are too few; 0: one of SHARE
+    uint32_t limit               # connections and templates of all services, 0: no limit but the table's

@@ -44,6 +44,8 @@ class Service:
         offload: bool = True,
         advisor: Advisor | None = None,
         shadow: Service | None = None,
+        timeouts: Sequence[int] = (),
+        connections_max: int = 0,
     ) -> Self: ...
     advisor: Advisor | None
     shadow: Service | None
@@ -62,7 +64,7 @@ class Snapshot:
         tcp: int = 900,
         tcp_fin: int = 120,
         udp: int = 300,
-        *,
+        *timeouts: int,
         no_server: str = "icmp",
         no_connection: str = "pass",
         sloppy: bool = False,
@@ -71,4 +73,10 @@ class Snapshot:
         expire_nodest_conn: bool = False,
         expire_quiescent_template: bool = False,
         expire_quiescent_udp: bool = False,
+        drop_entry: int = 0,
+        drop_packet: int = 0,
+        secure_tcp: int = 0,
+        am_droprate: int = 10,
+        amemthresh: int = 0,
+        connections_max: int = 0,
     ) -> Self: ...

@@ -1,3 +1,5 @@
 STATE_NAMES: tuple[str, ...]
 TRANSITIONS: dict[str, dict[str, str]]
+SECURED: dict[str, dict[str, str]]
 TIMEOUTS: tuple[int, ...]
+TIMEOUT_KINDS: dict[str, int]

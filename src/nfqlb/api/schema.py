@@ -24,6 +24,7 @@ from nfqlb.model import (
     Intent,
     Key,
     Options,
+    OwnTimeouts,
     Persistence,
     Quorum,
     Real,
@@ -73,6 +74,8 @@ class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
     fallback: str | msgspec.UnsetType = msgspec.UNSET
     budget: int | msgspec.UnsetType = msgspec.UNSET
     shadow: str | msgspec.UnsetType = msgspec.UNSET
+    timeouts: OwnTimeouts | msgspec.UnsetType | None = msgspec.UNSET
+    connections_max: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
@@ -269,6 +272,8 @@ class ServiceView(msgspec.Struct):
     fallback: str
     budget: int
     shadow: str
+    timeouts: OwnTimeouts | None
+    connections_max: int
 
 
 class Services(msgspec.Struct):
@@ -462,6 +467,8 @@ def service_view(service: Service, slots: Slots, drained: Drained, serving: Serv
         fallback=service.fallback,
         budget=service.budget,
         shadow=service.shadow,
+        timeouts=service.timeouts,
+        connections_max=service.connections_max,
     )
 
 

@@ -126,7 +126,9 @@ class Front:
                 client.zero(asked.key if asked.address else "")
             case "set":
                 now = client.services()["timeouts"]
-                client.set_timeouts({name: new or now[name] for name, new in zip(now, asked.timeouts, strict=True)})
+                names = ("tcp", "tcp_fin", "udp")
+                given = {name: new for name, new in zip(names, asked.timeouts, strict=True) if new}
+                client.set_timeouts({**now, **given})
             case "stop-daemon":
                 raise Fault("No daemon is running", FAILED)
             case _:

@@ -32,6 +32,10 @@ def command() -> None:
 @click.option("--one-packet", is_flag=True, help="Each datagram is scheduled on its own.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything [default: 0].")
 @click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established [default: yes].")
+@click.option(
+    "--timeout", "timeouts", multiple=True, metavar="NAME=SECONDS", help="Of its own, as in [timeouts]; repeats."
+)
+@click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @change_options
 @click.pass_obj
@@ -50,6 +54,8 @@ def add(
     one_packet: bool,
     mss: int | None,
     offload: bool | None,
+    timeouts: tuple[str, ...],
+    connections_max: int | None,
     reals: tuple[str, ...],
     api: str | None,
     name: str | None,
@@ -57,10 +63,11 @@ def add(
     """Add a virtual service, with its real servers or without."""
     import msgspec
 
-    from nfqlb.cli.values import persistence, service
+    from nfqlb.cli.values import own_timeouts, persistence, service
 
-    more = {"persistence": persistence(persistent, netmask), "one_packet": one_packet, "mss": mss, "name": label}
-    more |= {"offload": offload, "fallback": fallback, "budget": budget, "shadow": shadow}
+    more: dict[str, object] = {"persistence": persistence(persistent, netmask), "one_packet": one_packet}
+    more |= {"mss": mss, "name": label, "offload": offload, "fallback": fallback, "budget": budget, "shadow": shadow}
+    more |= {"timeouts": own_timeouts(timeouts), "connections_max": connections_max}
     client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags, **more)))
 
 
@@ -79,6 +86,10 @@ def add(
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything.")
 @click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established.")
+@click.option(
+    "--timeout", "timeouts", multiple=True, metavar="NAME=SECONDS", help="All that it is to have of its own; repeats."
+)
+@click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
 @change_options
 @click.pass_obj
 def edit(
@@ -95,13 +106,15 @@ def edit(
     netmask: int | None,
     mss: int | None,
     offload: bool | None,
+    timeouts: tuple[str, ...],
+    connections_max: int | None,
     api: str | None,
     name: str | None,
 ) -> None:
     """Change how connections are spread; those that are there stay where they are."""
     import msgspec
 
-    from nfqlb.cli.values import given, persistence
+    from nfqlb.cli.values import given, own_timeouts, persistence
     from nfqlb.model import parse_vip
 
     changed = given(
@@ -115,11 +128,15 @@ def edit(
         offload=offload,
         mode=mode,
         label=label,
+        timeouts=timeouts or None,
+        connections_max=connections_max,
     )
     if "label" in changed:
         changed["name"] = changed.pop("label")
     if changed.pop("persistent", None) is not None:
         changed["persistence"] = msgspec.to_builtins(persistence(persistent, netmask)) if persistent else None
+    if "timeouts" in changed:
+        changed["timeouts"] = msgspec.to_builtins(own_timeouts(timeouts))
     client(env, api, name).edit_service(str(parse_vip(vip)), changed)
 
 

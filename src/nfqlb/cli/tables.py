@@ -59,6 +59,10 @@ def _flags(service: Answer) -> Iterator[str]:
         yield "ops"
     if service["mss"]:
         yield f"mss {service['mss']}"
+    if service.get("connections_max"):
+        yield f"max {service['connections_max']}"
+    if own := service.get("timeouts"):
+        yield "timeouts " + ",".join(f"{name}={seconds}" for name, seconds in own.items())
     if not service["offload"]:
         yield "no-offload"
     if service.get("name"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nfqlb.errors import ConfigError
-from nfqlb.model import Persistence, Service, parse_real, parse_vip
+from nfqlb.model import OwnTimeouts, Persistence, Service, parse_real, parse_vip
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -40,10 +40,23 @@ def persistence(seconds: int | None, netmask: int | None) -> Persistence | None:
     return Persistence(seconds, netmask)
 
 
+def own_timeouts(texts: Sequence[str]) -> OwnTimeouts | None:
+    """Read NAME=SECONDS, as often as it is there."""
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in OwnTimeouts.__struct_fields__:
+            raise ConfigError("timeout", text, "is not known", f"write {'=, '.join(OwnTimeouts.__struct_fields__)}=")
+        found[name] = seconds(f"timeout {name}", value)
+    return OwnTimeouts(**found) if found else None
+
+
 def given(**options: object) -> dict[str, object]:
     """Those that are not None; it takes one at least to change anything."""
     found = {name: value for name, value in options.items() if value is not None}
     if not found:
-        names = " or ".join(f"--{name if name == 'mss' else name.removesuffix('s')}" for name in options)
+        names = " or ".join(
+            f"--{name if name == 'mss' else name.removesuffix('s').replace('_', '-')}" for name in options
+        )
         raise ConfigError("edit", "", "says nothing to change", f"give {names}")
     return found

@@ -29,6 +29,7 @@ from nfqlb.logs import FORMATS
 from nfqlb.model import (
     BUDGET_MAX,
     CHECKS,
+    DROPRATE_MAX,
     EXITS,
     FLAGS,
     HOLD_MAX,
@@ -39,6 +40,7 @@ from nfqlb.model import (
     NO_CONNECTION,
     NO_SERVER,
     ON_DOWN,
+    PLACES_MAX,
     QUIESCENT,
     REQUIRE,
     SCHEDULERS,
@@ -49,6 +51,7 @@ from nfqlb.model import (
     Check,
     Health,
     Options,
+    OwnTimeouts,
     Persistence,
     Quorum,
     Real,
@@ -72,6 +75,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
 SECONDS = {"minimum": 1, "maximum": 2**31 // 1000}
 SCHEDULER = {"anyOf": [{"enum": [*SCHEDULERS]}, {"pattern": r"^(/\S*/)?[^/\s]+\.py$"}]}
+MODE = {"minimum": 0, "maximum": 3}
+WHEN = "0 never, 1 and 2 while places are few, 3 always."
 WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("director", "name"): {"description": "Names socket, sets, tables and files of this director."},
     ("director", "api"): {"description": "The path of the API socket."},
@@ -113,6 +118,11 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("timeouts", "tcp"): {"description": "Seconds, of established TCP.", **SECONDS},
     ("timeouts", "tcp_fin"): {"description": "Seconds, of TCP after a FIN.", **SECONDS},
     ("timeouts", "udp"): {"description": "Seconds, of UDP.", **SECONDS},
+    **{
+        ("timeouts", key): {"description": f"Seconds, of TCP in {key.removeprefix('tcp_').upper()}.", **SECONDS}
+        for key in TIMEOUTS
+        if key.startswith("tcp_") and key != "tcp_fin"
+    },
     ("answers", "no_server"): {"description": "The answer where no real server has a weight.", "enum": [*NO_SERVER]},
     ("answers", "no_connection"): {
         "description": "The answer to mid-stream TCP without a connection.",
@@ -130,6 +140,27 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("options", "expire_quiescent_template"): {
         "description": "Whether persistent clients leave a real server of weight 0."
+    },
+    ("options", "drop_entry"): {
+        "description": f"Whether what never came about is ended early: {WHEN}",
+        **MODE,
+    },
+    ("options", "drop_packet"): {"description": f"Whether some first packets are dropped: {WHEN}", **MODE},
+    ("options", "secure_tcp"): {"description": f"Whether TCP states mistrust handshakes: {WHEN}", **MODE},
+    ("options", "am_droprate"): {
+        "description": "Of so many first packets drop_packet drops one in mode 3.",
+        "minimum": 1,
+        "maximum": DROPRATE_MAX,
+    },
+    ("options", "amemthresh"): {
+        "description": "Free places of the table, fewer are few; 0 for a sixteenth of it.",
+        "minimum": 0,
+        "maximum": PLACES_MAX,
+    },
+    ("options", "connections_max"): {
+        "description": "Connections that all services may have, 0 for as many as there are places.",
+        "minimum": 0,
+        "maximum": PLACES_MAX,
     },
     ("options", "expire_quiescent_udp"): {"description": "Whether datagrams leave a real server of weight 0."},
     ("service", "name"): {"description": "For people; no two services have the same."},
@@ -159,6 +190,12 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "maximum": MSS_MAX,
     },
     ("service", "offload"): {"description": "Whether the kernel may forward what is established by itself."},
+    ("service", "timeouts"): {"description": "In the place of those of all services, where they are not 0."},
+    ("service", "connections_max"): {
+        "description": "Connections that it may have, 0 for any number.",
+        "minimum": 0,
+        "maximum": PLACES_MAX,
+    },
     ("persistence", "timeout"): {"description": "Seconds after a client's last connection began.", **SECONDS},
     ("persistence", "netmask"): {"description": "The prefix that makes clients one.", "minimum": 1, "maximum": 128},
     ("persistence", "quiescent"): {"description": "Where clients of a server of weight 0 go.", "enum": [*QUIESCENT]},
@@ -264,6 +301,7 @@ def schema() -> dict[str, Any]:
     service["properties"]["health"] |= _table("health", HEALTH, Health)
     service["properties"]["health"]["properties"]["check"]["items"] = _table("health", CHECK, Check)
     service["properties"]["quorum"] |= _table("quorum", QUORUM, Quorum)
+    service["properties"]["timeouts"] |= _own(_table("timeouts", TIMEOUTS, OwnTimeouts))
     service["properties"]["real"] = {"type": "array", "items": real}
     service["oneOf"] = [{"required": ["vip"]}, {"required": ["fwmark"]}]
     tables = {
@@ -280,6 +318,11 @@ def schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {name: tables[name] for name in TOP},
     }
+
+
+def _own(table: dict[str, Any]) -> dict[str, Any]:
+    """A table of timeouts in which 0 stands for those of all services."""
+    return {**table, "properties": {key: {**value, "minimum": 0} for key, value in table["properties"].items()}}
 
 
 def _table(name: str, known: Types, kind: type[msgspec.Struct], **more: Any) -> dict[str, Any]:

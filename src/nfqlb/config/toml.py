@@ -31,6 +31,7 @@ from nfqlb.model import (
     Intent,
     Key,
     Options,
+    OwnTimeouts,
     Persistence,
     Quorum,
     Real,
@@ -73,13 +74,19 @@ DIRECTOR: Types = {
     "smtp": str,
     "smtp_login": str,
 }
-TIMEOUTS: Types = {"tcp": int, "tcp_fin": int, "udp": int}
+TIMEOUTS: Types = dict.fromkeys(Timeouts.__struct_fields__, int)
 ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}
 OPTIONS: Types = {
     "conn_reuse_mode": int,
     "expire_nodest_conn": bool,
     "expire_quiescent_template": bool,
     "expire_quiescent_udp": bool,
+    "drop_entry": int,
+    "drop_packet": int,
+    "secure_tcp": int,
+    "am_droprate": int,
+    "amemthresh": int,
+    "connections_max": int,
 }
 SERVICE: Types = {
     "name": str,
@@ -98,6 +105,8 @@ SERVICE: Types = {
     "health": dict,
     "offload": bool,
     "quorum": dict,
+    "timeouts": dict,
+    "connections_max": int,
     "real": list,
 }
 CHECK: Types = {
@@ -157,7 +166,7 @@ TYPE_NAMES = {
     list: "a list",
 }
 KEY_OF_FIELD = {"vip port": "vip", "protocol": "vip", "real": "address", "real port": "address"}
-SECTIONS = "timeout ", "persistence ", "health ", "quorum "  # what the model puts before a field of theirs
+SECTIONS = "timeout ", "timeouts ", "persistence ", "health ", "quorum "  # what the model puts before a field of theirs
 STAND_IN = Key("tcp", "192.0.2.1", 0)  # for a service whose address is wrong, so that the rest of it is looked at
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
@@ -283,6 +292,9 @@ class _Reader:
         if "quorum" in values:
             where = (*path, "quorum")
             values["quorum"] = self.make(where, Quorum, self.table(where, values["quorum"], QUORUM))
+        if "timeouts" in values:
+            where = (*path, "timeouts")
+            values["timeouts"] = self.make(where, OwnTimeouts, self.table(where, values["timeouts"], TIMEOUTS))
         places = ((*path, "real", at) for at in count())
         found = (
             (place, self.real(place, one, key or STAND_IN))
@@ -398,7 +410,7 @@ class _Reader:
         """Keep an error of the model, with its place in the file; the key that it is about."""
         field = next((error.field[len(one) :] for one in SECTIONS if error.field.startswith(one)), error.field)
         key = KEY_OF_FIELD.get(field, field)
-        for section in ("health", "quorum"):
+        for section in ("health", "quorum", "timeouts"):
             if error.field.startswith(f"{section} ") and section not in path:  # told by the service
                 self.refuse((*path, section, key), error.value, error.problem, error.fix)
                 return section

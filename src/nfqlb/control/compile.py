@@ -106,9 +106,7 @@ class Compiler:
         timeouts, answers = intent.timeouts, intent.answers
         snapshot = self._make_snapshot(
             list(compiled.values()),
-            timeouts.tcp,
-            timeouts.tcp_fin,
-            timeouts.udp,
+            *msgspec.structs.astuple(timeouts),
             no_server=answers.no_server,
             no_connection=answers.no_connection,
             sloppy=answers.sloppy_tcp,
@@ -164,6 +162,8 @@ class Compiler:
             one_packet=service.one_packet,
             mss=service.mss,
             offload=service.offload,
+            timeouts=msgspec.structs.astuple(service.timeouts) if service.timeouts else (),
+            connections_max=service.connections_max,
             **_persistence(service),
             **advisor,
             **shadow,
