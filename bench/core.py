@@ -31,6 +31,8 @@ from nfqlb.testing import TCP, UDP, endpoint, tcp, udp
 
 ROUNDS = 15
 PACKETS = 200_000  # a round
+BATCH = 64  # packets, as the fast engine has them
+ALONE = (1, 8)  # so many, for what it buys to ask memory for all of a batch ahead
 ENTRY = 128  # bytes of a connection, and the bar for them
 NOW = 1_000 * 10**9
 VIP, REALS = endpoint("203.0.113.1:80"), [endpoint(f"10.2.0.{host}:80") for host in range(11, 21)]
@@ -41,6 +43,20 @@ ENDING_BAR, DELAY_BAR = 1.0, 0.001  # seconds: until the last is gone, and for a
 ENDING_ROUNDS = 5
 # glibc writes each allocation to the file that MALLOC_TRACE names (mtrace(3))
 TRACER = "libc_malloc_debug.so.0"
+
+
+PAGE = figures.ROOT / "docs" / "bench" / "core.md"
+INTRODUCTION = """# What a packet costs in the core
+
+Written by `python -m bench.core`: the core alone, no kernel and no Python between packets, and tables of 1,000 to
+10,000,000 connections in shared memory. `reads` are multiples of one read from an array of that size that needs the
+read before it. A batch of 64 asks memory for all its connections ahead; the rows with fewer at a time show what that
+buys.
+
+```
+{}
+```
+"""
 
 
 @contextmanager
@@ -62,23 +78,23 @@ def serve(fd: int, capacity: int, now: int, *, udp_timeout: int = 300) -> tuple[
 
 
 @contextmanager
-def established(count: int) -> Iterator[tuple[Table, Flows]]:
-    """So many connections, and packets of them."""
+def established(count: int) -> Iterator[tuple[Table, Flows, float]]:
+    """So many connections, packets of them, and how many nanoseconds each took to begin."""
     with shared_memory() as fd:
         table, datapath = serve(fd, count + count // 8 + 64, NOW)
         flows = Flows(datapath.worker(), udp("10.0.0.1:10000", str(VIP), bytes(18)), count)
-        flows.in_turn(NOW)
+        began = flows.in_turn(NOW)
         if table.used != count:
             raise AssertionError(f"{table.used} connections instead of {count}")
-        yield table, flows
+        yield table, flows, began
 
 
-def compare(flows: Flows, walk: Walk, step: str) -> tuple[list[float], list[float]]:
+def compare(flows: Flows, walk: Walk, step: str, batch: int = BATCH) -> tuple[list[float], list[float]]:
     """Nanoseconds a packet and nanoseconds a read, of each round."""
     taken, reads = [], []
     for number in range(ROUNDS + 1):
         read = walk.steps(PACKETS)
-        nanoseconds = flows.at_random(PACKETS, NOW, step)
+        nanoseconds = flows.at_random(PACKETS, NOW, step, batch=batch)
         if number:
             taken.append(nanoseconds)
             reads.append(read)
@@ -101,7 +117,7 @@ def allocations() -> int:
 
 
 def traced() -> None:
-    with established(1000) as (_, flows):
+    with established(1000) as (_, flows, _):
         flows.at_random(PACKETS, NOW, "whole line", traced=True)
 
 
@@ -132,7 +148,8 @@ def main() -> int:
     share.alone()
     share.take(share.ENGINE)
     about = figures.circumstances()
-    print(figures.heading(about, f"{ROUNDS} rounds of {PACKETS:,} packets, median (spread)"), flush=True)
+    lines = [figures.heading(about, f"{ROUNDS} rounds of {PACKETS:,} packets, median (spread)")]
+    print(lines[0], flush=True)
     kept: dict[str, object] = {"about": about}
     good = True
 
@@ -141,10 +158,12 @@ def main() -> int:
         text, met = figures.line(name, values, form, most=most)
         good = good and met
         kept[name] = list(values)
+        lines.append(text)
         print(text, flush=True)
 
     for count in (1_000, 100_000, 1_000_000, 10_000_000):
-        with established(count) as (table, flows):
+        with established(count) as (table, flows, began):
+            say(f"a new connection, up to {count:,}, ns", [began] * 2, ".1f")
             walk = Walk(ENTRY * count)
             for step in ("whole line", "look-up"):
                 taken, reads = compare(flows, walk, step)
@@ -155,14 +174,16 @@ def main() -> int:
             if count == 1_000:
                 for step in ("parse", "schedule", "nat"):
                     say(f"{step}, ns", compare(flows, walk, step)[0], ".1f")
+            for batch in ALONE if count == 1_000_000 else ():
+                say(f"whole line, {batch} at a time, ns", compare(flows, walk, "whole line", batch)[0], ".1f")
             say(f"all memory at {count:,}, bytes each", [table.memory_used / table.capacity] * 2, ".0f")
     say("entry, bytes", [Table.ENTRY] * 2, ".0f", ENTRY)
     say("allocations in 200,000 packets", [allocations()] * 2, ".0f", 0)
     endings = [ending() for _ in range(ENDING_ROUNDS)]
-    print(f"1,000,000 connections end at once, {ENDING_ROUNDS} rounds")
-    say("until the last is gone, s", [seconds for seconds, _, _ in endings], ".3f", ENDING_BAR)
+    say("a million ends: the last is gone, s", [seconds for seconds, _, _ in endings], ".3f", ENDING_BAR)
     say("slowest batch meanwhile, s", [slowest for _, slowest, _ in endings], ".5f", DELAY_BAR)
     say("packets meanwhile", [passed for _, _, passed in endings], ",.0f")
+    PAGE.write_text(INTRODUCTION.format("\n".join(lines)))
     print(f"all rounds: {figures.keep('core', kept).relative_to(figures.ROOT)}")
     return 0 if good else 1
 
