@@ -9,6 +9,7 @@ took and in how many seconds.
 from __future__ import annotations
 
 import ctypes
+import errno
 import ipaddress
 import signal
 import socket
@@ -72,9 +73,10 @@ def main(device: str, mac: str, source: str, destination: str, port: str, second
             renew(syns, turn)
             for batch in batches:
                 sent = send(fd, batch, FLOWS, 0)
-                if sent < 0:
+                if sent >= 0:
+                    count += sent
+                elif ctypes.get_errno() != errno.ENOBUFS:
                     raise OSError(ctypes.get_errno(), "sendmmsg")
-                count += sent
             now = time.monotonic()
         print(count, now - start)
 
