@@ -66,7 +66,8 @@ def reals(draw: st.DrawFn, address: str, port: int, mode: str) -> Real:
 def quorums(draw: st.DrawFn, version: int) -> Quorum:
     weight = draw(st.integers(1, 9))
     sorry = draw(st.sampled_from(("", "10.0.1.1,weight=3" if version == 4 else "2001:db8:9::1")))
-    return Quorum(weight, draw(st.integers(0, weight - 1)), sorry, bool(sorry) and draw(st.booleans()))
+    line = draw(st.sampled_from(("", "/bin/tell them")))
+    return Quorum(weight, draw(st.integers(0, weight - 1)), sorry, bool(sorry) and draw(st.booleans()), line, line)
 
 
 def healths() -> st.SearchStrategy[Health]:

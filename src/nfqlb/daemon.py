@@ -182,11 +182,13 @@ class Director:
             log.warning(remark)
         intent = self.state.intent
         self._aiming.look(intent.furnished, self.state.vip_dev)
-        self._plan = self._plan_of(intent)
         self.serving = Serving(self.state, self._ill.set, self.scripts)
         if self.starts == 0:
             self._require(intent)
+            if saved is None or saved.clean:
+                self.serving.doubt(intent)
         view = self.serving.look(intent)
+        self._plan = self._plan_of(view)
         self._advisors.load(intent, ())
         self._snapshot = self._compile(view)
         self._advisors.adopt(intent)
@@ -445,7 +447,7 @@ class Director:
             await asyncio.to_thread(self._aiming.look, furnished, before.vip_dev)
             view = self.serving.look(intent)
             snapshot = self._compile(view)
-            plan = self._plan_of(intent)
+            plan = self._plan_of(view)
             both = between(held, plan)
             plan = replace(plan, ways=both.ways)  # packets are under way: the minder takes what is not used
             after = msgspec.structs.replace(before, revision=before.revision + 1, intent=intent, **kept)
@@ -515,12 +517,14 @@ class Director:
     def _compile(self, view: View) -> Snapshot:
         return self._compiler.snapshot(view.weighted, view.standing.weights, view.standing.fates)
 
-    def _plan_of(self, intent: Intent) -> Plan:
+    def _plan_of(self, view: View) -> Plan:
+        intent = view.intent.furnished
         return self._planner.plan(
-            intent.furnished,
+            intent,
             self._compiler.left,
             vip_dev=self.state.vip_dev or None,
-            heads=self._aiming.steered(intent.furnished),
+            withheld=self.serving.withheld(view),
+            heads=self._aiming.steered(intent),
             ways=self._aiming.ways(),
             mask=self._aiming.mask,
         )
@@ -546,7 +550,7 @@ class Director:
         """Put right what others changed in the kernel; what fails is said once, and tried again while packets flow."""
         try:
             self._compiler.forget(lambda slot: not any(self._table.load(slot)))
-            await self._apply(self._plan_of(self.state.intent))
+            await self._apply(self._plan_of(self.serving.view))
             done = await asyncio.to_thread(self._kernel.repair)
             if self._offloading:
                 done += await asyncio.to_thread(self._offloading.follow)
@@ -650,6 +654,9 @@ class Director:
             self._datapath.publish(self._snapshot)
             self._left.set()
         self._settle(view)
+        withheld = self.serving.withheld(view)
+        if withheld != self._plan.withheld:
+            await self._apply(replace(self._plan, withheld=withheld))
         await self._keep(**self.serving.kept())
 
     def _settle(self, view: View) -> None:
@@ -738,7 +745,7 @@ class Director:
         intent = self.state.intent
         plan = self._plan
         if await asyncio.to_thread(self._aiming.look, intent.furnished, self.state.vip_dev):
-            plan = self._plan_of(intent)
+            plan = self._plan_of(self.serving.view)
             held = between(self._plan, plan)
             plan = replace(plan, ways=held.ways)
             await self._apply(held)

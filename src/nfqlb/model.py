@@ -78,6 +78,7 @@ EXITS = ("plain", "weight", "nagios")
 REQUIRE = ("all", "any")
 ON_DOWN = ("remove", "keep", "reset", "move", "quiesce")
 HOLD_MAX = 86400.0  # seconds
+ANNOUNCE = ("always", "quorum")
 STATUSES = re.compile(r"[1-5]\d\d(-[1-5]\d\d)?(,[1-5]\d\d(-[1-5]\d\d)?)*", re.ASCII)
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\x20-\x7e]*", re.ASCII)  # RFC 9110, 5.1
 RECORD = re.compile(r"[A-Z][A-Z0-9-]{0,15}", re.ASCII)
@@ -359,7 +360,7 @@ class Quorum(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     Meanwhile `sorry`, ADDR[:PORT][,weight=N][,mode=MODE], gets all new connections. When the others are back it loses
     those that it has, unless it is kept with weight 0 (`sorry_inhibit`). `up` and `down` are commands for when the
-    quorum is back or lost.
+    quorum is back or lost. `announce` "quorum": the VIP is on its device only with a quorum.
     """
 
     weight: int = 1
@@ -368,12 +369,14 @@ class Quorum(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sorry_inhibit: bool = False
     up: str = ""
     down: str = ""
+    announce: str = "always"
 
     def __post_init__(self) -> None:
         check_range("quorum weight", self.weight, 1, WEIGHT_MAX)
         if not 0 <= self.hysteresis < self.weight:
             fix = f"use 0 to {self.weight - 1}, less than weight"
             raise ConfigError("quorum hysteresis", self.hysteresis, "out of range", fix)
+        check_choice("quorum announce", self.announce, ANNOUNCE)
         if self.sorry_inhibit and not self.sorry:
             raise ConfigError("quorum sorry_inhibit", "true", "is about no server", "give sorry, too")
 
@@ -518,6 +521,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             seen.add((real.address, real.port))
         if self.quorum and self.quorum.sorry:
             self._check_sorry(seen)
+        if self.quorum and self.quorum.announce == "quorum" and self.fwmark:
+            raise ConfigError("quorum announce", "quorum", "needs a VIP", "a service by mark has none: leave it out")
 
     def _check_sorry(self, reals: set[tuple[str, int]]) -> None:
         try:

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from nfqlb.control.compile import SlotKey, Weights
 from nfqlb.control.damping import Record, fell, is_over, returned
-from nfqlb.control.standing import Cause, Out, Standing, judge, sum_of
+from nfqlb.control.standing import Cause, Out, Standing, announces, has_quorum, judge, sum_of, withheld
 from nfqlb.health.machine import Status
 from nfqlb.health.runner import Runner
 from nfqlb.health.scripts import Scripts
 from nfqlb.model import Intent, Key, Quorum, Service, endpoint, parse_real, parse_vip
 from nfqlb.state import Damped, Down, State
 
+UNPROVEN_SECONDS = 0.1  # between looks while first checks are awaited
 LOOK_SECONDS = 60.0  # between looks when nothing is due: the wall clock may be set
 
 
@@ -61,6 +62,7 @@ class Serving:
         self._records = {_end(one.service, one.real): Record(one.times, one.until, one.back) for one in saved.damped}
         lost = frozenset(parse_vip(key) for key in saved.lost)
         self._intent = saved.intent
+        self._unproven: set[Key] = set()
         self.view = View(saved.intent, saved.intent, self._out(saved.intent, time.time()), Standing(lost=lost))
 
     @property
@@ -86,8 +88,32 @@ class Serving:
         self.maintenance = {end: one for end, one in self.maintenance.items() if _find(view.intent, end)}
         return [*self._servers(before, view, now), *_services(before, view)]
 
+    def doubt(self, intent: Intent) -> None:
+        """Announce nothing for a quorum that no check has seen."""
+        self._unproven = {service.key for service in intent.services if announces(service) and service.health}
+
+    def withheld(self, view: View) -> frozenset[str]:
+        """The VIPs that are not to be there."""
+        for key in tuple(self._unproven):
+            service = view.weighted.by_key.get(key)
+            if not service or has_quorum(service, self._untold(view, service), before=True):
+                self._unproven.discard(key)
+        return withheld(view.intent, view.standing.lost | self._unproven)
+
+    def _untold(self, view: View, service: Service) -> dict[tuple[str, int], Out]:
+        """Those of a service that no check has passed for, and those that are out."""
+        found = {}
+        for end in service.ends:
+            whole = (service.key, *end)
+            seen = self.health.seen.get(whole)
+            if whole in view.out or not seen or not seen.status.row:
+                found[end] = view.out.get(whole, Out(Cause.DOWN))
+        return found
+
     def due(self) -> float:
         """Seconds until it is worth looking again."""
+        if self._unproven:
+            return UNPROVEN_SECONDS
         now = time.time()
         waits = (record.until - now for record in self._records.values() if record.until > now)
         return min([LOOK_SECONDS, *waits])

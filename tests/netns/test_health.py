@@ -99,6 +99,30 @@ def test_clients_of_a_server_that_is_down_are_reset_and_the_sorry_server_steps_i
         assert net.director.stop() == 0
 
 
+def test_the_vip_is_announced_only_with_a_quorum() -> None:
+    with Net(clients=1, servers=2, vip="free") as net:
+        for server in net.servers:
+            server.kill()
+        file = net.director.folder / "nfqlb.toml"
+        file.write_text(
+            f'[director]\nvip_dev = "{net.uplink}"\n[[service]]\nvip = "{net.service()}"\nscheduler = "rr"\n'
+            'health = { type = "http", path = "/whoami", interval = 0.2, timeout = 0.5, fall = 2 }\n'
+            'quorum = { weight = 2, announce = "quorum" }\n'
+            'real = [{ address = "10.2.0.11" }, { address = "10.2.0.12" }]\n'
+        )
+        net.director.nfqlb("--config", str(file))
+        told = f" {net.vip()}/32 "
+        soon(lambda: condition(net, "10.2.0.11:80")["condition"] == "down")
+        assert told not in net.director.state()["addresses"]
+        for server in net.servers:
+            server.start()
+        soon(lambda: told in net.director.state()["addresses"])
+        assert load.split(load.whoami(net.client, net.url("/whoami"), 4)) == {"s1": 2, "s2": 2}
+        net.servers[0].kill()
+        soon(lambda: told not in net.director.state()["addresses"])
+        assert net.director.stop() == 0
+
+
 def test_each_type_of_check_against_the_real_thing() -> None:
     """Up while the program runs, down while its machine is off the network, up again."""
     more = {"http": 'path = "/whoami", ', "dns": f'query = "{ZONE}", '}

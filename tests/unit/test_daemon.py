@@ -374,6 +374,36 @@ def test_maintenance_survives_restarts_and_edits_and_ends_with_the_server(tmp_pa
         asyncio.run(again.director.maintain(WEB.key, OLD, True))
 
 
+def test_the_vip_is_there_only_with_a_quorum_that_checks_have_seen(tmp_path: Path, fakes: Fakes) -> None:
+    service = msgspec.structs.replace(HEALTHY, quorum=Quorum(2, announce="quorum"))
+    made = Made(tmp_path, fakes, intent=Intent((service,)), vip_dev="eth0")
+
+    def held() -> set[str]:
+        assert fakes.plan
+        return {*fakes.plan.held}
+
+    def asked(*reals: Real) -> None:
+        for real in WEB.reals:
+            end = WEB.key, real.address, real.port
+            made.director.serving.health.seen[end] = Seen(Status(row=int(real in reals)), 0)
+        asyncio.run(made.director._judge())
+
+    made.director.start()
+    assert held() == set()
+    asked(OLD)
+    assert held() == set()
+    assert made.director.serving.due() < 1
+    asked(*WEB.reals)
+    assert held() == {WEB.address}
+    find(made, OLD)
+    assert held() == set()
+    find(made)
+    assert held() == {WEB.address}
+    again = Made(tmp_path, fakes, bound=True, starts=1, intent=Intent((service,)), vip_dev="eth0")
+    again.director.start()
+    assert held() == {WEB.address}, "after a crash it stays"
+
+
 def test_the_sorry_server_has_its_way_before_it_is_needed(tmp_path: Path, fakes: Fakes) -> None:
     service = msgspec.structs.replace(HEALTHY, quorum=Quorum(sorry="10.0.9.9:80"))
     made = Made(tmp_path, fakes, intent=Intent((service,)))
@@ -471,7 +501,7 @@ def test_what_no_way_back_could_do_the_minder_does(made: Made) -> None:
 
     asyncio.run(change())
     assert fakes.done == ["kernel 1/3", "publish", "publish", "kernel 1/2"]
-    assert fakes.plan == made.director._plan_of(INTENT)
+    assert fakes.plan == made.director._plan_of(made.director.serving.view)
 
 
 def test_changes_wait_for_each_other(made: Made) -> None:

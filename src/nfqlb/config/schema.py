@@ -27,6 +27,7 @@ from nfqlb.config.toml import (
 )
 from nfqlb.logs import FORMATS
 from nfqlb.model import (
+    ANNOUNCE,
     BUDGET_MAX,
     CHECKS,
     DROPRATE_MAX,
@@ -260,6 +261,7 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("health", "notify_down"): {"description": "The command run when a server is down."},
     ("quorum", "up"): {"description": "The command run when the quorum is back."},
     ("quorum", "down"): {"description": "The command run when it is lost."},
+    ("quorum", "announce"): {"description": "When the VIP is on its device.", "enum": [*ANNOUNCE]},
     ("service", "quorum"): {"description": "How much of it must be well, and who steps in when it is not."},
     ("quorum", "weight"): {
         "description": "Sum of the weights of servers that are up.",

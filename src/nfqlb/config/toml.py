@@ -153,7 +153,15 @@ HEALTH: Types = {
     "check": list,
 }
 SHARED = ("interval", "timeout", "rise", "fall", "retry_delay", "warmup", "source")  # said once for several checks
-QUORUM: Types = {"weight": int, "hysteresis": int, "sorry": str, "sorry_inhibit": bool, "up": str, "down": str}
+QUORUM: Types = {
+    "weight": int,
+    "hysteresis": int,
+    "sorry": str,
+    "sorry_inhibit": bool,
+    "up": str,
+    "down": str,
+    "announce": str,
+}
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str}

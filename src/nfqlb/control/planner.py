@@ -38,12 +38,14 @@ class Planner:
         left: Slots = Slots(),  # noqa: B008
         *,
         vip_dev: str | None = None,
+        withheld: Iterable[str] = (),
         heads: Iterable[Service] = (),
         ways: Iterable[Way] = (),
         mask: int = 0,
     ) -> Plan:
         """Replies pass with mode nat only. `left` are real servers that are in the intent no more and still have
-        connections: their replies need the way back. `heads` are the services that are steered over `ways` by marks in
+        connections: their replies need the way back. `withheld` are VIPs that
+        are not to be there now. `heads` are the services that are steered over `ways` by marks in
         `mask`.
         """
         changed: dict[int, tuple[list[Entry], list[Entry]]] = {4: ([], []), 6: ([], [])}
@@ -65,6 +67,7 @@ class Planner:
             v6=v6,
             idle=max(timeouts.tcp, timeouts.tcp_fin, timeouts.udp),
             vip_dev=vip_dev,
+            withheld=frozenset(withheld),
             ways=frozenset(ways),
             mask=mask if any(service.mode == "dr" for service in intent.services) else 0,
         )

@@ -80,6 +80,16 @@ def has_quorum(service: Service, out: Mapping[End, Out], before: bool) -> bool:
     return sum_of(service, out) >= quorum.weight + (-quorum.hysteresis if before else quorum.hysteresis)
 
 
+def withheld(intent: Intent, lost: Set[Key]) -> frozenset[str]:
+    """The VIPs that a service without its quorum does not want announced."""
+    return frozenset(service.address for service in intent.services if announces(service) and service.key in lost)
+
+
+def announces(service: Service) -> bool:
+    """Whether its VIP is there only with a quorum."""
+    return service.quorum is not None and service.quorum.announce == "quorum"
+
+
 def panics(service: Service, out: Mapping[End, Out]) -> bool:
     """Whether so many of the servers that could be up are not that it is no news of them."""
     if not service.health or not service.health.panic:

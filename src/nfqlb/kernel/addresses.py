@@ -31,14 +31,14 @@ class Addresses:
         self._applied: tuple[str | None, Set[str]] = NONE
 
     def apply(self, plan: Plan, *, afresh: bool = False) -> None:
-        wanted = (plan.vip_dev, plan.vips) if plan.vip_dev else NONE
+        wanted = (plan.vip_dev, plan.held) if plan.vip_dev else NONE
         if wanted == self._applied and not afresh:
             return
         if plan.vip_dev:
             with IPRoute() as ip:
                 index = index_of(ip, plan.vip_dev)
-                missing = sorted(plan.vips - present(ip, index))
-                pairs = [[plan.vip_dev, vip] for vip in sorted(plan.vips)]
+                missing = sorted(plan.held - present(ip, index))
+                pairs = [[plan.vip_dev, vip] for vip in sorted(plan.held)]
                 shared = self._saved.others().addresses
                 ours = [pair for pair in pairs if pair[1] in missing or pair in shared]
                 new = [pair for pair in ours if pair not in self._saved.addresses]
@@ -51,7 +51,7 @@ class Addresses:
         self._applied = wanted
 
     def prune(self, plan: Plan) -> None:
-        gone = [pair for pair in self._saved.addresses if pair[0] != plan.vip_dev or pair[1] not in plan.vips]
+        gone = [pair for pair in self._saved.addresses if pair[0] != plan.vip_dev or pair[1] not in plan.held]
         if not gone:
             return
         shared = self._saved.others().addresses
@@ -63,10 +63,10 @@ class Addresses:
         self._applied = NONE
 
     def check(self, plan: Plan) -> list[str]:
-        if not plan.vip_dev or not plan.vips:
+        if not plan.vip_dev or not plan.held:
             return []
         with IPRoute() as ip:
-            missing = plan.vips - present(ip, index_of(ip, plan.vip_dev))
+            missing = plan.held - present(ip, index_of(ip, plan.vip_dev))
         return [f"the address {vip} was removed from {plan.vip_dev}" for vip in sorted(missing)]
 
 

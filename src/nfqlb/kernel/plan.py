@@ -88,6 +88,7 @@ class Plan:
     diverter: str = "auto"  # "nft", "iptables", or "auto": nft where it loads
     firewall: str = "accept"  # or "leave"
     vip_dev: str | None = None
+    withheld: frozenset[str] = frozenset()  # VIPs that are not to be there now
     idle: int = 900  # seconds after which a client of services without a port is forgotten
     head: tuple[int, ...] = (2,)  # queue numbers of class head (payload stays in the kernel), one per worker
     syn: tuple[int, ...] = (3,)  # queue numbers of class syn (the first packet of a TCP connection), one per worker
@@ -103,6 +104,11 @@ class Plan:
     @cached_property
     def vips(self) -> Set[str]:
         return self.v4.vips | self.v6.vips
+
+    @property
+    def held(self) -> Set[str]:
+        """The VIPs that the device is to have."""
+        return self.vips - self.withheld
 
     @property
     def requests(self) -> tuple[object, ...]:
