@@ -15,6 +15,7 @@ import os
 import random
 import ssl
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 from msgspec.structs import replace
@@ -71,6 +72,20 @@ class Seen:
         return together([*([together(named, self.require)] if named else []), *agents], "all")
 
 
+class Lateness:
+    """How many checks began so many seconds late; the last count is of those beyond every bound."""
+
+    BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)
+        self.seconds = 0.0
+
+    def note(self, seconds: float) -> None:
+        self.counts[bisect_left(self.BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
+
 class Runner:
     """`changed` is told of a server that went down or came back, and how it is; `advised` of one whose checks advise
     something else.
@@ -88,6 +103,7 @@ class Runner:
         self._scripts = scripts or Scripts()
         self._targets: dict[End, tuple[Target, ...]] = {}
         self._tasks: dict[End, list[asyncio.Task[None]]] = {}
+        self.lateness = Lateness()
         now = time.time()
         self.seen = {end: Seen(Status(Condition.DOWN, why="as before the restart"), now) for end in down}
 
@@ -165,6 +181,7 @@ class Runner:
         due = loop.time() + random.random() * (check.warmup or check.interval)
         while True:
             await asyncio.sleep(due - loop.time())
+            self.lateness.note(loop.time() - due)
             result, why, advice = await self._ask(target)
             self._note(end, asked, result, why, advice)
             undecided = asked.status.condition in (Condition.FAILING, Condition.RISING)

@@ -7,6 +7,7 @@ TIME_WAIT on either side. A plain one can go over to TLS once (STARTTLS).
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import ssl
@@ -50,7 +51,7 @@ class Stream:
     async def __aenter__(self) -> Self:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            await asyncio.get_running_loop().sock_connect(self._socket, self._end)
+            await connect(self._socket, self._end)
             if self._check.tls == "on" or self._check.type == "https":
                 await self.secure()
         except BaseException:
@@ -132,6 +133,27 @@ def opened(address: str, kind: int, source: str, protocol: int = 0) -> socket.so
         found.close()
         raise
     return found
+
+
+async def connect(found: socket.socket, end: tuple[str, int]) -> None:
+    """As loop.sock_connect, which asks what kind of address that is every time."""
+    try:
+        found.connect(end)
+    except BlockingIOError:
+        loop, fd = asyncio.get_running_loop(), found.fileno()
+        done = loop.create_future()
+        loop.add_writer(fd, _wake, done)
+        try:
+            await done
+        finally:
+            loop.remove_writer(fd)
+        if number := found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(number, os.strerror(number)) from None
+
+
+def _wake(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 def context(check: Check) -> ssl.SSLContext:
