@@ -50,6 +50,7 @@ CHECKS = (*ASKED, "script", "file", "agent")
 CHECK_FIELDS = {  # what means something to some types only
     "port": (*(one for one in ASKED if one != "ping"), "agent"),
     "source": (*ASKED, "agent"),
+    "through": ("tcp", "ping"),
     "path": HTTP,
     "host": (*HTTP, "tcp", *DIALOGUES),
     "status": HTTP,
@@ -76,6 +77,7 @@ TLS = ("off", "on", "start")
 HTTP_VERSIONS = ("1.0", "1.1", "2")
 EXITS = ("plain", "weight", "nagios")
 REQUIRE = ("all", "any")
+THROUGH = ("server", "vip")
 ON_DOWN = ("remove", "keep", "reset", "move", "quiesce")
 HOLD_MAX = 86400.0  # seconds
 ANNOUNCE = ("always", "quorum")
@@ -170,12 +172,15 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     a row it is down, until `rise` checks have passed. While the last results do not suffice for such a change, the next
     check comes after `retry_delay` seconds; the first one at a random moment of `warmup`. 0: both as `interval`.
 
-    `port` is asked, 0: the real server's own; from the address `source`. HTTP asks for `path` in the name of `host`
-    with `headers` ("Name: value"), wants a `status` ("200", "200-399", several with commas) and a body of that
-    `digest`. `tls`: "on" from the first byte, "start" as the protocol has it, in the name of `sni` (else `host`), with
-    the client's certificate in the files `cert` and `key`; with `verify` the server's must be valid, by the file `ca`
-    where that is given. Over tcp and udp `send` is sent, or the bytes `payload` (hexadecimal). `expect` is a regular
-    expression that the answer or the body must match, `query` and `record` a name and a type for dns.
+    `port` is asked, 0: the real server's own; from the address `source`. With `through` "vip" the VIP is asked on this
+    server, by a frame or a packet of the way that clients' packets take, for a connection or a ping.
+
+    HTTP asks for `path` in the name of `host` with `headers` ("Name: value"), wants a `status` ("200", "200-399",
+    several with commas) and a body of that `digest`. `tls`: "on" from the first byte, "start" as the protocol has it,
+    in the name of `sni` (else `host`), with the client's certificate in the files `cert` and `key`; with `verify` the
+    server's must be valid, by the file `ca` where that is given. Over tcp and udp `send` is sent, or the bytes
+    `payload` (hexadecimal). `expect` is a regular expression that the answer or the body must match, `query` and
+    `record` a name and a type for dns.
 
     `script` is a command; `exit` says what its code means: 0 is well ("plain"), 2 to 255 are, too, and the weight less
     2 ("weight"), 0 and 1 are ("nagios"). `file` holds a number: 0 is well, or, with a `factor`, so many times that is
@@ -191,6 +196,7 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     retry_delay: float = 0
     warmup: float = 0
     source: str = ""
+    through: str = "server"
     path: str = "/"
     host: str = ""
     status: str = "200-399"
@@ -225,6 +231,11 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         check_range("health port", self.port, 0, PORT_MAX)
         if self.source:
             msgspec.structs.force_setattr(self, "source", canonical("health source", self.source))
+        check_choice("health through", self.through, THROUGH)
+        for field in ("send", "payload", "expect", "tls") if self.through == "vip" else ():
+            if getattr(self, field) != DEFAULTS[field]:
+                fix = "have another check for what is said over it"
+                raise ConfigError(f"health {field}", getattr(self, field), "comes too late for through = vip", fix)
         self._check_http()
         self._check_tls()
         self._check_texts()
@@ -540,9 +551,18 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             asks = "port" if check.type in CHECK_FIELDS["port"] else ""
             if asks and not check.port and self.key.wide and any(real.port == 0 for real in self.reals):
                 raise ConfigError("health port", 0, "is that of every packet", "give the port that is to be asked")
+            if check.through == "vip":
+                self._check_through(check)
             if check.source and family(check.source) != family(self.address):
                 fix = "name an address of the director's, of that family"
                 raise ConfigError("health source", check.source, f"is not of the VIP's family ({self.address})", fix)
+
+    def _check_through(self, check: Check) -> None:
+        if self.fwmark:
+            raise ConfigError("health through", check.through, "is of no use to a fwmark", "it has no VIP to ask")
+        if natted := next((real for real in self.reals if self.mode_of(real) == "nat"), None):
+            fix = "real servers of dr and tun have it"
+            raise ConfigError("health through", check.through, f"is of no use to nat ({natted})", fix)
 
     def _check_mark(self) -> None:
         check_range("fwmark", self.fwmark, 1, MARK_MAX)

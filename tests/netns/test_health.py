@@ -4,6 +4,7 @@ too; and each type of check against the real thing.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from netns import Net, load
 from netns.dns import ZONE
+from netns.host import Host
 from netns.tiers import Tiers
 
 INTERVAL, TIMEOUT, FALL, RISE = 0.5, 0.5, 2, 2
@@ -155,4 +157,66 @@ def test_each_type_of_check_against_the_real_thing() -> None:
         assert {condition for condition, _ in seen("10.2.0.12:").values()} == {"up"}
         net.servers[0].ip("link set eth0 up")
         soon(lambda: {condition for condition, _ in seen("10.2.0.11:").values()} == {"up"}, 15)
+        assert net.director.stop() == 0
+
+
+def place_of(host: Host, address: str) -> str:
+    """Where the machine has the address, as `ip addr add` wants it."""
+    shown = json.loads(host.run(["ip", "-j", "addr"]).stdout)
+    return next(
+        f"{address}/{one['prefixlen']} dev {device['ifname']}"
+        for device in shown
+        for one in device["addr_info"]
+        if one["local"] == address
+    )
+
+
+@pytest.mark.parametrize("mode", ["dr", "tun"])
+def test_the_vip_is_asked_on_each_server_and_one_without_it_is_down_though_its_port_is_open(mode: str) -> None:
+    """Over both families, for a connection and by pings; the VIP is the director's own address."""
+    with Net(clients=1, servers=2, mode=mode) as net:
+        timing = "interval = 0.1, timeout = 0.3, fall = 2"
+        source = {4: "", 6: f'source = "{net.director.address(6)}", '}  # the kernel prefers a VIP of /128
+        vips = [net.service(80, family) for family in (4, 6)]
+        kinds = "tcp", "ping"
+
+        def addresses(family: int) -> list[str]:
+            return [f'{{ address = "{server.address(family)}" }}' for server in net.servers]
+
+        file = net.director.folder / "nfqlb.toml"
+        file.write_text(
+            "".join(
+                f'[[service]]\nvip = "{vip}/{protocol}"\nmode = "{mode}"\n'
+                f'health.check = [{{ type = "{kind}", through = "vip", {source[family]}{timing} }}, '
+                f"{{ port = 80, {source[family]}{timing} }}]\n"
+                f"real = [{', '.join(addresses(family))}]\n"
+                for family, vip in zip((4, 6), vips, strict=True)
+                for kind, protocol in zip(kinds, ("tcp", "udp"), strict=True)
+            )
+        )
+        net.director.nfqlb("--config", str(file))
+
+        def conditions() -> dict[str, set[tuple[str, ...]]]:
+            """What the checks of each server found, once each of them has a sound result."""
+            found: dict[str, set[tuple[str, ...]]] = {server.name: set() for server in net.servers}
+            names = {address: server.name for server in net.servers for address in map(server.address, (4, 6))}
+            for row in net.director.show("health")["health"]:
+                address = row["real"].rpartition(":")[0].strip("[]")
+                assert [check["trouble"] for check in row["checks"]] == ["", ""]
+                settled = all(check["count"] > 2 for check in row["checks"])
+                found[names[address]].add(tuple(check["condition"] for check in row["checks"]) if settled else ())
+            return found
+
+        soon(lambda: conditions() == {"s1": {("up", "up")}, "s2": {("up", "up")}})
+        lame = net.servers[1]
+        places = [place_of(lame, net.vip(family)) for family in (4, 6)]
+        lame.ip(*(f"addr del {place}" for place in places))
+        soon(lambda: conditions() == {"s1": {("up", "up")}, "s2": {("down", "up")}})
+        assert load.split(load.whoami(net.client, net.url("/whoami"), 4)) == {"s1": 4}
+        lame.ip(*(f"addr add {place} nodad" for place in places))
+        soon(lambda: conditions() == {"s1": {("up", "up")}, "s2": {("up", "up")}})
+        lame.kill()
+        soon(lambda: ("down", "down") in conditions()["s2"])  # refused by the VIP as by the server
+        why = {check["why"] for row in net.director.show("health")["health"] for check in row["checks"]}
+        assert "Connection refused" in why
         assert net.director.stop() == 0

@@ -587,6 +587,9 @@ def test_an_agent_is_believed_at_once_and_its_silence_means_nothing() -> None:
         ({"type": "http", "version": "3"}, "health version '3': is not known"),
         ({"type": "http", "digest": "12"}, "health digest '12': is no digest"),
         ({"type": "http", "tls": "on"}, "health tls 'on': means nothing to http"),
+        ({"through": "me"}, "health through 'me': is not known; choose from server, vip"),
+        ({"type": "http", "through": "vip"}, "health through 'vip': means nothing to http; it is for tcp, ping"),
+        ({"through": "vip", "send": "x"}, "health send 'x': comes too late for through = vip"),
         ({"tls": "start"}, "health tls 'start': means nothing to tcp"),
         ({"type": "smtp", "sni": "a"}, "health sni 'a': is about no TLS"),
         ({"type": "https", "cert": "/a"}, "health cert '/a': is there without key; give both"),
@@ -614,6 +617,11 @@ def test_checks_that_cannot_be_right_together() -> None:
         Health(fall=5, checks=(agent,))
     with pytest.raises(ConfigError, match=r"health source '::1': is not of the VIP's family \(203.0.113.10\)"):
         Service("203.0.113.10", 80, health=Health(source="::1"))
+    reals = (Real("10.0.1.11", 80),)
+    with pytest.raises(ConfigError, match=r"health through 'vip': is of no use to nat \(10.0.1.11:80\)"):
+        Service("203.0.113.10", 80, reals=reals, health=Health(through="vip"))
+    with pytest.raises(ConfigError, match="health through 'vip': is of no use to a fwmark"):
+        Service(fwmark=7, mode="dr", health=Health(through="vip", port=80))
 
 
 def test_what_cannot_be_made_here_is_refused_before_it_is_tried(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ CHECK: Types = {
     "retry_delay": float,
     "warmup": float,
     "source": str,
+    "through": str,
     "path": str,
     "host": str,
     "status": str,

@@ -20,6 +20,7 @@ from nfqlb.errors import ConfigError
 from nfqlb.health import advice
 from nfqlb.health.advice import NOTHING, Advice
 from nfqlb.health.dialogues import dialogue
+from nfqlb.health.direct import Direct
 from nfqlb.health.scripts import Scripts, check_command
 from nfqlb.health.stream import READ_MAX, Failed, Stream, Unknown, compiled, context, opened, short
 from nfqlb.health.web import http as ask_http
@@ -38,13 +39,15 @@ FILTER = {  # let echo replies through (linux/icmp.h, linux/icmpv6.h); raw socke
 
 
 class Target(NamedTuple):
-    """Where to ask, and how; `service` is whose real server it is."""
+    """Where to ask, and how; `service` is whose real server it is, and `mode` how packets get there."""
 
     address: str
     port: int
     check: Check
     service: Key
+    mode: str
     scripts: Scripts
+    direct: Direct
 
 
 def require(check: Check, scripts: Scripts) -> None:
@@ -70,11 +73,22 @@ async def ask(target: Target) -> Advice:
 async def tcp(target: Target) -> Advice:
     """A connection, and what is sent and expected over it."""
     check = target.check
+    if check.through == "vip":
+        return await through(target, check.port or target.service.port)
     async with Stream(target.address, target.port, check) as stream:
         if question := check.question:
             await stream.send(question)
         if check.expect:
             await stream.expect(check.expect)
+    return NOTHING
+
+
+async def through(target: Target, port: int) -> Advice:
+    """The VIP on this real server: that it grants a connection, or, with port 0, answers a ping."""
+    check = target.check
+    await target.direct.ask(
+        target.address, target.mode, target.service.address, port, source=check.source, seconds=check.timeout
+    )
     return NOTHING
 
 
@@ -128,6 +142,8 @@ async def names(target: Target) -> Advice:
 
 async def ping(target: Target) -> Advice:
     """An ICMP echo; by a raw socket, or one that is for pings alone where that is all one may have."""
+    if target.check.through == "vip":
+        return await through(target, 0)
     family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
     protocol, request, reply = ECHO[family]
     token = os.urandom(16)

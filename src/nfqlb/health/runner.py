@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from nfqlb.health import stream
 from nfqlb.health.advice import NOTHING, Advice, weight
 from nfqlb.health.checks import Target, ask, require
+from nfqlb.health.direct import Direct
 from nfqlb.health.machine import Condition, Result, Status, step, together
 from nfqlb.health.scripts import Scripts
 from nfqlb.health.stream import Failed, Unknown
@@ -100,7 +101,7 @@ class Runner:
         scripts: Scripts | None = None,
     ) -> None:
         self._changed, self._advised = changed, advised
-        self._scripts = scripts or Scripts()
+        self._means = scripts or Scripts(), Direct()
         self._targets: dict[End, tuple[Target, ...]] = {}
         self._tasks: dict[End, list[asyncio.Task[None]]] = {}
         self.lateness = Lateness()
@@ -135,7 +136,7 @@ class Runner:
     def require(self, intent: Intent) -> None:
         """Refuse what cannot be checked here; ConfigError. Reads files."""
         for check in {check for service in intent.services if service.health for check in service.health.each}:
-            require(check, self._scripts)
+            require(check, self._means[0])
 
     def adopt(self, intent: Intent) -> None:
         """Check what this intent wants checked, and nothing else."""
@@ -168,11 +169,13 @@ class Runner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._means[1].close()
         self._tasks.clear()
 
     def _aim(self, service: Service, health: Health, real: Real) -> tuple[Target, ...]:
+        mode = service.mode_of(real)
         return tuple(
-            Target(real.address, check.port or real.port or service.port, check, service.key, self._scripts)
+            Target(real.address, check.port or real.port or service.port, check, service.key, mode, *self._means)
             for check in health.each
         )
 
