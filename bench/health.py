@@ -4,8 +4,8 @@
 answers for: what they cost, how late they begin, and how many servers were said to be down that were not. Then 1,000
 servers of which 300 stop answering at once (their nginx is stopped, so that it still takes connections): when each was
 found down, and whether any other was. In one process each, as the director runs them; nothing dropped from the figures.
-Exit code 1 where they cost more than a core, more than one of a hundred begins more than 0.1 s late, a server is said to
-be what it is not, or one is found down later than `interval` x `fall` + `timeout` + 0.1 s.
+Exit code 1 where they cost more than a core, more than one of a hundred begins more than 0.1 s late, a server is said
+to be what it is not, or one is found down later than `interval` x `fall` + `timeout` + 0.1 s.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def nginx(port: int) -> Iterator[list[int]]:
 
 
 def servers(first: int, count: int, port: int) -> tuple[Real, ...]:
-    return tuple(Real(f"127.{1 + at // 250 // 250}.{at // 250 % 250}.{1 + at % 250}", port) for at in range(first, count))
+    return tuple(
+        Real(f"127.{1 + at // 250 // 250}.{at // 250 % 250}.{1 + at % 250}", port) for at in range(first, count)
+    )
 
 
 def used() -> float:

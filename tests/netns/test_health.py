@@ -41,7 +41,7 @@ def condition(net: Net, real: str) -> Any:
     return next(one for one in net.director.show("health")["health"] if one["real"] == real)
 
 
-def soon(true: Callable[[], bool], seconds: float = 8.0) -> None:
+def soon(true: Callable[[], bool], seconds: float = 15.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come true"
@@ -175,7 +175,7 @@ def place_of(host: Host, address: str) -> str:
 def test_the_vip_is_asked_on_each_server_and_one_without_it_is_down_though_its_port_is_open(mode: str) -> None:
     """Over both families, for a connection and by pings; the VIP is the director's own address."""
     with Net(clients=1, servers=2, mode=mode) as net:
-        timing = "interval = 0.1, timeout = 0.3, fall = 2"
+        timing = "interval = 0.1, timeout = 0.5, fall = 2"
         source = {4: "", 6: f'source = "{net.director.address(6)}", '}  # the kernel prefers a VIP of /128
         vips = [net.service(80, family) for family in (4, 6)]
         kinds = "tcp", "ping"
@@ -202,8 +202,7 @@ def test_the_vip_is_asked_on_each_server_and_one_without_it_is_down_though_its_p
             names = {address: server.name for server in net.servers for address in map(server.address, (4, 6))}
             for row in net.director.show("health")["health"]:
                 address = row["real"].rpartition(":")[0].strip("[]")
-                assert [check["trouble"] for check in row["checks"]] == ["", ""]
-                settled = all(check["count"] > 2 for check in row["checks"])
+                settled = all(check["count"] > 2 and not check["trouble"] for check in row["checks"])
                 found[names[address]].add(tuple(check["condition"] for check in row["checks"]) if settled else ())
             return found
 
