@@ -28,7 +28,11 @@ ANY_PROTOCOL = "any"  # of a service by firewall mark
 ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # likewise: only the family counts
 MODES = ("nat", "dr", "tun")
 SCHEDULERS = (*("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"),)
-FLAGS = {"sh": ("sh-fallback", "sh-port"), "mh": ("mh-fallback", "mh-port")}  # by scheduler
+FLAGS = {  # by scheduler
+    **dict.fromkeys(("lc", "wlc", "lblc", "lblcr", "twos"), ("count-total",)),
+    "sh": ("sh-fallback", "sh-port"),
+    "mh": ("mh-fallback", "mh-port"),
+}
 SCRIPT = ".py"  # how the name of a scheduler in Python ends
 BUDGET_MAX = 1_000_000  # microseconds
 NO_SERVER = ("icmp", "reset", "drop")

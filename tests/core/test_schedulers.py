@@ -199,3 +199,27 @@ def test_two_choices_keep_loads_close() -> None:
     served(lab, list(clients(2000)))
     loads = [lab.load(f"10.0.0.{at}:80")[0] for at in range(1, 21)]
     assert max(loads) - min(loads) < 15
+
+
+# --- count-total ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["lc", "wlc"])
+@pytest.mark.parametrize("others", [0, 30])
+@pytest.mark.parametrize(("flags", "chosen"), [((), SECOND), (("count-total",), FIRST)])
+def test_an_active_connection_counts_as_256_inactive_ones_or_as_257(
+    scheduler: str, others: int, flags: tuple[str, ...], chosen: str
+) -> None:
+    """256 inactive and one active are equal, and the newest server wins; with 256 * active + total they are not. With
+    `others`, which are not chosen, the servers are ranked.
+    """
+    rest = {f"10.0.1.{at}:80": 0 for at in range(1, others + 1)}
+    lab = Lab(web(scheduler, {FIRST: 1, SECOND: 0, **rest}, *flags), capacity=2048)
+    for end in clients(256):
+        lab.open(end)
+        reset(lab, end)
+    lab.configure(web(scheduler, {FIRST: 0, SECOND: 1, **rest}, *flags))
+    lab.open("192.0.3.1:1")
+    assert (lab.load(FIRST), lab.load(SECOND)) == ((0, 256), (1, 0))
+    lab.configure(web(scheduler, {FIRST: 1, SECOND: 1, **rest}, *flags))
+    assert lab.open("192.0.3.1:2") == chosen

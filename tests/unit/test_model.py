@@ -145,7 +145,11 @@ def refusal(build: Callable[[], object]) -> str:
         ),
         (
             lambda: Service(VIP, 80, flags=("sh-port",)),
-            "flags 'sh-port': is not a flag of scheduler wlc; it knows none",
+            "flags 'sh-port': is not a flag of scheduler wlc; it knows count-total",
+        ),
+        (
+            lambda: Service(VIP, 80, scheduler="rr", flags=("count-total",)),
+            "flags 'count-total': is not a flag of scheduler rr; it knows none",
         ),
         (lambda: Service(fwmark=2**32), "fwmark '4294967296': out of range; use 1 to 4294967295"),
         (lambda: Service(fwmark=7, port=80), "fwmark '7': has a port or a protocol; leave out one or the other"),

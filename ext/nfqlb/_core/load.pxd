@@ -19,8 +19,10 @@ cdef inline int64_t total_of(const server_t* server, const load_t* loads) noexce
 
 
 cdef inline int64_t overhead(const server_t* server, const load_t* loads) noexcept nogil:
-    """256 * ActiveConn + InActConn (ip_vs_dest_conn_overhead up to Linux 6.12)."""
-    return (active_of(server, loads) << 8) + load32(<unsigned int*>&loads[server.slot].inactive, RELAXED)
+    """256 * ActiveConn + InActConn (ip_vs_dest_conn_overhead); the newest kernels add ActiveConn once more."""
+    cdef int64_t active = active_of(server, loads)
+    return (active << 8) + (active if server.counts_total else 0) \
+        + load32(<unsigned int*>&loads[server.slot].inactive, RELAXED)
 
 
 cdef inline bint is_overloaded(server_t* server, const load_t* loads) noexcept nogil:

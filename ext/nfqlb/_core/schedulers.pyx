@@ -55,7 +55,11 @@ from nfqlb._core.types cimport (
 SCHEDULERS: tuple[str, ...] = (
     "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos",
 )
-FLAGS: dict[str, tuple[str, ...]] = {"sh": ("sh-fallback", "sh-port"), "mh": ("mh-fallback", "mh-port")}
+FLAGS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lc", "wlc", "lblc", "lblcr", "twos"), ("count-total",)),
+    "sh": ("sh-fallback", "sh-port"),
+    "mh": ("mh-fallback", "mh-port"),
+}
 
 
 cdef int32_t pick(service_t* service, const packet_t* packet, const load_t* loads, uint32_t now,

@@ -155,6 +155,7 @@ cdef class Service:
             server.weight = weight
             server.method = METHODS.index(method)
             server.last_weight = weight
+            server.counts_total = "count-total" in flags
             server.upper, server.lower = thresholds or (0, 0)
             server.lower = server.lower or server.upper - server.upper // 4
             self.service.count += 1

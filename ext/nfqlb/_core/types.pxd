@@ -373,6 +373,7 @@ cdef struct server_t:
     uint16_t port                # 0: that of the packet
     uint8_t method               # method_t
     uint8_t overloaded           # between those two; written by whoever adds a connection or looks
+    uint8_t counts_total         # its service has COUNT_TOTAL
 
 
 cdef enum scheduler_t:           # in the order of SCHEDULERS, schedulers.pyx
@@ -395,6 +396,7 @@ cdef enum scheduler_t:           # in the order of SCHEDULERS, schedulers.pyx
 cdef enum:                       # what a scheduler does besides (ip_vs.h, IP_VS_SVC_F_SCHED1 and 2)
     FALLBACK = 1                 # sh, mh: another server where the one of the hash takes none
     HASH_PORT = 2                # sh, mh: the client's port counts, too
+    COUNT_TOTAL = 1              # lc, wlc, lblc, lblcr, twos: 256 * ActiveConn + all connections, not the inactive ones
 
 
 cdef struct scheduler_state_t:   # what packets change of a service

@@ -25,7 +25,7 @@ def command() -> None:
 @click.option("--budget", type=int, metavar="MICROSECONDS", help="That one in Python may take [default: 1000].")
 @click.option("--shadow", metavar="NAME", help="A scheduler to compare with the other, for no packet.")
 @click.option(
-    "--flag", "flags", multiple=True, metavar="FLAG", help="sh-fallback, sh-port, mh-fallback or mh-port; repeats."
+    "--flag", "flags", multiple=True, metavar="FLAG", help="count-total, sh-fallback, sh-port and so on; repeats."
 )
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server for so long.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")

@@ -29,6 +29,7 @@ FLAGS = {
     "sh-port": ("sh", 2),
     "mh-fallback": ("mh", 1),
     "mh-port": ("mh", 2),
+    "count-total": ("", 1),
     "flag-1": ("", 1),
     "flag-2": ("", 2),
     "flag-3": ("", 3),

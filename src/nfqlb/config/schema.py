@@ -182,7 +182,7 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("service", "shadow"): {"description": "A scheduler that is only compared with the other.", **SCHEDULER},
     ("service", "flags"): {
         "description": "Of the scheduler.",
-        "items": {"enum": sorted(flag for flags in FLAGS.values() for flag in flags)},
+        "items": {"enum": sorted({flag for flags in FLAGS.values() for flag in flags})},
     },
     ("service", "persistence"): {"description": "A client stays with its real server."},
     ("service", "one_packet"): {"description": "Each datagram is scheduled on its own."},
