@@ -30,7 +30,7 @@ CORE := $(shell find ext bench -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o 
 PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev iptables nftables ipset iproute2 ethtool \
 	nginx-light wrk curl tcpdump conntrack procps systemd
 # The real servers' mail, files and names, and the storage that they mount.
-PACKAGES += openssh-server sshfs postfix dovecot-imapd vsftpd bind9 bind9-dnsutils
+PACKAGES += openssl openssh-server sshfs postfix dovecot-imapd vsftpd bind9 bind9-dnsutils
 BENCH_PACKAGES := haproxy libnginx-mod-stream ipvsadm kmod
 VM_PACKAGES := ipvsadm kmod
 export CLANG := clang-16

@@ -5,16 +5,22 @@ too; and each type of check against the real thing.
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import dns.message
 import pytest
 
 from netns import Net, load
 from netns.dns import ZONE
 from netns.host import Host
 from netns.tiers import Tiers
+from netns.tls import HTTPS, NAME, PAGE, make_keys
+from netns.tls import launch as launch_tls
 
 INTERVAL, TIMEOUT, FALL, RISE = 0.5, 0.5, 2, 2
 SLACK = 0.1
@@ -125,38 +131,103 @@ def test_the_vip_is_announced_only_with_a_quorum() -> None:
         assert net.director.stop() == 0
 
 
-def test_each_type_of_check_against_the_real_thing() -> None:
-    """Up while the program runs, down while its machine is off the network, up again."""
-    more = {"http": 'path = "/whoami", ', "dns": f'query = "{ZONE}", '}
-    kinds = {"http": "80", "smtp": "25", "imap": "143", "ftp": "21", "dns": "53/udp", "tcp": "53"}
+def checks_of_real_things(keys: Path) -> dict[str, str]:
+    """A check of each type that a good server passes, each in the words of a configuration."""
+    client = f'cert = "{keys}/client.pem", key = "{keys}/client.key"'
+    https = f'type = "https", port = {HTTPS}, path = "/page", host = "{NAME}", verify = true, ca = "{keys}/server.pem"'
+    query = dns.message.make_query(ZONE, "SOA", id=1).to_wire().hex()
+    return {
+        "tcp": "port = 80",
+        "ping": 'type = "ping"',
+        "http": 'type = "http", port = 80, path = "/whoami", headers = ["X-Probe: 1"], expect = "^s[12] "',
+        "https": f'{https}, {client}, expect = "of TLS"',
+        "http/2": f'{https}, {client}, version = "2", digest = "{sha256(PAGE.encode()).hexdigest()}"',
+        "smtp": f'type = "smtp", port = 25, host = "probe.{ZONE}", expect = "^220 .*ESMTP"',
+        "imap": 'type = "imap", port = 143, expect = "ready"',
+        "ftp": 'type = "ftp", port = 21, expect = "ready"',
+        "dns": f'type = "dns", port = 53, query = "text.{ZONE}", record = "TXT", expect = "first edition"',
+        "udp": f'type = "udp", port = 53, payload = "{query}", expect = "example"',
+    }
+
+
+def checks_of_wrong_answers(keys: Path) -> dict[str, tuple[str, str]]:
+    """Checks that no server there passes, and what they find."""
+    client = f'cert = "{keys}/client.pem", key = "{keys}/client.key"'
+    https = f'type = "https", port = {HTTPS}, path = "/page", host = "{NAME}"'
+    ca = f'verify = true, ca = "{keys}/server.pem"'
+    return {
+        "status": ('type = "http", port = 80, path = "/nowhere"', "status 404"),
+        "body": ('type = "http", port = 80, path = "/whoami", expect = "^s9"', "the body does not match"),
+        "no client": (f"{https}, {ca}", "status 400"),
+        "http/2 503": (https.replace("/page", "/ill") + f', {client}, version = "2"', "status 503"),
+        "a name": (f'{https}, {client}, {ca}, sni = "other.test"', "its certificate: Hostname mismatch"),
+        "unknown": (f"{https}, {client}, verify = true", "its certificate: self"),
+        "slow": (https.replace("/page", "/slow") + f', {client}, expect = "(slow.){{9}}"', "no answer within 0.5 s"),
+        "closed": ("port = 9", "Connection refused"),
+        "no tls": ('type = "https", port = 80', "no TLS: "),
+        "no h2": ('type = "http", port = 80, version = "2"', ""),
+        "no imap": ('type = "imap", port = 21', "said '220"),
+        "smtp": ('type = "smtp", port = 25, expect = "Exim"', "said '220 "),
+        "starttls": ('type = "smtp", port = 25, tls = "start"', "said '5"),
+        "record": (f'type = "dns", port = 53, query = "text.{ZONE}", record = "TXT", expect = "2nd"', "answered "),
+        "zone": ('type = "dns", port = 53, query = "other.test"', "answered REFUSED"),
+    }
+
+
+def test_each_type_of_check_against_the_real_thing(tmp_path: Path) -> None:
+    """Up, down because the machine is off the network, half open, wrong answers, and failing without being down."""
+    timing = "interval = 0.2, timeout = 0.5, rise = 2, warmup = 0.1"
+    good, wrong = checks_of_real_things(tmp_path), checks_of_wrong_answers(tmp_path)
     with Tiers(servers=2) as net:
+        make_keys(net.director, tmp_path)
+        for server in net.servers:
+            launch_tls(server, tmp_path)
+        services = [
+            *(f"{check}, {timing}, fall = 2" for check in good.values()),
+            *(f"{check}, {timing}, fall = 2" for check, _ in wrong.values()),
+            *(f"{check}, {timing}, fall = 1000" for check in good.values()),
+        ]
         file = net.director.folder / "nfqlb.toml"
         file.write_text(
             "".join(
-                f'[[service]]\nvip = "10.2.0.100:{port}"\n'
+                f'[[service]]\nvip = "10.2.0.100:{port}"\nhealth = {{ {health} }}\n'
                 'real = [{ address = "10.2.0.11" }, { address = "10.2.0.12" }]\n'
-                f'health = {{ type = "{kind}", {more.get(kind, "")}interval = 0.3, timeout = 0.5, fall = 2 }}\n'
-                for kind, port in kinds.items()
+                for port, health in enumerate(services, 7001)
             )
         )
         net.director.nfqlb("--config", str(file))
 
-        def seen(address: str) -> dict[str, tuple[str, str]]:
-            rows = net.director.show("health")["health"]
-            return {row["type"]: (row["condition"], row["why"]) for row in rows if row["real"].startswith(address)}
+        def seen(number: int, first: int, count: int) -> list[dict[str, Any]]:
+            """What is said of one server in some of the services."""
+            rows = net.director.show("health")["health"][number::2]
+            return [row for row in rows[first : first + count] if row["count"] >= 3]
 
-        def well(address: str) -> bool:
-            rows = [row for row in net.director.show("health")["health"] if row["real"].startswith(address)]
-            return all(row["condition"] == "up" and row["count"] >= 3 for row in rows)
+        def are(number: int, condition: str, first: int = 0, *, but: str = "") -> bool:
+            rows = dict(zip(good, net.director.show("health")["health"][number::2][first:], strict=False))
+            return all(row["condition"] == condition and row["count"] >= 3 for n, row in rows.items() if n not in but)
 
-        soon(lambda: well("10.2.0.11:") and well("10.2.0.12:"), 15)
-        assert set(seen("10.2.0.11:")) == set(kinds)
-        net.servers[0].ip("link set eth0 down")
-        soon(lambda: {condition for condition, _ in seen("10.2.0.11:").values()} == {"down"}, 15)
-        assert {why for _, why in seen("10.2.0.11:").values()} <= {"no answer within 0.5 s", "No route to host"}
-        assert {condition for condition, _ in seen("10.2.0.12:").values()} == {"up"}
-        net.servers[0].ip("link set eth0 up")
-        soon(lambda: {condition for condition, _ in seen("10.2.0.11:").values()} == {"up"}, 15)
+        soon(lambda: are(0, "up") and are(1, "up") and len(seen(0, len(good), len(wrong))) == len(wrong))
+        for (name, (_, why)), row in zip(wrong.items(), seen(0, len(good), len(wrong)), strict=True):
+            assert (row["condition"], why in row["why"]) == ("down", True), (name, row["why"])
+
+        lame = net.servers[0]
+        listed = subprocess.run(["ip", "netns", "pids", lame.namespace], capture_output=True, text=True, check=True)
+        pids = listed.stdout.split()
+        lame.run(["kill", "-STOP", *pids])  # kernels still take connections, and answer pings
+        soon(lambda: are(0, "down", but="tcp ping") and are(0, "failing", len(good) + len(wrong), but="tcp ping"))
+        assert {row["why"] for row in seen(0, 2, len(good) - 2)} == {"no answer within 0.5 s"}
+        assert are(1, "up")
+        assert [row["condition"] for row in seen(0, 0, 2)] == ["up", "up"]
+        lame.run(["kill", "-CONT", *pids])
+        soon(lambda: are(0, "up") and are(0, "up", len(good) + len(wrong)))
+
+        lame.ip("link set eth0 down")
+        soon(lambda: are(0, "down") and are(1, "up"))
+        assert {row["why"] for row in seen(0, 0, len(good))} <= {"no answer within 0.5 s", "No route to host"}
+        lame.ip("link set eth0 up")
+        soon(lambda: are(0, "up") and are(1, "up"))
+        log = net.director.process.text if net.director.process else ""
+        assert not [port for port in range(7001 + len(good) + len(wrong), 7001 + len(services)) if f":{port}/" in log]
         assert net.director.stop() == 0
 
 
