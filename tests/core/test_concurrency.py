@@ -6,6 +6,7 @@ Nothing here waits for a time to pass; threads meet at barriers and end when the
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from random import Random
 import pytest
 
 from nfqlb._core.datapath import Result
+from nfqlb._core.script import Player
+from nfqlb._core.snapshot import Snapshot
 from nfqlb.testing import FORWARD, PREROUTING, fragments, icmp, tcp, udp
-from tests.core.lab import REAL, VIP, Lab, Virtual, clients
+from tests.core.lab import KIND, REAL, VIP, Lab, Virtual, clients
 from tests.sizes import PUBLISHES, ROUNDS, SYNS
 
 pytestmark = pytest.mark.slow
@@ -228,7 +231,46 @@ def test_a_crowded_table_under_four_workers_stays_whole() -> None:
     assert reasons == ["forwarded"] * 128 + ["table_full"] * 72
 
 
+@pytest.mark.parametrize("persistence", [0, 60])
+def test_defences_and_sweeps_under_four_workers_leave_the_table_whole(persistence: int) -> None:
+    """Connections and templates end before their time while packets come for them and real servers come and go."""
+    both = Virtual(VIP, {REAL: 1, OTHER: 1}, persistence=persistence, connections_max=150)
+    alone = both._replace(reals={OTHER: 1})
+    policy = KIND._replace(drop_entry=3, expire_nodest_conn=True, secure_tcp=1, drop_packet=1)
+    lab = Lab(both, capacity=400, workers=4, policy=policy)
+    ends = list(clients(300))
+    going = threading.Event()
+
+    def churn(worker: int) -> None:
+        chance = Random(worker)
+        for _ in range(ROUNDS * 40):
+            segment = chance.choice(["S", "S", "A", "FA"])
+            result = lab.send(tcp(chance.choice(ends), VIP, segment), worker=worker)
+            assert result.reason in ("forwarded", "no_connection", "table_full", "limited", "drop_packet")
+        going.set()
+
+    def keep() -> None:
+        for number in itertools.count():
+            lab.datapath.defend(lab.clock())
+            lab.configure(alone if number % 8 == 7 else both, policy=policy)
+            lab.datapath.sweep(lab.clock())
+            if going.is_set():
+                break
+
+    together(*(partial(churn, worker) for worker in range(4)), keep)
+    packet = tcp(ends[0], VIP), PREROUTING, 0, 0, 0
+    player = Player(lab.datapath, lab.workers, [Snapshot(lab.services)], [packet], lab.clock())
+    with pytest.raises(AssertionError, match="packets were counted"):  # of its own; the table is whole
+        player.audit()
+    assert lab.datapath.defences["evicted"] > 0
+    lab.clock.advance(2000)
+    lab.workers[0].expire(lab.clock())
+    lab.clock.advance(2000)
+    lab.workers[0].expire(lab.clock())
+    assert (lab.table.used, lab.load(REAL), lab.load(OTHER)) == (0, (0, 0), (0, 0))
+
+
 def test_a_table_serves_no_more_than_its_number_of_workers() -> None:
-    lab = Lab(workers=64)
-    with pytest.raises(ValueError, match="64 workers"):
+    lab = Lab(workers=66)
+    with pytest.raises(ValueError, match="66 workers"):
         lab.datapath.worker()

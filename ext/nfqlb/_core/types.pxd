@@ -280,7 +280,7 @@ cdef struct defence_t:           # what a table defends itself by now (defence.p
 
 cdef enum:
     WHEEL = 16384                # places of the timer wheel, one tick each: 27 minutes
-    READERS = 64                 # workers at most
+    READERS = 66                 # 64 workers at most, the offload's follower, and who sweeps
 
 
 # Begins at a cache line. The first two are read for every packet and never written; the others by first packets and
