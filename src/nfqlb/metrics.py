@@ -9,17 +9,25 @@ promise like a key of the API.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from nfqlb.api.director import Director
 from nfqlb.api.schema import Counters
 from nfqlb.errors import ConfigError
+from nfqlb.health.runner import Lateness
 from nfqlb.model import endpoint, parse_listener
 
 SHUTDOWN_SECONDS = 1.0
@@ -69,6 +77,7 @@ class _Collector(Collector):
         yield CounterMetricFamily("nfqlb_batches", "Batches of packets taken from the queues.", drained.batches)
         yield from self._services(drained.slots)
         yield from self._choosing()
+        yield _lateness(self._director.health.lateness)
         yield from _queues(info)
         yield from _daemon(info)
 
@@ -126,6 +135,12 @@ class _Collector(Collector):
                     slot = slots.get((key, real.address, real.port), -1)
                     would.add_metric([str(key), str(real)], one.compared[2].get(slot, (0, 0))[1])
         yield from (choices, spent, compared, differed, would)
+
+
+def _lateness(late: Lateness) -> Metric:
+    bounds = [*map(str, late.BOUNDS), "+Inf"]
+    buckets = [*zip(bounds, accumulate(late.counts), strict=True)]
+    return HistogramMetricFamily("nfqlb_check_lateness_seconds", "How late checks began.", buckets, late.seconds)
 
 
 def _queues(info: Mapping[str, Any]) -> Iterator[Metric]:

@@ -42,7 +42,7 @@ NAME_MAX = 15
 TIMEOUT_MAX = 2**31 // 1000  # seconds
 QUIESCENT = ("keep", "move")
 PORT_MAX = 65535
-REAL_OPTIONS = ("weight", "upper", "lower", "mode")
+REAL_OPTIONS = ("weight", "upper", "lower", "mode", "agent_port")
 MARK_MAX = 2**32 - 1
 THRESHOLD_MAX = 2**32 - 1
 PLACES_MAX = 2**32 - 1
@@ -401,7 +401,8 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     that of the packet, for services with more than one.
 
     From `upper` connections on, active or not, it gets no new ones until there are fewer than `lower` (0: three
-    quarters of `upper`); 0 is no limit. `mode` is how packets get there, if not as the service says.
+    quarters of `upper`); 0 is no limit. `mode` is how packets get there, if not as the service says. At `agent_port`
+    its agent listens, if not where the check says.
     """
 
     address: str
@@ -410,9 +411,11 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     upper: int = 0
     lower: int = 0
     mode: str = ""
+    agent_port: int = 0
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "address", canonical("real", self.address))
+        check_range("agent_port", self.agent_port, 0, PORT_MAX)
         check_range("real port", self.port, 0, PORT_MAX)
         if not 0 <= self.weight <= WEIGHT_MAX:
             raise ConfigError(
@@ -806,7 +809,7 @@ def key_of_mark(mark: int, version: int) -> Key:
 
 
 def parse_real(text: str, service: Key) -> Real:
-    """Read ADDR[:PORT][,weight=N][,upper=N][,lower=N][,mode=MODE]; the port is the service's where none is given, that
+    """Read ADDR[:PORT] and further fields, as in ",weight=N"; the port is the service's where none is given, that
     of the packet if it has many.
     """
     where, *options = text.split(",")

@@ -146,6 +146,8 @@ class Serving:
         for end, record in self._records.items():
             if record.until > now and end not in found:
                 found[end] = Out(Cause.HELD, f"it went down {record.times} times of late")
+        by_agent = Out(Cause.MAINTENANCE, "its agent says so")
+        found |= {end: by_agent for end, seen in self.health.seen.items() if seen.maintained}
         found |= {end: Out(Cause.MAINTENANCE, one.why) for end, one in self.maintenance.items()}
         return {end: one for end, one in found.items() if _find(intent, end)}
 

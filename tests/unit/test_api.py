@@ -100,6 +100,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "persistent": 0,
                 "mode": "nat",
                 "health": "",
+                "agent_port": 0,
             },
             {
                 "endpoint": "10.0.1.12:8080",
@@ -113,6 +114,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "persistent": 0,
                 "mode": "nat",
                 "health": "",
+                "agent_port": 0,
             },
             {
                 "endpoint": "10.0.1.13:80",
@@ -126,6 +128,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "persistent": 0,
                 "mode": "nat",
                 "health": "",
+                "agent_port": 0,
             },
         ],
         "last": 0,

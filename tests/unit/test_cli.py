@@ -354,7 +354,10 @@ def test_what_the_director_refuses_is_said_in_its_words(
             ["service", "delete", "203.0.113.10"],
             "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80",
         ),
-        (["real", "edit", VIP, REAL], "edit '': says nothing to change; give --weight or --upper or --lower or --mode"),
+        (
+            ["real", "edit", VIP, REAL],
+            "edit '': says nothing to change; give --weight or --upper or --lower or --mode or --agent-port",
+        ),
         (
             ["real", "edit", VIP, REAL, "--weight", "x"],
             "invalid value for '--weight': 'x' is not a valid integer; see `nfqlb real edit --help`",

@@ -550,10 +550,12 @@ def test_an_agent_is_believed_at_once_and_its_silence_means_nothing() -> None:
     async def look() -> None:
         async with stream(hangs) as port, stream(speak) as agent_port:
             advised: list[End] = []
-            agent = Check("agent", port=agent_port, send="web1\n", **{**FAST, "fall": 1000})
+            agent = Check("agent", port=1, send="web1\n", **{**FAST, "fall": 1000})
             checks = agent, Check(**FAST), Check("udp", port=1, **FAST)
             health = Health(checks=checks, require="any")
             runner, [end], told = runner_of(health, port, advised=advised.append)
+            real = Real("127.0.0.1", port, agent_port=agent_port)
+            runner.adopt(Intent((Service("203.0.113.10", 80, reals=(real,), health=health),)))
             seen = runner.seen[end]
             await until(lambda: seen.advice == [Advice(percent=40)])
             words[0] = b"down # the disk\n"
@@ -562,6 +564,8 @@ def test_an_agent_is_believed_at_once_and_its_silence_means_nothing() -> None:
             words[0] = b"drain\n"
             await until(lambda: seen.advice == [Advice(percent=40, state="drain")])
             assert runner.down  # it did not say up
+            words[0] = b"maint\n"
+            await until(lambda: seen.maintained)
             words[0] = b"ready up\n"
             await until(lambda: not runner.down and seen.advice == [Advice(percent=40, state="")])
             words[0] = b""

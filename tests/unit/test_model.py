@@ -161,7 +161,7 @@ def refusal(build: Callable[[], object]) -> str:
         (
             lambda: parse_real(f"{REAL}:80,wieght=2", WEB),
             "real '10.0.1.11:80,wieght=2': has the unknown option 'wieght'; "
-            "weight=, upper=, lower=, mode= can follow the address",
+            "weight=, upper=, lower=, mode=, agent_port= can follow the address",
         ),
         (lambda: parse_name(""), f"name '': cannot be used; {A_NAME}"),
         (lambda: parse_name("1st"), f"name '1st': cannot be used; {A_NAME}"),

@@ -85,6 +85,7 @@ class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
     upper: int | msgspec.UnsetType = msgspec.UNSET
     lower: int | msgspec.UnsetType = msgspec.UNSET
     mode: str | msgspec.UnsetType = msgspec.UNSET
+    agent_port: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class DrainOrder(msgspec.Struct, forbid_unknown_fields=True):
@@ -247,6 +248,7 @@ class RealView(msgspec.Struct):
     mode: str
     health: str = ""
     """Nothing where nobody asks, and it is not in maintenance."""
+    agent_port: int = 0
 
 
 class ServiceView(msgspec.Struct):
@@ -452,6 +454,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, serving: Serv
                 *(str(real), real.address, real.port, real.weight, counters.active, counters.inactive),
                 *(real.upper, real.lower, counters.persistent, service.mode_of(real)),
                 _condition(serving, (service.key, real.address, real.port)),
+                real.agent_port,
             )
             for real, counters in counted
         ],

@@ -22,14 +22,14 @@ command.add_command(drain.command)
 
 @command.command("add")
 @click.argument("vip", shell_complete=known_vips)
-@click.argument("real", metavar="REAL[,weight=N][,upper=N][,lower=N][,mode=nat|dr|tun]")
+@click.argument("real", metavar="REAL[,weight=N][,upper=N][,lower=N][,mode=nat|dr|tun][,agent_port=N]")
 @change_options
 @click.pass_obj
 def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> None:
     """Add a real server; it gets new connections from now on.
 
     From `upper` connections on it gets no new ones, until there are fewer than `lower`. With `mode` packets get there
-    otherwise than the service says.
+    otherwise than the service says. At `agent_port` its agent listens, if not at the port of the check.
     """
     import msgspec
 
@@ -46,6 +46,7 @@ def add(env: Env, vip: str, real: str, api: str | None, name: str | None) -> Non
 @click.option("--upper", type=int, metavar="N", help="Connections from which on it gets no new ones; 0: no limit.")
 @click.option("--lower", type=int, metavar="N", help="Below these it gets some again; 0: three quarters of --upper.")
 @click.option("--mode", metavar="nat|dr|tun", help="How packets of new connections get there.")
+@click.option("--agent-port", type=int, metavar="N", help="Where its agent listens; 0: at the port of the check.")
 @change_options
 @click.pass_obj
 def edit(
@@ -56,15 +57,16 @@ def edit(
     upper: int | None,
     lower: int | None,
     mode: str | None,
+    agent_port: int | None,
     api: str | None,
     name: str | None,
 ) -> None:
-    """Change the weight, the thresholds or the mode of a real server."""
+    """Change the weight, the thresholds, the mode or the agent's port of a real server."""
     from nfqlb.cli.values import given
     from nfqlb.model import parse_real, parse_vip
 
     key = parse_vip(vip)
-    changed = given(weight=weight, upper=upper, lower=lower, mode=mode)
+    changed = given(weight=weight, upper=upper, lower=lower, mode=mode, agent_port=agent_port)
     client(env, api, name).edit_real(str(key), str(parse_real(real, key)), changed)
 
 

@@ -288,6 +288,11 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "maximum": THRESHOLD_MAX,
     },
     ("real", "address"): {"description": "ADDRESS[:PORT]; without a port it is that of the vip."},
+    ("real", "agent_port"): {
+        "description": "Where its agent listens, if not at the port of the check.",
+        "minimum": 0,
+        "maximum": 65535,
+    },
     ("real", "mode"): {"description": "How packets get there, if not as the service says.", "enum": [*MODES]},
     ("real", "weight"): {
         "description": "The share of connections; 0 takes no new ones.",

@@ -165,7 +165,7 @@ QUORUM: Types = {
 }
 PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
-REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str}
+REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str, "agent_port": int}
 TYPE_NAMES = {
     str: "a string in quotes",
     bool: "true or false",

@@ -63,6 +63,11 @@ class Seen:
         """What its checks say beside well and ill."""
         return [one.advice for one in self.checks if one.advice is not NOTHING]
 
+    @property
+    def maintained(self) -> bool:
+        """Whether its agent says that it is in maintenance."""
+        return any(advice.state == "maint" for advice in self.advice)
+
     def judge(self) -> Status:
         """How it is by all of its checks; what its agent says counts whatever others say."""
         if len(self.checks) == 1:
@@ -175,7 +180,7 @@ class Runner:
     def _aim(self, service: Service, health: Health, real: Real) -> tuple[Target, ...]:
         mode = service.mode_of(real)
         return tuple(
-            Target(real.address, check.port or real.port or service.port, check, service.key, mode, *self._means)
+            Target(real.address, _port(check, real) or service.port, check, service.key, mode, *self._means)
             for check in health.each
         )
 
@@ -243,6 +248,12 @@ def _kept(seen: Seen, checks: Sequence[Check]) -> tuple[Asked, ...]:
     known = {one.check: one.status for one in seen.checks}
     start = Status() if seen.status.serves else Status(Condition.DOWN, why=seen.status.why)
     return tuple(Asked(check, known.get(check, start)) for check in checks)
+
+
+def _port(check: Check, real: Real) -> int:
+    """Where the real server is asked; 0: at the service's port."""
+    own = real.agent_port if check.type == "agent" else 0
+    return own or check.port or real.port
 
 
 def _is_ours(error: Exception) -> bool:
