@@ -8,6 +8,7 @@ does a cell of the matrix that neither ran nor stands in inapplicable.toml.
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -94,6 +95,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and its children
     config.stash[RAN] = set()
     config.stash[MATRIX] = Matrix(inapplicable(INAPPLICABLE.read_text()))
     config.stash[PACKETS] = Counter()
