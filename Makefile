@@ -168,6 +168,7 @@ bench: setup
 	$(BIN)/python -m bench.core
 	$(BIN)/python -m bench.schedulers
 	$(BIN)/python -m bench.pyscheduler
+	$(BIN)/python -m bench.latency
 	$(BIN)/python -m bench.changes
 	$(BIN)/python -m bench.overload
 	$(BIN)/python -m bench.health

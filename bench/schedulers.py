@@ -65,6 +65,8 @@ ABOUT = {
     "twos": About(
         "the better of two drawn by weight", "several directors that do not know each other's connections", held=False
     ),
+    "p2c": About("the one of two drawn by weight that has less under way", "as twos; new servers are not run down"),
+    "ewma": About("the same, by (connections under way + 1) x time to reply", "servers that are now and then slow"),
 }
 
 

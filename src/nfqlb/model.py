@@ -27,7 +27,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 ANY_PROTOCOL = "any"  # of a service by firewall mark
 ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # likewise: only the family counts
 MODES = ("nat", "dr", "tun")
-SCHEDULERS = (*("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"),)
+IPVS = (*("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"),)
+SCHEDULERS = (*IPVS, "p2c", "ewma")
 FLAGS = {  # by scheduler
     **dict.fromkeys(("lc", "wlc", "lblc", "lblcr", "twos"), ("count-total",)),
     "sh": ("sh-fallback", "sh-port"),

@@ -16,7 +16,7 @@ LAYERS = [
     {"queue", "probe", "script", "follow"},
     {"transmit", "audit"},
     {"datapath"},
-    {"advisor", "defence", "shadow"}
+    {"advisor", "defence", "latency", "shadow"}
     | {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
     {"packet", "offload"},
     {"wire", "telemetry"},

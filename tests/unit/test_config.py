@@ -422,8 +422,7 @@ def test_one_reading_finds_every_mistake_in_the_order_of_the_lines() -> None:
         "f.toml:7: timeouts.tcp '0': out of range; use 1 to 2147483 seconds",
         "f.toml:8: timeouts.udp '0': out of range; use 1 to 2147483 seconds",
         "f.toml:13: service.mode 'proxy': is not known; choose from nat, dr, tun",
-        "f.toml:14: service.scheduler 'best': is not known; choose from rr, wrr, lc, wlc, "
-        "lblc, lblcr, dh, sh, mh, sed, nq, fo, ovf, twos",
+        f"f.toml:14: service.scheduler 'best': is not known; choose from {KNOWN}",
         "f.toml:17: service.real.address '10.0.1.11,weight=2': holds more than the address; write weight = N",
         "f.toml:20: service.real.address 'web1': is not an IP address; write it as 10.0.0.1 or [2001:db8::1]",
         "f.toml:21: service.real.weight '-1': out of range; use 0 to 2147483647, 0 takes no new connections",

@@ -56,6 +56,11 @@ cdef class Server:
     def inactive(self) -> int:
         return load32(<unsigned int*>&self.table.table.loads[self.slot].inactive, RELAXED)
 
+    @property
+    def latency(self) -> float:
+        """Seconds that its replies took (latency.pyx), 0 where nothing is known: where the fallback is not ewma."""
+        return load32(<unsigned int*>&self.table.table.loads[self.slot].latency, RELAXED) / 1e6
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Server) and self.slot == (<Server>other).slot
 

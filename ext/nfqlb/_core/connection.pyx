@@ -222,7 +222,7 @@ cdef connection_t* take(table_t* table) noexcept nogil:
         table.used += 1
     unlock(&table.free_lock)
     if entry != NULL:
-        entry.place = entry.nominated = entry.outpackets = 0
+        entry.place = entry.nominated = entry.outpackets = entry.began = 0
     return entry
 
 
@@ -618,7 +618,7 @@ cdef class Table:
             for i in range(min(GROUP, table.capacity + 1 - first)):
                 entry = &table.entries[first + i]
                 if words[i]:
-                    entry.place = entry.nominated = 0
+                    entry.place = entry.nominated = entry.began = 0
                     show(table, entry, words[i])
                     table.used += 1
                 else:
@@ -707,6 +707,7 @@ cdef class Table:
         self.next_slot = number + 1
         self.numbers[key] = number
         self._group(number)
+        self.table.loads[number].latency = 0                 # another server's
         return number
 
     def _group(self, uint32_t number):
@@ -720,6 +721,12 @@ cdef class Table:
         if slot >= self.table.slot_count:
             raise IndexError(slot)
         return self.table.loads[slot].active, self.table.loads[slot].inactive
+
+    def latency(self, uint32_t slot) -> float:
+        """Seconds that the last replies of a slot took, as ewma reckons; 0 where nothing is known."""
+        if slot >= self.table.slot_count:
+            raise IndexError(slot)
+        return self.table.loads[slot].latency / 1e6
 
     def connections(self, now: int, int limit = 0) -> list[tuple]:
         """(protocol, client, cport, vip, vport, server, port, state, seconds left, template) of each connection,

@@ -21,6 +21,7 @@ cdef struct worker_t:
     bint behind                      # more comes than can be taken: nothing new is begun
     int reader
     uint32_t now                     # tick of this batch
+    uint32_t micro                   # microseconds, wraps
     uint64_t random                  # state of a generator
     connection_t single              # of a datagram that is scheduled on its own
 

@@ -53,6 +53,7 @@ from nfqlb._core.defence cimport drops_packet, evict, weigh
 from nfqlb._core.forward cimport direct, finish_bulk, is_bulk, nat_reply, nat_request, tunnel
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
+from nfqlb._core.latency cimport measure
 from nfqlb._core.load cimport note_connection
 from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, offload_t
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
@@ -84,6 +85,7 @@ from nfqlb._core.types cimport (
     ERROR_REISSUED,
     ERROR_RETURNED,
     ERROR_ROUTED,
+    EWMA,
     FORWARD,
     FORWARDED,
     ICMP_MESSAGE,
@@ -187,6 +189,7 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
     cdef int i
     enter(worker.table, worker.reader)
     worker.now = now // TICK
+    worker.micro = <uint32_t>(now // 1000)
     worker.outbox.count = 0
     if worker.nominees != NULL:
         worker.nominees.count = 0
@@ -256,6 +259,8 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
             return answer_late(worker, packet, reason)
         if reason != PARSED:
             return reason
+    if connection.began != 0:
+        measure(&worker.table.loads[connection.slot], connection, packet, reply, worker.micro, worker.now)
     if reply:
         track(worker.table, worker.snapshot, connection, packet, FROM_SERVER, worker.now)
         count_out(worker.telemetry, connection, packet)
@@ -307,7 +312,7 @@ cdef bint is_steady(worker_t* worker, const connection_t* connection, const pack
     where answers pass here; datagrams go on, UNANSWERED of them where nobody answers.
     """
     cdef bint both_ways = connection.flags & METHOD == NAT
-    if connection.place != 0 or connection.flags & (ONE_PACKET | LEFT) \
+    if connection.place != 0 or connection.began != 0 or connection.flags & (ONE_PACKET | LEFT) \
             or connection.slot >= worker.snapshot.slot_count \
             or not worker.snapshot.available[connection.slot] & MAY_OFFLOAD \
             or (packet.hook != PREROUTING and packet.hook != FORWARD):
@@ -327,7 +332,8 @@ cdef bint is_answer(worker_t* worker, const connection_t* connection, const pack
     """
     cdef const offload_t* offload = <offload_t*>worker.table.offload
     return packet.segment & (SYN | ACK) == SYN | ACK and packet.protocol == TCP \
-        and connection.place == 0 and connection.flags & METHOD == NAT and not connection.flags & (ONE_PACKET | LEFT) \
+        and connection.place == 0 and connection.began == 0 \
+        and connection.flags & METHOD == NAT and not connection.flags & (ONE_PACKET | LEFT) \
         and connection.slot < worker.snapshot.slot_count \
         and worker.snapshot.available[connection.slot] & MAY_OFFLOAD != 0 \
         and packet.hook == FORWARD and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV \
@@ -574,6 +580,8 @@ cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet,
     entry.inpackets = 0
     entry.control = entry.children = 0
     entry.hash = hash
+    if service.scheduler == EWMA and not single:
+        entry.began = worker.micro or 1
     # where its first packet will put it (ip_vs_conn_new says 3 s, until that packet is tracked)
     entry.expires = worker.now + timeouts_of(worker.snapshot, entry)[SYN_RECV if packet.protocol == TCP else UDP_KIND]
     if single:

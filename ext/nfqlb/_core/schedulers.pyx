@@ -2,7 +2,8 @@
 
 Strategy: each is the kernel's of the same name, to the tie (net/netfilter/ipvs/ip_vs_rr.c and so on), over the servers
 as the kernel walks them, newest first. Those that look at loads are in load.pxd, and for many servers in ranking.pyx;
-those that hash in hashing.pyx, those that remember destinations in locality.pyx; here are rr and wrr, which remember
+those that hash in hashing.pyx, those that remember destinations in locality.pyx, and those that the kernel has not,
+p2c and ewma, in latency.pyx; here are rr and wrr, which remember
 where they are, under the service's lock. A new configuration makes a new service with a state of its own: `succeed`
 carries over what the kernel's add, delete and edit hooks would.
 """
@@ -17,6 +18,7 @@ from nfqlb._core.hashing cimport (
     maglev,
     source_hash,
 )
+from nfqlb._core.latency cimport draw, fill_sums, two_choices
 from nfqlb._core.load cimport (
     is_overloaded,
     least_connection,
@@ -33,6 +35,7 @@ from nfqlb._core.locality cimport locality_based
 from nfqlb._core.ranking cimport drawn, leader, position, ranked
 from nfqlb._core.types cimport (
     DH,
+    EWMA,
     FO,
     LBLC,
     LBLCR,
@@ -40,6 +43,7 @@ from nfqlb._core.types cimport (
     MH,
     NQ,
     OVF,
+    P2C,
     RR,
     SED,
     SH,
@@ -53,7 +57,7 @@ from nfqlb._core.types cimport (
 )
 
 SCHEDULERS: tuple[str, ...] = (
-    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos",
+    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos", "p2c", "ewma",
 )
 FLAGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lc", "wlc", "lblc", "lblcr", "twos"), ("count-total",)),
@@ -93,6 +97,8 @@ cdef int32_t pick(service_t* service, const packet_t* packet, const load_t* load
         return weighted_overflow(service, loads)
     if service.scheduler == TWOS:
         return power_of_two(service, loads, draw(random))
+    if service.scheduler == P2C or service.scheduler == EWMA:
+        return two_choices(service, loads, random, now)
     if service.scheduler == LBLC or service.scheduler == LBLCR:
         return locality_based(service, packet, loads, now, service.scheduler == LBLCR)
     lock(&service.state.lock)
@@ -186,6 +192,8 @@ cdef int prepare(service_t* service) except -1:
         fill_source_hash(service)
     elif service.scheduler == MH:
         fill_maglev(service)
+    elif service.scheduler == P2C or service.scheduler == EWMA:
+        fill_sums(service)
     return 0
 
 

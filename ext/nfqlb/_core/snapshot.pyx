@@ -235,6 +235,8 @@ cdef class Service:
             free_shadow(self.service.shadow)
             free(self.service.servers)
             free(self.service.places)
+            free(self.service.sums)
+            free(self.service.guide)
             free(self.service.state)
             free(self.service)
 

@@ -159,9 +159,9 @@ cdef struct connection_t:
     uint32_t control             # its template, which does not go before it
     uint32_t children            # of a template: connections that it controls
     uint32_t place               # with the offload, 0: its packets come up
-    uint32_t nominated           # tick at which it first could have one, 0: not yet
+    uint32_t nominated           # tick at which it first could have one, 0: not yet; while it is measured: latency.pyx
     uint32_t outpackets          # from the real server, wraps
-    uint32_t reserved
+    uint32_t began               # microseconds, wraps; 0: nobody measures how fast its server is (latency.pyx)
 
 
 cdef enum:
@@ -204,6 +204,9 @@ cdef struct load_t:              # connections of a slot, for schedulers and lis
     uint32_t inactive
     uint32_t persistent          # templates
     uint32_t group               # its service's place in table_t.totals
+    uint32_t latency             # microseconds that it took for the last replies, 0: unknown
+    uint32_t measured            # tick of the last of these
+    uint32_t reserved[3]
 
 
 cdef struct counter_t:           # what one worker counted for a slot
@@ -391,6 +394,8 @@ cdef enum scheduler_t:           # in the order of SCHEDULERS, schedulers.pyx
     FO
     OVF
     TWOS
+    P2C
+    EWMA
 
 
 cdef enum:                       # what a scheduler does besides (ip_vs.h, IP_VS_SVC_F_SCHED1 and 2)
@@ -508,6 +513,9 @@ cdef struct service_t:
     address_t mask               # of a client's network
     uint32_t* places             # dh, sh, mh: 1 + index of a server, 0 for none
     uint32_t place_count
+    uint64_t* sums               # p2c, ewma: of the weights up to each server
+    uint32_t* guide              # and the first server whose sum is above n << guide_shift
+    uint32_t guide_shift
     locality_t* locality         # lblc, lblcr
     advisor_t* advisor           # who is asked before the scheduler, or NULL
     shadow_t* shadow             # who is asked beside it, or NULL
