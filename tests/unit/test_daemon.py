@@ -437,6 +437,20 @@ def test_a_change_goes(made: Made, edit: Callable[[Intent], Intent], order: list
     assert made.saved() == State(2, False, state.digest(INTENT), edit(INTENT))
 
 
+@pytest.mark.parametrize(("edit", "swept"), [(delete, 1), (weigh, 0), (add, 0)])
+def test_what_a_server_that_left_has_in_the_table_is_looked_for(
+    made: Made, edit: Callable[[Intent], Intent], swept: int
+) -> None:
+    async def change() -> None:
+        minder = asyncio.create_task(made.director._mind_leftovers())
+        await made.director.change(edit)
+        await until(lambda: made.fakes.swept == swept)
+        minder.cancel()
+
+    asyncio.run(change())
+    assert not made.director._left.is_set()
+
+
 def test_a_change_of_nothing_is_none(made: Made) -> None:
     assert made.change(lambda intent: intent) == 1
     assert made.fakes.done == []

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nfqlb.control import registry
 from nfqlb.errors import ConfigError, ExistsError, NfqlbError, NotFoundError
-from nfqlb.model import SCHEDULERS, Intent, Key, Real, Service, Timeouts
+from nfqlb.model import SCHEDULERS, Intent, Key, Options, Real, Service, Timeouts
 from tests.sizes import EXAMPLES
 from tests.unit.fakes import DNS, WEB
 
@@ -51,6 +51,23 @@ def test_a_verb_gives_the_next_intent_and_keeps_the_order(edit: Callable[[Intent
     before = msgspec.json.encode(INTENT)
     assert edit(INTENT) == after
     assert msgspec.json.encode(INTENT) == before
+
+
+def test_connections_may_have_to_end_when_a_server_goes_or_is_quiesced_or_options_change() -> None:
+    quiesced = registry.edit_real(INTENT, WEB.key, Real("10.0.1.12", 8080, 0))
+    assert registry.lets_go(INTENT, quiesced)
+    assert registry.lets_go(INTENT, registry.delete_real(INTENT, WEB.key, "10.0.1.13", 80)), "its weight is 0"
+    assert registry.lets_go(INTENT, registry.delete_service(INTENT, DNS.key))
+    assert registry.lets_go(INTENT, registry.set_options(INTENT, Options(expire_quiescent_udp=True)))
+    for after in (
+        registry.add_service(INTENT, NEW),
+        registry.add_real(INTENT, WEB.key, Real("10.0.1.14", 80, 0)),
+        registry.edit_real(INTENT, WEB.key, Real("10.0.1.13", 80, 0, 9)),
+        registry.edit_real(INTENT, WEB.key, Real("10.0.1.11", 8080, 1)),
+        registry.set_timeouts(INTENT, Timeouts()),
+    ):
+        assert not registry.lets_go(INTENT, after)
+    assert not registry.lets_go(quiesced, INTENT)
 
 
 @pytest.mark.parametrize(
