@@ -172,6 +172,7 @@ bench: setup
 	$(BIN)/python -m bench.changes
 	$(BIN)/python -m bench.overload
 	$(BIN)/python -m bench.health
+	$(BIN)/python -m bench.failure
 	$(BIN)/python -m bench.flood
 	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.workers

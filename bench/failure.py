@@ -1,0 +1,103 @@
+"""A real server that dies under 500 requests per second: `python -m bench.failure`.
+
+Three web servers behind a director that checks them over HTTP. One is killed, as a crash would, while a client asks
+every two milliseconds, each time on a connection of its own; when the director says it is down, it is started again.
+Nothing is dropped from the figures. Exit code 1 where a server was found down later than its checks allow, where a
+request failed outside of that time, or where a server that is back does not get its share.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from typing import NamedTuple
+
+from netns import Net, load
+from nfqlb.api.client import Client
+
+ROUNDS = 7
+INTERVAL, TIMEOUT, FALL, RISE = 0.5, 0.5, 2, 2
+SLACK = 0.1
+BAR = INTERVAL * FALL + TIMEOUT + SLACK
+PACE = 0.002
+PATIENCE = 10.0
+
+
+class Round(NamedTuple):
+    """Seconds from the kill: until the director said so, and until the first and the last request failed; how many did,
+    and the share that the server had when it was back.
+    """
+
+    told: float
+    first: float
+    last: float
+    failed: int
+    share: float
+
+
+def await_event(client: Client, since: float, words: str) -> float:
+    """When an event after that time said this."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        for event in client.events():
+            if event["time"] > since and words in event["message"]:
+                return float(event["time"])
+        time.sleep(0.02)
+    raise SystemExit(f"nobody said {words!r} within {PATIENCE:g} s")
+
+
+def once(net: Net, client: Client) -> Round:
+    dying = net.servers[1]
+    name = f"{dying.v4}:80 of "
+    probe = load.Probe(net.client, net.url("/whoami"), PACE)
+    probe.wait(200)
+    time.sleep(random.random() * INTERVAL)
+    began, clock = time.time(), time.monotonic()
+    dying.kill()
+    told = await_event(client, began, name) - began
+    time.sleep(0.5)
+    failed = [moment - clock for moment, ok in probe.end() if not ok]
+    back = time.time()
+    dying.start()
+    await_event(client, back, f"{name}{net.vip()}:80/tcp is up again")
+    answers = load.split(load.whoami(net.client, net.url("/whoami"), 60))
+    share = answers.get(dying.name, 0) * len(net.servers) / 60
+    return Round(told, min(failed, default=0.0), max(failed, default=0.0), len(failed), share)
+
+
+def run() -> list[Round]:
+    with Net(clients=1, servers=3) as net:
+        file = net.director.folder / "nfqlb.toml"
+        reals = ", ".join(f'{{ address = "{server.v4}" }}' for server in net.servers)
+        times = f"interval = {INTERVAL}, timeout = {TIMEOUT}, fall = {FALL}, rise = {RISE}"
+        file.write_text(
+            f'[[service]]\nvip = "{net.service()}"\nscheduler = "rr"\nreal = [{reals}]\n'
+            f'health = {{ type = "http", path = "/whoami", {times} }}\n'
+        )
+        process = net.director.nfqlb("--config", str(file))
+        assert process.running
+        client = Client(str(net.director.run_folder / net.director.instance / "api.sock"))
+        return [once(net, client) for _ in range(ROUNDS)]
+
+
+def main() -> int:
+    rounds = run()
+    told = [one.told for one in rounds]
+    print(f"told after {statistics.median(told):.3f} s ({min(told):.3f} to {max(told):.3f}), {ROUNDS} rounds")
+    print(f"last request that failed after {max(one.last for one in rounds):.3f} s at the latest")
+    print(f"requests that failed: {statistics.median(one.failed for one in rounds):.0f}")
+    print(f"share afterwards, of a third: {min(one.share for one in rounds):.2f} at least")
+    bars = {
+        f"told within {BAR:g} s": all(one.told <= BAR for one in rounds),
+        f"failures only within {BAR:g} s": all(one.first > -SLACK and one.last <= BAR for one in rounds),
+        "a third of the requests afterwards": all(abs(one.share - 1) <= 0.1 for one in rounds),
+    }
+    for bar, held in bars.items():
+        print(f"{'held' if held else 'MISSED'}: {bar}")
+    return 0 if all(bars.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
