@@ -246,21 +246,22 @@ def test_a_failure_undoes_what_was_done(host: Host, kernel: KernelProxy, plan: P
 
 
 def test_queues_are_those_of_the_plan(host: Host, kernel: KernelProxy, plan: Plan) -> None:
-    kernel.apply(replace(plan, gso=(10, 11, 12), plain=(20, 21, 22)))
+    kernel.apply(replace(plan, gso=(10, 11, 12), plain=(20, 21, 22), syn=(30, 31, 32)))
     if plan.diverter == "nft":
         for family in ("ip", "ip6"):
-            for kind, first in (("gso", 10), ("plain", 20)):
+            for kind, first in (("gso", 10), ("plain", 20), ("syn", 30)):
                 for i in range(3):
                     chain = host.run(["nft", "list", "chain", family, f"nfqlb-{NAME}", f"{kind}-{i}"]).stdout
                     assert f"queue num {first + i}\n" in chain
                     assert "bypass" not in chain
     else:
         for program in ("iptables", "ip6tables"):
-            for chain in ("in", "back"):
+            for chain, firsts in (("in", ["30", "31", "32"]), ("back", [])):
                 rules = host.run([program, "-t", "mangle", "-S", f"nfqlb-{NAME}.{chain}"]).stdout.splitlines()[1:]
                 queues = [rule.partition("--queue-num ")[2] for rule in rules]
-                assert queues == ["10", "11", "12", "20", "21", "22"]
-                assert ["-p tcp" in rule for rule in rules] == [True] * 3 + [False] * 3
+                assert queues == [*firsts, "10", "11", "12", "20", "21", "22"]
+                assert ["-p tcp" in rule for rule in rules] == [True] * (3 + len(firsts)) + [False] * 3
+                assert ["FIN,SYN,RST,ACK SYN" in rule for rule in rules] == [True] * len(firsts) + [False] * 6
     kernel.apply(replace(plan, gso=(10,), plain=(30,)))
     assert kernel.check() == []
 

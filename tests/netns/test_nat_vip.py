@@ -31,6 +31,9 @@ def test_vip_dev_adds_the_vip_and_stop_removes_it(make_net: Callable[..., Net], 
     net.director.nfqlb(*args)
     assert f" {net.vip(family)}/{32 if family == 4 else 128} " in net.director.state()["addresses"]
     assert len(load.whoami(net.client, net.url(family=family), 10)) == 10
+    server = net.servers[0].address(family)
+    plain = f"http://{f'[{server}]' if family == 6 else server}/whoami"
+    assert load.whoami(net.director, plain) == [("s1", net.director.address(family))], "not from the VIP"
     net.director.stop()
     assert net.director.state()["addresses"] == before
 

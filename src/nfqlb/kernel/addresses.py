@@ -1,8 +1,9 @@
 """The VIPs on the interface that `--vip-dev` names.
 
 Strategy: a VIP is added as a host address without a prefix route, ready at once (no duplicate address detection: the
-VIP may just have left another machine), and announced. Only what we added is removed again; an address that was there
-already stays the operator's.
+VIP may just have left another machine), and announced. One of IPv6 is deprecated from the start (RFC 4862, 5.5.4): it
+works as any other, but as the longest prefix it would be the source of what this machine itself sends. Only what we
+added is removed again; an address that was there already stays the operator's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nfqlb.model import family
 
 NONE: tuple[None, frozenset[str]] = (None, frozenset())
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
+FOREVER = 0xFFFFFFFF  # seconds
 
 
 class Addresses:
@@ -89,8 +91,9 @@ def present(ip: IPRoute, index: int) -> set[str]:
 def add(ip: IPRoute, index: int, device: str, vip: str) -> None:
     wide = family(vip) == 6
     flags = IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if wide else 0)
+    unasked = {"preferred": 0, "valid": FOREVER} if wide else {}
     try:
-        ip.addr("add", index=index, address=vip, prefixlen=128 if wide else 32, flags=flags)
+        ip.addr("add", index=index, address=vip, prefixlen=128 if wide else 32, flags=flags, **unasked)
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise KernelError(f"the address {vip} cannot be added to {device}: {error.args[-1]}") from error
