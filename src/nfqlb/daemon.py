@@ -540,7 +540,8 @@ class Director:
                 stack.callback(loop.remove_reader, events)
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(heard.wait(), REPAIR_SECONDS)
+                    async with asyncio.timeout(REPAIR_SECONDS):
+                        await heard.wait()
                     await asyncio.sleep(CALM_SECONDS)
                 heard.clear()
                 async with self._lock:
@@ -638,7 +639,8 @@ class Director:
     async def _mind_health(self) -> NoReturn:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ill.wait(), self.serving.due())
+                async with asyncio.timeout(self.serving.due()):
+                    await self._ill.wait()
             self._ill.clear()
             async with self._lock:
                 try:
@@ -769,7 +771,8 @@ class Director:
                 self._aiming.listens = True
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(heard.wait(), PROBE_SECONDS)
+                    async with asyncio.timeout(PROBE_SECONDS):
+                        await heard.wait()
                     await asyncio.sleep(FOLLOW_SECONDS)
                 heard.clear()
                 if self._offloading:
@@ -806,7 +809,8 @@ def between(held: Plan, wanted: Plan) -> Plan:
 async def _close(runners: Sequence[AppRunner]) -> None:
     for runner in runners:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(runner.cleanup(), 3)
+            async with asyncio.timeout(3):
+                await runner.cleanup()
 
 
 def _same(one: Drain, other: Drain) -> bool:

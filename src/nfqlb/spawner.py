@@ -136,7 +136,8 @@ async def _end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 async def _within(seconds: float, event: asyncio.Event) -> None:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 @contextlib.contextmanager

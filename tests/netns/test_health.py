@@ -214,7 +214,9 @@ def test_each_type_of_check_against_the_real_thing(tmp_path: Path) -> None:
         lame = net.servers[0]
         listed = subprocess.run(["ip", "netns", "pids", lame.namespace], capture_output=True, text=True, check=True)
         pids = listed.stdout.split()
-        lame.run(["kill", "-STOP", *pids])  # kernels still take connections, and answer pings
+        lame.run(
+            ["kill", "-STOP", *pids], check=False
+        )  # kernels still take connections, and answer pings; one may be gone
         soon(lambda: are(0, "down", but="tcp ping") and are(0, "failing", len(good) + len(wrong), but="tcp ping"))
         assert {row["why"] for row in seen(0, 2, len(good) - 3)} == {"no answer within 0.5 s"}
         assert are(1, "up")

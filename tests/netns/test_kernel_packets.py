@@ -18,7 +18,7 @@ from nfqlb.kernel.plan import Plan
 from tests.netns.kernelproxy import FORWARD, INPUT, OUTPUT, PREROUTING, KernelProxy, Taken
 from tests.plans import reals_of, services_of, serving
 
-GSO, PLAIN = 10, 11
+GSO, PLAIN, FIRST = 10, 11, 12
 PORT, REAL_PORT = 80, 8080
 
 SEND = """
@@ -115,15 +115,21 @@ def own_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 @contextmanager
-def make_lab(kind: str, family: int, gso: tuple[int, ...] = (GSO,), plain: tuple[int, ...] = (PLAIN,)) -> Iterator[Lab]:
+def make_lab(
+    kind: str,
+    family: int,
+    gso: tuple[int, ...] = (GSO,),
+    plain: tuple[int, ...] = (PLAIN,),
+    syn: tuple[int, ...] = (FIRST,),
+) -> Iterator[Lab]:
     with Net(servers=1, arms=2, web=False) as net:
         vip, server = net.vip(family), net.servers[0].address(family)
         services = {(protocol, vip, PORT) for protocol in (6, 17)}
         reals = {(protocol, server, REAL_PORT) for protocol in (6, 17)}
-        plan = serving(Plan("packets", gso=gso, plain=plain, diverter=kind), services, reals)
+        plan = serving(Plan("packets", gso=gso, plain=plain, syn=syn, diverter=kind), services, reals)
         kernel = KernelProxy(net.director.namespace, "packets", net.director.folder / "kernel.json")
         try:
-            assert set(kernel.bind(gso + plain)) == {*gso, *plain}
+            assert set(kernel.bind(gso + plain + syn)) == {*gso, *plain, *syn}
             kernel.apply(plan)
             yield Lab(net, kernel, plan, family)
         finally:
@@ -137,7 +143,9 @@ def where(taken: list[Taken]) -> list[tuple[int, int]]:
 def test_requests(lab: Lab) -> None:
     to_vip = lab.ip(lab.client, lab.vip)
     client = lab.net.client
-    assert where(lab.send(client, to_vip / TCP(sport=4000, dport=PORT))) == [(GSO, PREROUTING)]
+    assert where(lab.send(client, to_vip / TCP(sport=4000, dport=PORT))) == [(FIRST, PREROUTING)]
+    for flags in ("A", "PA", "FA", "R", "SA"):
+        assert where(lab.send(client, to_vip / TCP(sport=4000, dport=PORT, flags=flags))) == [(GSO, PREROUTING)]
     assert where(lab.send(client, to_vip / UDP(sport=4000, dport=PORT))) == [(PLAIN, PREROUTING)]
 
 
@@ -165,7 +173,7 @@ def test_icmp_errors(lab: Lab) -> None:
 
 def test_directors_own_client(lab: Lab) -> None:
     director = lab.net.director
-    for kind, queue in (("SOCK_STREAM", GSO), ("SOCK_DGRAM", PLAIN)):
+    for kind, queue in (("SOCK_STREAM", FIRST), ("SOCK_DGRAM", PLAIN)):
         director.run([sys.executable, "-c", ASK, kind, lab.vip, str(PORT), "10"])
         taken = where(lab.kernel.taken())
         assert (queue, OUTPUT) in taken
@@ -261,7 +269,7 @@ def delivered(lab: Lab, sender: Host, receiver: Host, packet: Packet) -> bool:
 @pytest.mark.parametrize("family", [4, 6])
 def test_both_directions_of_a_flow_reach_one_worker(family: int) -> None:
     """So do ICMP errors about it; and one client's flows spread over all workers."""
-    with make_lab("nft", family, (10, 11, 12), (20, 21, 22)) as lab:
+    with make_lab("nft", family, (10, 11, 12), (20, 21, 22), (30, 31, 32)) as lab:
         client, server = lab.net.client, lab.net.servers[0]
         chosen: dict[int, list[int]] = {}
         for port in range(4000, 4040, 2):
@@ -281,7 +289,7 @@ def test_both_directions_of_a_flow_reach_one_worker(family: int) -> None:
                 lab.error(lab.server, lab.client, about_request),
             )
             assert len(taken) == 6
-            assert sorted(packet.queue // 10 for packet in taken) == [1, 1, 2, 2, 2, 2]
+            assert sorted(packet.queue // 10 for packet in taken) == [1, 2, 2, 2, 2, 3]
             chosen[port] = [packet.queue % 10 for packet in taken]
         assert all(len(set(workers)) == 1 for workers in chosen.values()), chosen
         assert {workers[0] for workers in chosen.values()} == {0, 1, 2}
@@ -289,7 +297,7 @@ def test_both_directions_of_a_flow_reach_one_worker(family: int) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_iptables_gives_each_port_of_a_client_to_one_worker(family: int) -> None:
-    with make_lab("iptables", family, (10, 11, 12), (20, 21, 22)) as lab:
+    with make_lab("iptables", family, (10, 11, 12), (20, 21, 22), (30, 31, 32)) as lab:
         there, back = lab.ip(lab.client, lab.vip), lab.ip(lab.server, lab.client)
         chosen: dict[int, set[int]] = {}
         for port in range(40_000, 40_256, 20):
@@ -299,7 +307,7 @@ def test_iptables_gives_each_port_of_a_client_to_one_worker(family: int) -> None
                 back / TCP(sport=REAL_PORT, dport=port, flags="SA"),
                 back / UDP(sport=REAL_PORT, dport=port),
             )
-            assert [packet.queue // 10 for packet in taken] == [1, 2, 1, 2]
+            assert sorted(packet.queue // 10 for packet in taken) == [1, 2, 2, 3]
             chosen[port] = {packet.queue % 10 for packet in taken}
         assert all(len(workers) == 1 for workers in chosen.values()), chosen
         assert set().union(*chosen.values()) == {0, 1, 2}

@@ -232,7 +232,8 @@ async def _datagram(target: Target, payload: bytes, *, wait: bool) -> bytes:
         if wait:
             return await loop.sock_recv(connection, READ_MAX)
         try:
-            return await asyncio.wait_for(loop.sock_recv(connection, READ_MAX), REFUSAL_SECONDS)
+            async with asyncio.timeout(REFUSAL_SECONDS):
+                return await loop.sock_recv(connection, READ_MAX)
         except TimeoutError:
             return b""
 

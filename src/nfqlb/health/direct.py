@@ -90,7 +90,8 @@ class Direct:
             while True:
                 send(self._packet(question))
                 with suppress(TimeoutError):
-                    return await asyncio.wait_for(asyncio.shield(answer), seconds / TRIES)
+                    async with asyncio.timeout(seconds / TRIES):
+                        return await asyncio.shield(answer)
         finally:
             del self._asked[key]
 

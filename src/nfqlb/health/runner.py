@@ -170,6 +170,7 @@ class Runner:
                 self._judge(end)
 
     async def close(self) -> None:
+        """Until the last check has ended; what it waits with must not swallow this (asyncio.wait_for of 3.11 may)."""
         tasks = [task for tasks in self._tasks.values() for task in tasks]
         for task in tasks:
             task.cancel()
