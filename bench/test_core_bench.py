@@ -27,7 +27,7 @@ CASES = [(int(count), step) for count, steps in BASELINE["reads"].items() for st
 
 @pytest.fixture(scope="module")
 def flows(request: pytest.FixtureRequest) -> Iterator[tuple[Flows, Walk]]:
-    with core.established(request.param) as (_, made):
+    with core.established(request.param) as (_, made, _):
         yield made, Walk(core.ENTRY * request.param)
 
 
