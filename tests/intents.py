@@ -17,6 +17,7 @@ from nfqlb.model import (
     PROTOCOLS,
     QUIESCENT,
     SCHEDULERS,
+    SUDDEN,
     WEIGHT_MAX,
     Answers,
     Health,
@@ -97,6 +98,7 @@ def services(draw: st.DrawFn) -> Service:
     if wide:
         ports = st.just(0) | PORTS if mode == "nat" else st.just(0)
     ends = draw(st.lists(st.tuples(ADDRESSES[version], ports), unique=True, max_size=4))
+    picks = draw(choosing())
     mark, protocol = kind == "mark", draw(st.sampled_from(sorted(PROTOCOLS)))
     return Service(
         ANY_ADDRESS[version] if mark else VIPS[version](draw(st.integers(1, 99))),
@@ -110,7 +112,8 @@ def services(draw: st.DrawFn) -> Service:
         persistence=draw(st.none() | persistences(version)),
         health=draw(st.none() | healths()),
         quorum=draw(st.none() | quorums(version)),
-        **draw(choosing()),
+        **picks,
+        slow_start=0 if picks.get("scheduler") in SUDDEN else draw(st.sampled_from((0, 30))),
         connections_max=draw(st.sampled_from((0, 5000))),
         timeouts=draw(st.none() | own_timeouts("any" if mark else protocol)),
     )

@@ -515,7 +515,7 @@ class Director:
             raise KernelError(f"cannot save {self._state_file}: {why}") from error
 
     def _compile(self, view: View) -> Snapshot:
-        return self._compiler.snapshot(view.weighted, view.standing.weights, view.standing.fates)
+        return self._compiler.snapshot(*view.asks)
 
     def _plan_of(self, view: View) -> Plan:
         intent = view.intent.furnished
@@ -635,6 +635,7 @@ class Director:
             if on:
                 self.serving.maintenance[end] = Maintenance(str(key), str(real), time.time(), why)
             await self._judge()
+            self._ill.set()  # it may ramp
 
     async def _mind_health(self) -> NoReturn:
         while True:
@@ -650,11 +651,12 @@ class Director:
 
     async def _judge(self) -> None:
         """New connections follow what is known of real servers now; the caller holds the lock."""
-        view = self.serving.look(self.state.intent)
-        if view.asks != self.serving.view.asks:
+        view, before = self.serving.look(self.state.intent), self.serving.view
+        if view.asks != before.asks:
             self._snapshot = self._compile(view)
             self._datapath.publish(self._snapshot)
-            self._left.set()
+            if (view.weighted, view.standing) != (before.weighted, before.standing):  # more than a step of a ramp
+                self._left.set()
         self._settle(view)
         withheld = self.serving.withheld(view)
         if withheld != self._plan.withheld:

@@ -34,6 +34,8 @@ FLAGS = {  # by scheduler
     "sh": ("sh-fallback", "sh-port"),
     "mh": ("mh-fallback", "mh-port"),
 }
+SUDDEN = ("rr", "lc", "dh", "sh", "mh")  # pass over weights, or would move clients with each step of a ramp
+SLOW_START_MAX = 86400  # seconds
 SCRIPT = ".py"  # how the name of a scheduler in Python ends
 BUDGET_MAX = 1_000_000  # microseconds
 NO_SERVER = ("icmp", "reset", "drop")
@@ -464,7 +466,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     `mss`: bytes that a SYN through the director may announce at most, 0 for any. `offload`: the kernel may forward what
     is established by itself. `timeouts` stand in the place of those of all services.
-    `connections_max`: so many connections it may have, 0 for any number.
+    `connections_max`: so many connections it may have, 0 for any number. `slow_start`: seconds in which a real server that
+    begins to get connections works up to its weight, 0 for none.
 
     A `scheduler` that ends with .py is a file in Python; it may take `budget` microseconds for a choice, and where it
     says nothing that counts, `fallback` chooses. `shadow` is another scheduler that is only compared with it.
@@ -491,6 +494,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     shadow: str = ""
     timeouts: OwnTimeouts | None = None
     connections_max: int = 0
+    slow_start: int = 0
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -526,6 +530,10 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         if self.mss and self.protocol == "udp":
             raise ConfigError("mss", self.mss, "is nothing that udp has", "give it to a service of tcp")
         check_range("connections_max", self.connections_max, 0, PLACES_MAX)
+        check_range("slow_start", self.slow_start, 0, SLOW_START_MAX)
+        if self.slow_start and self.scheduler in SUDDEN:
+            fix = "choose one that goes by weight, as wlc, or use 0"
+            raise ConfigError("slow_start", self.slow_start, f"is nothing that scheduler {self.scheduler} has", fix)
         if self.timeouts == OwnTimeouts():
             msgspec.structs.force_setattr(self, "timeouts", None)
         if self.timeouts:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from nfqlb.control.compile import SlotKey, Weights
 from nfqlb.control.damping import Record, fell, is_over, returned
+from nfqlb.control.ramping import Starts, begun, ramped
 from nfqlb.control.standing import Cause, Out, Standing, announces, has_quorum, judge, sum_of, withheld
 from nfqlb.health.machine import Status
 from nfqlb.health.runner import Runner
@@ -21,6 +22,7 @@ from nfqlb.model import Intent, Key, Quorum, Service, endpoint, parse_real, pars
 from nfqlb.state import Damped, Down, State
 
 UNPROVEN_SECONDS = 0.1  # between looks while first checks are awaited
+RAMP_SECONDS = 1.0  # between steps of a slow start
 LOOK_SECONDS = 60.0  # between looks when nothing is due: the wall clock may be set
 
 
@@ -38,17 +40,21 @@ class Turn(NamedTuple):
 
 
 class View(NamedTuple):
-    """How things stand, for one intent; `weighted` has the weights that checks advise."""
+    """How things stand, for one intent; `weighted` has the weights that checks advise. `weights` are the standing's,
+    lower for servers that ramp: since `starts`, in seconds of the monotonic clock.
+    """
 
     intent: Intent
     weighted: Intent
     out: Mapping[SlotKey, Out]
     standing: Standing
+    weights: Weights = {}  # noqa: RUF012
+    starts: Starts = {}  # noqa: RUF012
 
     @property
     def asks(self) -> tuple[Intent, Weights, Mapping[SlotKey, str]]:
         """What is asked of the data path."""
-        return self.weighted, self.standing.weights, self.standing.fates
+        return self.weighted, self.weights, self.standing.fates
 
 
 class Serving:
@@ -73,7 +79,10 @@ class Serving:
     def look(self, intent: Intent) -> View:
         """How things stand now; nothing changes by it."""
         out, weighted = self._out(intent, time.time()), self.health.weighted(intent)
-        return View(intent, weighted, out, judge(weighted, out, self.view.standing.lost))
+        last, now = self.view, time.monotonic()
+        standing = judge(weighted, out, last.standing.lost)
+        starts = begun(last.weighted, last.standing.weights, weighted, standing.weights, last.starts, now)
+        return View(intent, weighted, out, standing, ramped(weighted, standing.weights, starts, now), starts)
 
     def settle(self, view: View) -> list[Turn]:
         """The view was published; what changed since the last one."""
@@ -116,7 +125,12 @@ class Serving:
             return UNPROVEN_SECONDS
         now = time.time()
         waits = (record.until - now for record in self._records.values() if record.until > now)
-        return min([LOOK_SECONDS, *waits])
+        return min([RAMP_SECONDS if self.view.starts else LOOK_SECONDS, *waits])
+
+    def ramping(self, end: SlotKey) -> int:
+        """The weight that a real server has worked up to; 0 where it does not ramp."""
+        key, *_ = end
+        return (self.view.weights[key][end[1:]] or 0) if end[1:] in self.view.starts.get(key, {}) else 0
 
     def kept(self) -> dict[str, Any]:
         """The fields of the state that this is."""

@@ -101,6 +101,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "mode": "nat",
                 "health": "",
                 "agent_port": 0,
+                "ramping": 0,
             },
             {
                 "endpoint": "10.0.1.12:8080",
@@ -115,6 +116,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "mode": "nat",
                 "health": "",
                 "agent_port": 0,
+                "ramping": 0,
             },
             {
                 "endpoint": "10.0.1.13:80",
@@ -129,6 +131,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "mode": "nat",
                 "health": "",
                 "agent_port": 0,
+                "ramping": 0,
             },
         ],
         "last": 0,
@@ -145,6 +148,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
         "shadow": "",
         "timeouts": None,
         "connections_max": 0,
+        "slow_start": 0,
     }
 
 

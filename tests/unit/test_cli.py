@@ -247,6 +247,8 @@ def test_the_director_is_found_by_option_then_environment_then_name(
             ["service", "edit", VIP, "--mss", "1400", "--if-revision", "1"],
             (msgspec.structs.replace(WEB, mss=1400), DNS),
         ),
+        (["service", "edit", VIP, "--slow-start", "30"], (msgspec.structs.replace(WEB, slow_start=30), DNS)),
+        (["service", "add", "[::9]:53", "--slow-start", "9"], (WEB, DNS, Service("::9", 53, slow_start=9))),
         (["service", "edit", VIP, "--no-offload"], (msgspec.structs.replace(WEB, offload=False), DNS)),
         (
             ["service", "add", "[::9]:53", "--mss", "1220"],
@@ -348,7 +350,7 @@ def test_what_the_director_refuses_is_said_in_its_words(
             ["service", "edit", VIP],
             "edit '': says nothing to change; "
             "give --scheduler or --fallback or --budget or --shadow or --flag or --persistent or "
-            "--mss or --offload or --mode or --label or --timeout or --connections-max",
+            "--mss or --offload or --mode or --label or --timeout or --connections-max or --slow-start",
         ),
         (
             ["service", "delete", "203.0.113.10"],

@@ -355,6 +355,41 @@ def test_one_that_goes_down_again_is_held_out_and_that_survives_a_restart(
     assert again.saved().damped == ()
 
 
+def test_a_ramp_is_published_step_by_step_and_a_restart_ends_it(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    heavy = (Real("10.0.1.11", 8080, 100), Real("10.0.1.12", 8080, 100))
+    slow = msgspec.structs.replace(WEB, reals=heavy, slow_start=10)
+    made = Made(tmp_path, fakes, intent=Intent((slow,)))
+    made.director.start()
+    asyncio.run(made.director.maintain(WEB.key, OLD, True))
+    asyncio.run(made.director.maintain(WEB.key, OLD, False))
+    assert made.director._ill.is_set()
+    made.director._left.clear()
+    fakes.take()
+    weights = []
+    for _ in range(3):
+        weights.append(weights_of(fakes))
+        now += 5
+        asyncio.run(made.director._judge())
+    assert weights == [[100, 10], [100, 50], [100, 100]]
+    assert fakes.take() == ["publish", "publish"]
+    assert not made.director._left.is_set()
+    asyncio.run(made.director.maintain(WEB.key, OLD, True))
+    asyncio.run(made.director.maintain(WEB.key, OLD, False))
+    assert weights_of(fakes) == [100, 10]
+    Made(tmp_path, fakes, intent=Intent((slow,))).director.start()
+    assert weights_of(fakes) == [100, 100]
+
+
+def weights_of(fakes: Fakes) -> list[int]:
+    """Of the real servers that the data path knows, newest first."""
+    (compiled,) = cast(Any, fakes.published)[0]
+    return [weight for _, _, _, weight, *_ in compiled[4]]
+
+
 def test_maintenance_survives_restarts_and_edits_and_ends_with_the_server(tmp_path: Path, checked: Made) -> None:
     asyncio.run(checked.director.maintain(WEB.key, OLD, True, "disk"))
     assert servers(checked.fakes) == {"10.0.1.12"}

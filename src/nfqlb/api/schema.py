@@ -76,6 +76,7 @@ class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
     shadow: str | msgspec.UnsetType = msgspec.UNSET
     timeouts: OwnTimeouts | msgspec.UnsetType | None = msgspec.UNSET
     connections_max: int | msgspec.UnsetType = msgspec.UNSET
+    slow_start: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
@@ -249,6 +250,8 @@ class RealView(msgspec.Struct):
     health: str = ""
     """Nothing where nobody asks, and it is not in maintenance."""
     agent_port: int = 0
+    ramping: int = 0
+    """The weight that it has worked up to so far; 0 where it does not ramp."""
 
 
 class ServiceView(msgspec.Struct):
@@ -276,6 +279,7 @@ class ServiceView(msgspec.Struct):
     shadow: str
     timeouts: OwnTimeouts | None
     connections_max: int
+    slow_start: int
 
 
 class Services(msgspec.Struct):
@@ -455,6 +459,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, serving: Serv
                 *(real.upper, real.lower, counters.persistent, service.mode_of(real)),
                 _condition(serving, (service.key, real.address, real.port)),
                 real.agent_port,
+                serving.ramping((service.key, real.address, real.port)),
             )
             for real, counters in counted
         ],
@@ -472,6 +477,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, serving: Serv
         shadow=service.shadow,
         timeouts=service.timeouts,
         connections_max=service.connections_max,
+        slow_start=service.slow_start,
     )
 
 

@@ -36,6 +36,7 @@ def command() -> None:
     "--timeout", "timeouts", multiple=True, metavar="NAME=SECONDS", help="Of its own, as in [timeouts]; repeats."
 )
 @click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
+@click.option("--slow-start", type=int, metavar="SECONDS", help="In which a server works up to its weight; 0: none.")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @change_options
 @click.pass_obj
@@ -56,6 +57,7 @@ def add(
     offload: bool | None,
     timeouts: tuple[str, ...],
     connections_max: int | None,
+    slow_start: int | None,
     reals: tuple[str, ...],
     api: str | None,
     name: str | None,
@@ -67,7 +69,7 @@ def add(
 
     more: dict[str, object] = {"persistence": persistence(persistent, netmask), "one_packet": one_packet}
     more |= {"mss": mss, "name": label, "offload": offload, "fallback": fallback, "budget": budget, "shadow": shadow}
-    more |= {"timeouts": own_timeouts(timeouts), "connections_max": connections_max}
+    more |= {"timeouts": own_timeouts(timeouts), "connections_max": connections_max, "slow_start": slow_start}
     client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags, **more)))
 
 
@@ -90,6 +92,7 @@ def add(
     "--timeout", "timeouts", multiple=True, metavar="NAME=SECONDS", help="All that it is to have of its own; repeats."
 )
 @click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
+@click.option("--slow-start", type=int, metavar="SECONDS", help="In which a server works up to its weight; 0: none.")
 @change_options
 @click.pass_obj
 def edit(
@@ -108,6 +111,7 @@ def edit(
     offload: bool | None,
     timeouts: tuple[str, ...],
     connections_max: int | None,
+    slow_start: int | None,
     api: str | None,
     name: str | None,
 ) -> None:
@@ -130,6 +134,7 @@ def edit(
         label=label,
         timeouts=timeouts or None,
         connections_max=connections_max,
+        slow_start=slow_start,
     )
     if "label" in changed:
         changed["name"] = changed.pop("label")

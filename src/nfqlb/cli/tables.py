@@ -36,6 +36,8 @@ def services(answer: Answer, width: int = 0) -> Table:
             rest = f"{real['mode'] or service['mode']:<7} {real['weight']:<6} {real['active']:<10} {real['inactive']}"
             if real.get("health") not in (None, "", "up"):
                 rest = f"{rest:<{len(VALUES)}} {real['health']}"
+            if real.get("ramping"):
+                rest = f"{rest:<{len(VALUES)}} ramping {real['ramping']}"
             found.append((_remote(real), rest))
     columns = VALUES
     first = _first_width(answer)
@@ -46,7 +48,7 @@ def services(answer: Answer, width: int = 0) -> Table:
 
 
 def _flags(service: Answer) -> Iterator[str]:
-    """What ipvsadm writes behind the scheduler, its shadow, the MSS, and that it is not offloaded."""
+    """What ipvsadm writes behind the scheduler, and what is not as it is by default of the rest."""
     if service["shadow"]:
         yield f"shadow {service['shadow']}"
     if service["flags"]:
@@ -61,6 +63,8 @@ def _flags(service: Answer) -> Iterator[str]:
         yield f"mss {service['mss']}"
     if service.get("connections_max"):
         yield f"max {service['connections_max']}"
+    if service.get("slow_start"):
+        yield f"slow-start {service['slow_start']}"
     if own := service.get("timeouts"):
         yield "timeouts " + ",".join(f"{name}={seconds}" for name, seconds in own.items())
     if not service["offload"]:

@@ -107,6 +107,7 @@ SERVICE: Types = {
     "quorum": dict,
     "timeouts": dict,
     "connections_max": int,
+    "slow_start": int,
     "real": list,
 }
 CHECK: Types = {
