@@ -161,7 +161,7 @@ cdef void detach(table_t* table, service_t* service) noexcept:
 
 cdef inline void nobody(const service_t* service, node_t* node) noexcept nogil:
     """Loses against every server; of no weight for twos."""
-    node.cost = service.scheduler != TWOS
+    node.cost = <int64_t>1 << 62 if service.scheduler == LC else service.scheduler != TWOS
     node.weight = 0
 
 
@@ -204,30 +204,40 @@ cdef inline node_t join(const service_t* service, const node_t* left, const node
     return sum
 
 
-cdef void climb(service_t* service, node_t winner) noexcept nogil:
-    """Put a server into its leaf and its victories above; by far most of the work, so nothing is read twice."""
-    cdef node_t* nodes = service.ranking.nodes
-    cdef uint32_t at = service.ranking.width + winner.index
+cdef inline void rise(node_t* nodes, uint32_t at, node_t winner, bint even) noexcept nogil:
+    """`even`: all weigh the same, costs alone decide; that saves two multiplications a victory, each of which waits for
+    the last.
+    """
     cdef node_t* other
     cdef bint loses
-    if service.scheduler == TWOS:
-        if nodes[at].cost == winner.cost:
-            return
-        nodes[at].cost = winner.cost
-        while at > 1:
-            at >>= 1
-            nodes[at].cost = nodes[2 * at].cost + nodes[2 * at + 1].cost
-        return
     while not alike(&nodes[at], &winner):
         nodes[at] = winner
         if at == 1:
             return
         other = &nodes[at ^ 1]
-        loses = other.cost * winner.weight < winner.cost * other.weight + (at & 1)      # the left one wins a tie
+        if even:
+            loses = other.cost < winner.cost + (at & 1)                                 # the left one wins a tie
+        else:
+            loses = other.cost * winner.weight < winner.cost * other.weight + (at & 1)
         winner.cost = other.cost if loses else winner.cost
         winner.weight = other.weight if loses else winner.weight
         winner.index = other.index if loses else winner.index
         at >>= 1
+
+
+cdef void climb(service_t* service, node_t winner) noexcept nogil:
+    """Put a server into its leaf and its victories above; by far most of the work, so nothing is read twice."""
+    cdef node_t* nodes = service.ranking.nodes
+    cdef uint32_t at = service.ranking.width + winner.index
+    if service.scheduler == LC:
+        rise(nodes, at, winner, True)
+    elif service.scheduler != TWOS:
+        rise(nodes, at, winner, False)
+    elif nodes[at].cost != winner.cost:
+        nodes[at].cost = winner.cost
+        while at > 1:
+            at >>= 1
+            nodes[at].cost = nodes[2 * at].cost + nodes[2 * at + 1].cost
 
 
 cdef inline void hear(service_t* service, uint32_t at, const load_t* loads) noexcept nogil:
