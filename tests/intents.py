@@ -113,6 +113,7 @@ def services(draw: st.DrawFn) -> Service:
         health=draw(st.none() | healths()),
         quorum=draw(st.none() | quorums(version)),
         **picks,
+        maglev_size=draw(st.sampled_from((4093, 655373))) if "mh" in picks.values() else 4093,
         slow_start=0 if picks.get("scheduler") in SUDDEN else draw(st.sampled_from((0, 30))),
         connections_max=draw(st.sampled_from((0, 5000))),
         timeouts=draw(st.none() | own_timeouts("any" if mark else protocol)),

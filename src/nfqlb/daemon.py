@@ -446,7 +446,7 @@ class Director:
             held, furnished = self._plan, intent.furnished
             await asyncio.to_thread(self._aiming.look, furnished, before.vip_dev)
             view = self.serving.look(intent)
-            snapshot = self._compile(view)
+            snapshot = await asyncio.to_thread(self._compile, view)
             plan = self._plan_of(view)
             both = between(held, plan)
             plan = replace(plan, ways=both.ways)  # packets are under way: the minder takes what is not used
@@ -653,7 +653,7 @@ class Director:
         """New connections follow what is known of real servers now; the caller holds the lock."""
         view, before = self.serving.look(self.state.intent), self.serving.view
         if view.asks != before.asks:
-            self._snapshot = self._compile(view)
+            self._snapshot = await asyncio.to_thread(self._compile, view)
             self._datapath.publish(self._snapshot)
             if (view.weighted, view.standing) != (before.weighted, before.standing):  # more than a step of a ramp
                 self._left.set()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ FLAGS = {  # by scheduler
 }
 SUDDEN = ("rr", "lc", "dh", "sh", "mh")  # pass over weights, or would move clients with each step of a ramp
 SLOW_START_MAX = 86400  # seconds
+MAGLEV_MIN, MAGLEV_SIZE, MAGLEV_MAX = 251, 4093, 655373  # primes: the kernel's smallest, its default, Google's largest
 SCRIPT = ".py"  # how the name of a scheduler in Python ends
 BUDGET_MAX = 1_000_000  # microseconds
 NO_SERVER = ("icmp", "reset", "drop")
@@ -115,6 +117,18 @@ def check_scheduler(field: str, value: str) -> None:
         check_choice(field, value, SCHEDULERS)
     elif value == SCRIPT or any(c.isspace() for c in value) or ("/" in value and not value.startswith("/")):
         raise ConfigError(field, value, "is no name of a file", "write NAME.py, or its whole path from / on")
+
+
+def check_prime(field: str, value: int, low: int, high: int) -> None:
+    check_range(field, value, low, high)
+    if not is_prime(value):
+        below = next(number for number in range(value, low - 1, -1) if is_prime(number))
+        above = next(number for number in range(value, high + 1) if is_prime(number))
+        raise ConfigError(field, value, "is no prime", f"the next ones are {below} and {above}")
+
+
+def is_prime(value: int) -> bool:
+    return value > 1 and all(value % at for at in range(2, math.isqrt(value) + 1))
 
 
 def is_script(scheduler: str) -> bool:
@@ -467,7 +481,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     `mss`: bytes that a SYN through the director may announce at most, 0 for any. `offload`: the kernel may forward what
     is established by itself. `timeouts` stand in the place of those of all services.
     `connections_max`: so many connections it may have, 0 for any number. `slow_start`: seconds in which a real server that
-    begins to get connections works up to its weight, 0 for none.
+    begins to get connections works up to its weight, 0 for none. `maglev_size`: places of mh's table, a prime.
 
     A `scheduler` that ends with .py is a file in Python; it may take `budget` microseconds for a choice, and where it
     says nothing that counts, `fallback` chooses. `shadow` is another scheduler that is only compared with it.
@@ -495,6 +509,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     timeouts: OwnTimeouts | None = None
     connections_max: int = 0
     slow_start: int = 0
+    maglev_size: int = MAGLEV_SIZE
 
     def __post_init__(self) -> None:
         if self.fwmark:
@@ -530,6 +545,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         if self.mss and self.protocol == "udp":
             raise ConfigError("mss", self.mss, "is nothing that udp has", "give it to a service of tcp")
         check_range("connections_max", self.connections_max, 0, PLACES_MAX)
+        if self.maglev_size != MAGLEV_SIZE:
+            self._check_maglev_size()
         check_range("slow_start", self.slow_start, 0, SLOW_START_MAX)
         if self.slow_start and self.scheduler in SUDDEN:
             fix = "choose one that goes by weight, as wlc, or use 0"
@@ -550,6 +567,12 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             self._check_sorry(seen)
         if self.quorum and self.quorum.announce == "quorum" and self.fwmark:
             raise ConfigError("quorum announce", "quorum", "needs a VIP", "a service by mark has none: leave it out")
+
+    def _check_maglev_size(self) -> None:
+        check_prime("maglev_size", self.maglev_size, MAGLEV_MIN, MAGLEV_MAX)
+        if "mh" not in (self.scheduler, self.fallback, self.shadow):
+            problem = f"is nothing that scheduler {self.scheduler} has"
+            raise ConfigError("maglev_size", self.maglev_size, problem, f"use mh, or {MAGLEV_SIZE}, the default")
 
     def _check_sorry(self, reals: set[tuple[str, int]]) -> None:
         try:

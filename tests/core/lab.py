@@ -45,12 +45,13 @@ class Virtual(NamedTuple):
     candidate: Advisor | None = None  # in Python, before that
     timeouts: tuple[int, ...] = ()
     connections_max: int = 0
+    maglev_size: int = 4093
 
     @property
     def more(self) -> dict[str, Any]:
         """What snapshot.Service takes by name."""
         names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss", "advisor"
-        names = (*names, "timeouts", "connections_max")
+        names = (*names, "timeouts", "connections_max", "maglev_size")
         return {name: getattr(self, name) for name in names}
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import socket
 from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import pytest
 
@@ -102,6 +105,75 @@ def test_draining_and_coming_back_moves_nobody_else() -> None:
     lab = Lab(web("mh", {FIRST: 1, THIRD: 1}), capacity=4096)
     moved = sum(old != new for old, new in zip(before, picks(lab), strict=True) if old != SECOND)
     assert moved <= 10, "Maglev: a removal moves hardly anybody else"
+
+
+def siphash(key: int, word: int) -> int:
+    """hsiphash_1u32() of a 64-bit kernel (lib/siphash.c), in Python."""
+    names = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)
+    a, b, c, d = (key ^ name for name in names)
+
+    def turned(value: int, bits: int) -> int:
+        return (value << bits | value >> 64 - bits) & 2**64 - 1
+
+    for added in (4 << 56 | word, None, None, None):
+        if added is not None:
+            d ^= added
+        a = a + b & 2**64 - 1
+        b, a = turned(b, 13) ^ a, turned(a, 32)
+        c = c + d & 2**64 - 1
+        d = turned(d, 16) ^ c
+        a = a + d & 2**64 - 1
+        d = turned(d, 21) ^ a
+        c = c + b & 2**64 - 1
+        b, c = turned(b, 17) ^ c, turned(c, 32)
+        if added is not None:
+            a, c = a ^ added, c ^ 0xFF
+    return (a ^ b ^ c ^ d) & 2**32 - 1
+
+
+def maglev(size: int, reals: Mapping[str, int], ends: Iterable[str]) -> list[str]:
+    """The server of each client by a table of so many places, as the paper and the kernel have it, in Python."""
+    first, second = 2654435761, 2654446892
+    words = {}
+    for real in reals:
+        address, port = real.split(":")
+        words[real] = int.from_bytes(socket.inet_aton(address)) + int(port)
+    servers = list(reversed(reals))  # newest first
+    at = {real: siphash(first, word) % size for real, word in words.items()}
+    skip = {real: siphash(second, word) % (size - 1) + 1 for real, word in words.items()}
+    shift = max(0, (max(reals.values()) // math.gcd(*reals.values())).bit_length() - size.bit_length() // 2)
+    places: dict[int, str] = {}
+    while True:
+        for real in servers:
+            for _ in range(reals[real] // math.gcd(*reals.values()) >> shift or 1):
+                if len(places) == size:
+                    hosts = (int.from_bytes(socket.inet_aton(end.split(":")[0])) for end in ends)
+                    return [places[siphash(first, host) % size] for host in hosts]
+                while at[real] in places:
+                    at[real] = (at[real] + skip[real]) % size
+                places[at[real]] = real
+
+
+@pytest.mark.parametrize("size", [251, 4093, 16381])
+@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 2, 7), (2000, 1, 999)])
+def test_a_table_of_any_size_is_that_of_the_paper(size: int, weights: tuple[int, ...]) -> None:
+    reals = dict(zip((FIRST, SECOND, THIRD), weights, strict=True))
+    lab = Lab(Virtual(VIP, reals, "mh", maglev_size=size), capacity=4096)
+    ends = [f"198.51.{at >> 8}.{at & 255}:40000" for at in range(1, 500)]
+    assert served(lab, ends) == maglev(size, reals, ends)
+
+
+def test_a_larger_table_is_fairer_and_moves_fewer() -> None:
+    reals = {f"10.0.0.{at}:80": 1 for at in range(1, 101)}
+    left = {real: weight for real, weight in reals.items() if real != FIRST}
+    ends = [f"198.51.{at >> 8}.{at & 255}:40000" for at in range(1, 8000)]
+    moved = []
+    for size in (251, 655373):
+        before, after = (
+            served(Lab(Virtual(VIP, some, "mh", maglev_size=size), capacity=1 << 14), ends) for some in (reals, left)
+        )
+        moved.append(sum(one not in (FIRST, other) for one, other in zip(before, after, strict=True)))
+    assert moved[1] < moved[0] / 2
 
 
 @pytest.mark.parametrize("scheduler", ["sh", "mh", "dh", "lblc", "lblcr"])

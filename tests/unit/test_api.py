@@ -149,6 +149,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
         "timeouts": None,
         "connections_max": 0,
         "slow_start": 0,
+        "maglev_size": 4093,
     }
 
 

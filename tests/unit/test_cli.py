@@ -249,6 +249,14 @@ def test_the_director_is_found_by_option_then_environment_then_name(
         ),
         (["service", "edit", VIP, "--slow-start", "30"], (msgspec.structs.replace(WEB, slow_start=30), DNS)),
         (["service", "add", "[::9]:53", "--slow-start", "9"], (WEB, DNS, Service("::9", 53, slow_start=9))),
+        (
+            ["service", "edit", VIP, "--scheduler", "mh", "--maglev-size", "65537"],
+            (msgspec.structs.replace(WEB, scheduler="mh", maglev_size=65537), DNS),
+        ),
+        (
+            ["service", "add", "[::9]:53", "--scheduler", "mh", "--maglev-size", "251"],
+            (WEB, DNS, Service("::9", 53, scheduler="mh", maglev_size=251)),
+        ),
         (["service", "edit", VIP, "--no-offload"], (msgspec.structs.replace(WEB, offload=False), DNS)),
         (
             ["service", "add", "[::9]:53", "--mss", "1220"],
@@ -350,7 +358,8 @@ def test_what_the_director_refuses_is_said_in_its_words(
             ["service", "edit", VIP],
             "edit '': says nothing to change; "
             "give --scheduler or --fallback or --budget or --shadow or --flag or --persistent or "
-            "--mss or --offload or --mode or --label or --timeout or --connections-max or --slow-start",
+            "--mss or --offload or --mode or --label or --timeout or --connections-max or "
+            "--slow-start or --maglev-size",
         ),
         (
             ["service", "delete", "203.0.113.10"],

@@ -90,7 +90,7 @@ def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
         None,
     )
     plain = {"last": 0, "mark": 0, "flags": (), "one_packet": False, "mss": 0, "offload": True}
-    assert web.named == {**plain, "timeouts": (), "connections_max": 0}
+    assert web.named == {**plain, "timeouts": (), "connections_max": 0, "maglev_size": 4093}
     assert dns.args[:4] == (17, bytes.fromhex("20010db8000000000000000000000010"), 53, "rr")
 
 

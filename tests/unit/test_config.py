@@ -237,7 +237,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             SERVICE + "port = 1\n",
             "f.toml:3: service.port '1': is not known here; the keys are "
             "name, vip, fwmark, family, mode, scheduler, fallback, budget, shadow, flags, persistence, one_packet, "
-            "mss, health, offload, quorum, timeouts, connections_max, slow_start, real",
+            "mss, health, offload, quorum, timeouts, connections_max, slow_start, maglev_size, real",
         ),
         (
             SERVICE + "fwmark = 7\n",

@@ -151,6 +151,18 @@ def refusal(build: Callable[[], object]) -> str:
             lambda: Service(VIP, 80, scheduler="rr", flags=("count-total",)),
             "flags 'count-total': is not a flag of scheduler rr; it knows none",
         ),
+        (
+            lambda: Service(VIP, 80, scheduler="mh", maglev_size=65536),
+            "maglev_size '65536': is no prime; the next ones are 65521 and 65537",
+        ),
+        (
+            lambda: Service(VIP, 80, scheduler="mh", maglev_size=655374),
+            "maglev_size '655374': out of range; use 251 to 655373",
+        ),
+        (
+            lambda: Service(VIP, 80, maglev_size=251),
+            "maglev_size '251': is nothing that scheduler wlc has; use mh, or 4093, the default",
+        ),
         (lambda: Service(fwmark=2**32), "fwmark '4294967296': out of range; use 1 to 4294967295"),
         (lambda: Service(fwmark=7, port=80), "fwmark '7': has a port or a protocol; leave out one or the other"),
         (lambda: Service(VIP, fwmark=7), f"fwmark '7': has the VIP {VIP}; leave out one or the other"),

@@ -18,8 +18,6 @@ cdef enum:
     HASH_BITS = 8
     HASH_PLACES = 1 << HASH_BITS
     GOLDEN_RATIO = 0x61C88647            # include/linux/hash.h
-    MAGLEV_PLACES = 4093                 # CONFIG_IP_VS_MH_TAB_INDEX 12
-    MAGLEV_BITS = 6                      # of a weight that count
 
 cdef uint64_t FIRST_KEY = 2654435761ULL  # each word of the two keys of mh
 cdef uint64_t SECOND_KEY = 2654446892ULL
@@ -105,18 +103,18 @@ cdef struct turn_t:                      # how a server walks over the table
 
 
 cdef int fill_maglev(service_t* service) except -1:
-    """Maglev's table (Eisenbud et al., NSDI 2016, section 3.4) as the kernel fills it, by the last weights that were
-    not 0: a server that is drained leaves the places of all others as they are.
+    """Maglev's table (Eisenbud et al., NSDI 2016, section 3.4) as a kernel with one of that size fills it, by the last
+    weights that were not 0: a server that is drained leaves the places of all others as they are. Large ones take
+    a while, in which other threads have the GIL.
     """
     cdef turn_t* walks
-    cdef uint32_t at = 0
-    cdef uint32_t taken = 0
-    cdef uint32_t left
+    cdef uint32_t at
+    cdef uint32_t size = service.maglev_size
     cdef int32_t shift
     cdef int32_t gcd = 0
     cdef int32_t greatest = 0
     cdef server_t* server
-    allocate(service, MAGLEV_PLACES)
+    allocate(service, size)
     for at in range(service.count):
         server = &service.servers[at]
         if server.last_weight > 0:
@@ -124,40 +122,53 @@ cdef int fill_maglev(service_t* service) except -1:
             greatest = max(greatest, server.last_weight)
     if gcd == 0:
         return 0
-    shift = max(0, bits(greatest // gcd) - MAGLEV_BITS)
+    shift = max(0, bits(greatest // gcd) - bits(size) // 2)        # IP_VS_MH_TAB_BITS
     walks = <turn_t*>calloc(service.count, sizeof(turn_t))
     if walks == NULL:
         raise MemoryError
     for at in range(service.count):
         server = &service.servers[at]
-        walks[at].at = hash_word(FIRST_KEY, folded(&server.address) + server.port) % MAGLEV_PLACES
-        walks[at].skip = hash_word(SECOND_KEY, folded(&server.address) + server.port) % (MAGLEV_PLACES - 1) + 1
+        walks[at].at = hash_word(FIRST_KEY, folded(&server.address) + server.port) % size
+        walks[at].skip = hash_word(SECOND_KEY, folded(&server.address) + server.port) % (size - 1) + 1
         walks[at].turns = (server.last_weight // gcd) >> shift or (server.last_weight != 0)
-    at = 0
-    while taken < MAGLEV_PLACES:
-        left = min(walks[at].turns, MAGLEV_PLACES - taken)
-        taken += left
-        while left:
-            while service.places[walks[at].at]:
-                walks[at].at = (walks[at].at + walks[at].skip) % MAGLEV_PLACES
-            service.places[walks[at].at] = 1 + at
-            left -= 1
-        at = (at + 1) % service.count
+    with nogil:
+        take_turns(service, walks)
     free(walks)
     return 0
 
 
+cdef void take_turns(service_t* service, turn_t* walks) noexcept nogil:
+    """Each server in turn takes the next free places on its walk, until none is left."""
+    cdef uint32_t size = service.place_count
+    cdef uint32_t free_places = size
+    cdef uint32_t server = 0
+    cdef uint32_t at, turns
+    while free_places:
+        at = walks[server].at
+        turns = min(walks[server].turns, free_places)
+        free_places -= turns
+        while turns:
+            while service.places[at]:
+                at += walks[server].skip
+                at -= size if at >= size else 0
+            service.places[at] = 1 + server
+            turns -= 1
+        walks[server].at = at
+        server = server + 1 if server + 1 < service.count else 0
+
+
 cdef int32_t maglev(service_t* service, const packet_t* packet, const load_t* loads) noexcept nogil:
     cdef uint32_t client = folded(&packet.source) + (packet.sport if service.flags & HASH_PORT else 0)
-    cdef uint32_t first = hash_word(FIRST_KEY, client) % MAGLEV_PLACES
+    cdef uint32_t size = service.place_count
+    cdef uint32_t first = hash_word(FIRST_KEY, client) % size
     cdef int32_t at = <int32_t>service.places[first] - 1
     cdef uint32_t more
     if at < 0 or takes(&service.servers[at], loads):
         return at
     if not service.flags & FALLBACK:
         return -1
-    for more in range(<uint32_t>MAGLEV_PLACES):
-        at = <int32_t>service.places[hash_word(FIRST_KEY, client + (more + first) % MAGLEV_PLACES) % MAGLEV_PLACES] - 1
+    for more in range(size):
+        at = <int32_t>service.places[hash_word(FIRST_KEY, client + (more + first) % size) % size] - 1
         if at < 0 or takes(&service.servers[at], loads):
             return at
     return -1

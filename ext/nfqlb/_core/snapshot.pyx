@@ -98,7 +98,7 @@ cdef class Service:
     `moves_quiesced` a server of weight 0 loses its clients. `one_packet`: each datagram is scheduled on its own. `mss`:
     bytes that a SYN may announce at most, 0 for any. `offload`: the kernel may forward what is established by itself.
     `timeouts`: seconds in the order of tracking.TIMEOUT_KINDS, 0 where it is what all services have. `connections_max`:
-    connections that it may have, 0 for any number.
+    connections that it may have, 0 for any number. `maglev_size`: places of mh's table, a prime.
 
     `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
@@ -115,7 +115,7 @@ cdef class Service:
                   flags: Sequence[str] = (), uint32_t persistence = 0, mask: bytes = b"\xff" * 16,
                   bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0, bint offload = True,
                   Advisor advisor = None, Service shadow = None,
-                  timeouts: Sequence[int] = (), uint32_t connections_max = 0):
+                  timeouts: Sequence[int] = (), uint32_t connections_max = 0, uint32_t maglev_size = 4093):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -145,6 +145,7 @@ cdef class Service:
         set_timeouts(self.service.timeouts, timeouts)
         self.service.has_timeouts = any(timeouts)
         self.service.limit = connections_max
+        self.service.maglev_size = maglev_size
         for flag in flags:
             self.service.flags |= 1 << FLAGS[scheduler].index(flag)
         for slot, packed, server_port, weight, method, *thresholds in servers:

@@ -513,6 +513,7 @@ cdef struct service_t:
     address_t mask               # of a client's network
     uint32_t* places             # dh, sh, mh: 1 + index of a server, 0 for none
     uint32_t place_count
+    uint32_t maglev_size         # of mh's table; a prime
     uint64_t* sums               # p2c, ewma: of the weights up to each server
     uint32_t* guide              # and the first server whose sum is above n << guide_shift
     uint32_t guide_shift

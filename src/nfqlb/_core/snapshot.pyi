@@ -46,6 +46,7 @@ class Service:
         shadow: Service | None = None,
         timeouts: Sequence[int] = (),
         connections_max: int = 0,
+        maglev_size: int = 4093,
     ) -> Self: ...
     advisor: Advisor | None
     shadow: Service | None

@@ -77,6 +77,7 @@ class ServiceEdit(msgspec.Struct, forbid_unknown_fields=True):
     timeouts: OwnTimeouts | msgspec.UnsetType | None = msgspec.UNSET
     connections_max: int | msgspec.UnsetType = msgspec.UNSET
     slow_start: int | msgspec.UnsetType = msgspec.UNSET
+    maglev_size: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class RealEdit(msgspec.Struct, forbid_unknown_fields=True):
@@ -280,6 +281,7 @@ class ServiceView(msgspec.Struct):
     timeouts: OwnTimeouts | None
     connections_max: int
     slow_start: int
+    maglev_size: int
 
 
 class Services(msgspec.Struct):
@@ -478,6 +480,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, serving: Serv
         timeouts=service.timeouts,
         connections_max=service.connections_max,
         slow_start=service.slow_start,
+        maglev_size=service.maglev_size,
     )
 
 

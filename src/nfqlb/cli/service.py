@@ -37,6 +37,7 @@ def command() -> None:
 )
 @click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
 @click.option("--slow-start", type=int, metavar="SECONDS", help="In which a server works up to its weight; 0: none.")
+@click.option("--maglev-size", type=int, metavar="PRIME", help="Places of mh's table, 251 to 655373 [4093].")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @change_options
 @click.pass_obj
@@ -58,6 +59,7 @@ def add(
     timeouts: tuple[str, ...],
     connections_max: int | None,
     slow_start: int | None,
+    maglev_size: int | None,
     reals: tuple[str, ...],
     api: str | None,
     name: str | None,
@@ -70,6 +72,7 @@ def add(
     more: dict[str, object] = {"persistence": persistence(persistent, netmask), "one_packet": one_packet}
     more |= {"mss": mss, "name": label, "offload": offload, "fallback": fallback, "budget": budget, "shadow": shadow}
     more |= {"timeouts": own_timeouts(timeouts), "connections_max": connections_max, "slow_start": slow_start}
+    more |= {"maglev_size": maglev_size}
     client(env, api, name).add_service(msgspec.to_builtins(service(vip, reals, mode, scheduler, flags, **more)))
 
 
@@ -93,6 +96,7 @@ def add(
 )
 @click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
 @click.option("--slow-start", type=int, metavar="SECONDS", help="In which a server works up to its weight; 0: none.")
+@click.option("--maglev-size", type=int, metavar="PRIME", help="Places of mh's table, 251 to 655373 [4093].")
 @change_options
 @click.pass_obj
 def edit(
@@ -112,6 +116,7 @@ def edit(
     timeouts: tuple[str, ...],
     connections_max: int | None,
     slow_start: int | None,
+    maglev_size: int | None,
     api: str | None,
     name: str | None,
 ) -> None:
@@ -135,6 +140,7 @@ def edit(
         timeouts=timeouts or None,
         connections_max=connections_max,
         slow_start=slow_start,
+        maglev_size=maglev_size,
     )
     if "label" in changed:
         changed["name"] = changed.pop("label")

@@ -17,6 +17,7 @@ CONNECTION_COLUMNS = {"Pro": 3, "Expire": 6, "State": 11, "Client": 18, "Virtual
 SCRIPT_COUNTS = ("chosen", "declined", "failed", "wrong", "late", "rested")
 REMOTE = "  -> RemoteAddress:Port"
 VALUES = "Forward Weight ActiveConn InActConn"
+MAGLEV_SIZE = 4093  # the default
 KEY_WIDTH = 12
 NARROW = len("  -> ") + SERVER_WIDTH
 
@@ -65,6 +66,8 @@ def _flags(service: Answer) -> Iterator[str]:
         yield f"max {service['connections_max']}"
     if service.get("slow_start"):
         yield f"slow-start {service['slow_start']}"
+    if service.get("maglev_size", MAGLEV_SIZE) != MAGLEV_SIZE:
+        yield f"maglev-size {service['maglev_size']}"
     if own := service.get("timeouts"):
         yield "timeouts " + ",".join(f"{name}={seconds}" for name, seconds in own.items())
     if not service["offload"]:

@@ -108,6 +108,7 @@ SERVICE: Types = {
     "timeouts": dict,
     "connections_max": int,
     "slow_start": int,
+    "maglev_size": int,
     "real": list,
 }
 CHECK: Types = {

@@ -144,11 +144,12 @@ class Compiler:
             if (weight := weights.get(end, real.weight)) is not None
         ]
         identity = PROTOCOLS.get(service.protocol, 0), packed(service.address), service.port
+        size: dict[str, Any] = {"maglev_size": service.maglev_size}
         shadow: dict[str, Any] = {}
         if service.shadow:
             built_in, advisor = self._scheduler(service, "shadow")
             previous = before.shadow if before else None
-            made = self._make_service(*identity, built_in, oldest_first[::-1], previous, **advisor)
+            made = self._make_service(*identity, built_in, oldest_first[::-1], previous, **size, **advisor)
             shadow = {"shadow": made}
         scheduler, advisor = self._scheduler(service, "scheduler")
         return self._make_service(
@@ -164,6 +165,7 @@ class Compiler:
             offload=service.offload,
             timeouts=msgspec.structs.astuple(service.timeouts) if service.timeouts else (),
             connections_max=service.connections_max,
+            **size,
             **_persistence(service),
             **advisor,
             **shadow,
