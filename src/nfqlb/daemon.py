@@ -86,6 +86,8 @@ DRAIN_SECONDS = 0.5  # between looks at real servers that are drained
 DRAINED_MAX = 256  # ends that are remembered for those who ask
 ADVISOR_SECONDS = 0.02  # between looks at schedulers in Python
 SWITCH_SECONDS = 0.0005  # that the data path waits for Python at most, where it asks a scheduler
+HANDSHAKE_SECONDS = 0.05  # between looks at how clients fare
+HANDSHAKE_PAUSE = 9  # times as long as a look took, at least: ten thousand servers do not take a CPU
 BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT)
 CRASHED = 70  # exit code (EX_SOFTWARE)
@@ -265,7 +267,7 @@ class Director:
         self.notices.start()
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
         minding += [self._mind_rates(), self._mind_state(), self._mind_pending(), self._mind_health()]
-        minding += [self._mind_leftovers(), self._mind_defences(), self._mind_advisors()]
+        minding += [self._mind_handshakes(), self._mind_leftovers(), self._mind_defences(), self._mind_advisors()]
         minding += [self._beat(alive)] if alive else []
         minders = [asyncio.create_task(one) for one in minding]
         await stop.wait()
@@ -648,6 +650,17 @@ class Director:
                     await self._judge()
                 except NfqlbError as error:
                     log.error("%s", error)
+
+    async def _mind_handshakes(self) -> NoReturn:
+        """See which real servers fail their clients, sooner than a check could."""
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(HANDSHAKE_SECONDS, HANDSHAKE_PAUSE * took))
+            began = time.monotonic()
+            slots = {end: self._compiler.slots.get(end, 0) for end in self.serving.watched(self.state.intent)}
+            counts = self._datapath.handshakes(slots.values()) if slots else {}
+            self.serving.observe({end: counts[slot] for end, slot in slots.items() if slot})
+            took = time.monotonic() - began
 
     async def _judge(self) -> None:
         """New connections follow what is known of real servers now; the caller holds the lock."""

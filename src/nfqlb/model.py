@@ -346,7 +346,12 @@ class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
 
     `panic`: where less than this percentage of the servers is up, checks are not believed, and all get connections. One
     that goes down again stays out for `hold` seconds each time that it went down before, `hold_max` at most; it has to
-    be up for so long until they are forgotten. `notify_up` and `notify_down` are commands for when it does.
+    be up for so long until they are forgotten.
+
+    With `passive` one of which so many handshakes failed, on end and more than were answered, is ejected: for `eject`
+    seconds each time, `hold_max` at most, and never more than `max_ejected` percent together.
+
+    `notify_up` and `notify_down` are commands for when a server is up again or down.
     """
 
     checks: tuple[Check, ...] = msgspec.field(name="check", default=())
@@ -355,6 +360,9 @@ class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     panic: int = 0
     hold: float = 0
     hold_max: float = 300
+    passive: int = 0
+    eject: float = 30
+    max_ejected: int = 50
     notify_up: str = ""
     notify_down: str = ""
 
@@ -371,6 +379,10 @@ class Health(Check, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
         check_range("health panic", self.panic, 0, 100)
         if not 0 <= self.hold <= HOLD_MAX:
             raise ConfigError("health hold", f"{self.hold:g}", "out of range", f"use 0 to {HOLD_MAX:g} seconds")
+        check_range("health passive", self.passive, 0, 1_000_000)
+        check_range("health max_ejected", self.max_ejected, 1, 100)
+        if not 0.1 <= self.eject <= HOLD_MAX:
+            raise ConfigError("health eject", f"{self.eject:g}", "out of range", f"use 0.1 to {HOLD_MAX:g} seconds")
         if not self.hold <= self.hold_max <= HOLD_MAX:
             fix = f"use {self.hold:g} (hold) to {HOLD_MAX:g} seconds"
             raise ConfigError("health hold_max", f"{self.hold_max:g}", "out of range", fix)

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from nfqlb.control.compile import SlotKey, Weights
 from nfqlb.control.damping import Record, fell, is_over, returned
+from nfqlb.control.outliers import Run, follow, may_go
 from nfqlb.control.ramping import Starts, begun, ramped
 from nfqlb.control.standing import Cause, Out, Standing, announces, has_quorum, judge, sum_of, withheld
 from nfqlb.health.machine import Status
 from nfqlb.health.runner import Runner
 from nfqlb.health.scripts import Scripts
-from nfqlb.model import Intent, Key, Quorum, Service, endpoint, parse_real, parse_vip
+from nfqlb.model import Health, Intent, Key, Quorum, Service, endpoint, parse_real, parse_vip
 from nfqlb.state import Damped, Down, State
 
 UNPROVEN_SECONDS = 0.1  # between looks while first checks are awaited
@@ -69,6 +70,10 @@ class Serving:
         lost = frozenset(parse_vip(key) for key in saved.lost)
         self._intent = saved.intent
         self._unproven: set[Key] = set()
+        self._runs: dict[SlotKey, Run] = {}
+        self._watched: tuple[Intent, list[SlotKey]] = (Intent(), [])
+        self._ejections: dict[SlotKey, Record] = {}
+        self._why: dict[SlotKey, str] = {}  # of ejections
         self.view = View(saved.intent, saved.intent, self._out(saved.intent, time.time()), Standing(lost=lost))
 
     @property
@@ -88,14 +93,46 @@ class Serving:
         """The view was published; what changed since the last one."""
         before, self.view, self._intent = self.view, view, view.intent
         now = time.time()
-        for end, record in tuple(self._records.items()):
-            service = view.intent.by_key.get(end[0])
-            if not service or not service.health or is_over(record, now, service.health.hold_max):
-                del self._records[end]
-            elif end not in view.out:
-                self._records[end] = returned(record, now)
+        for records in (self._records, self._ejections):
+            for end, record in tuple(records.items()):
+                service = view.intent.by_key.get(end[0])
+                if not service or not service.health or is_over(record, now, service.health.hold_max):
+                    del records[end]
+                elif end not in view.out:
+                    records[end] = returned(record, now)
+        self._ejections = {end: one for end, one in self._ejections.items() if _is_watched(view.intent, end)}
+        self._why = {end: self._why[end] for end in self._ejections}
         self.maintenance = {end: one for end, one in self.maintenance.items() if _find(view.intent, end)}
         return [*self._servers(before, view, now), *_services(before, view)]
+
+    def watched(self, intent: Intent) -> list[SlotKey]:
+        """The real servers whose handshakes are looked at."""
+        if intent is not self._watched[0]:
+            services = (one for one in intent.services if one.health and one.health.passive)
+            self._watched = intent, [(service.key, *end) for service in services for end in service.ends]
+        return self._watched[1]
+
+    def observe(self, counts: Mapping[SlotKey, tuple[int, int, int]]) -> None:
+        """Handshakes that were answered, refused, and not answered; whoever fails is ejected."""
+        now, ejected = time.time(), False
+        self._runs = {
+            end: follow(self._runs[end], one) if end in self._runs else Run(one) for end, one in counts.items()
+        }
+        for end, run in self._runs.items():
+            service = self._intent.by_key.get(end[0])
+            if run.failed and service and service.health and run.failed >= service.health.passive > 0:
+                self._runs[end] = run._replace(failed=0)
+                ejected |= self._eject(service, service.health, end, run.failed, now)
+        if ejected:
+            self._changed()
+
+    def _eject(self, service: Service, health: Health, end: SlotKey, failed: int, now: float) -> bool:
+        out = {one[1:]: why for one, why in self._out(self._intent, now).items() if one[0] == service.key}
+        if not may_go(service, end[1:], out, health.max_ejected):
+            return False
+        self._ejections[end] = fell(self._ejections.get(end, Record()), now, health.eject, health.hold_max, free=0)
+        self._why[end] = f"{failed} handshakes failed on end"
+        return True
 
     def doubt(self, intent: Intent) -> None:
         """Announce nothing for a quorum that no check has seen."""
@@ -124,7 +161,8 @@ class Serving:
         if self._unproven:
             return UNPROVEN_SECONDS
         now = time.time()
-        waits = (record.until - now for record in self._records.values() if record.until > now)
+        records = (*self._records.values(), *self._ejections.values())
+        waits = (record.until - now for record in records if record.until > now)
         return min([RAMP_SECONDS if self.view.starts else LOOK_SECONDS, *waits])
 
     def ramping(self, end: SlotKey) -> int:
@@ -157,6 +195,9 @@ class Serving:
         found = {
             end: Out(Cause.DOWN, seen.status.why) for end, seen in self.health.seen.items() if not seen.status.serves
         }
+        for end, record in self._ejections.items():
+            if record.until > now and end not in found and _is_watched(intent, end):
+                found[end] = Out(Cause.EJECTED, self._why[end])
         for end, record in self._records.items():
             if record.until > now and end not in found:
                 found[end] = Out(Cause.HELD, f"it went down {record.times} times of late")
@@ -180,6 +221,9 @@ class Serving:
                 Cause.DOWN: f"is down: {new.why}",
                 Cause.MAINTENANCE: "is in maintenance" + (f": {new.why}" if new.why else ""),
             }
+            if new.cause is Cause.EJECTED:
+                left = max(0.0, self._ejections[end].until - now)
+                words[new.cause] = f"is ejected for {left:.1f} s: {new.why}"
             if new.cause is Cause.HELD:
                 left = max(0.0, self._records[end].until - now)
                 words[new.cause] = f"passes its checks, but {new.why}: it stays out for {left:.0f} s more"
@@ -214,6 +258,11 @@ def _named(service: Service) -> str:
 def _find(intent: Intent, end: SlotKey) -> bool:
     service = intent.by_key.get(end[0])
     return service is not None and end[1:] in service.ends
+
+
+def _is_watched(intent: Intent, end: SlotKey) -> bool:
+    service = intent.by_key.get(end[0])
+    return service is not None and service.health is not None and service.health.passive > 0 and end[1:] in service.ends
 
 
 def _end(service: str, real: str) -> SlotKey:

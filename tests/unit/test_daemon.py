@@ -390,6 +390,48 @@ def weights_of(fakes: Fakes) -> list[int]:
     return [weight for _, _, _, weight, *_ in compiled[4]]
 
 
+def test_who_fails_its_clients_is_ejected_for_longer_each_time(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    service = msgspec.structs.replace(WEB, health=Health(passive=5, eject=10, hold_max=100))
+    made = Made(tmp_path, fakes, intent=Intent((service,)))
+    made.director.start()
+    find(made)
+    serving, ends = made.director.serving, [(WEB.key, real.address, real.port) for real in WEB.reals]
+    assert serving.watched(made.director.intent()) == ends
+    refused, waits = 0, []
+    for _ in range(3):
+        for more in (0, 4, 1):
+            refused += more
+            serving.observe({ends[0]: (0, refused, 0), ends[1]: (refused, 0, 0)})
+            asyncio.run(made.director._judge())
+            assert (ends[0] in serving.out) == (more == 1)
+        assert servers(fakes) == {"10.0.1.12"}
+        waits.append(round(serving.due()))
+        now += waits[-1] + 1
+        asyncio.run(made.director._judge())
+        assert servers(fakes) == {"10.0.1.11", "10.0.1.12"}
+    assert waits == [10, 20, 30]
+    why = "is ejected for 10.0 s: 5 handshakes failed on end"
+    assert f"real server {OLD} of {WEB.key} {why}" in caplog.messages
+
+
+def test_an_ejection_ends_with_the_look_at_handshakes(tmp_path: Path, fakes: Fakes) -> None:
+    made = Made(tmp_path, fakes, intent=Intent((msgspec.structs.replace(WEB, health=Health(passive=5)),)))
+    made.director.start()
+    find(made)
+    end = WEB.key, OLD.address, OLD.port
+    for refused in (0, 5):
+        made.director.serving.observe({end: (0, refused, 0)})
+    asyncio.run(made.director._judge())
+    assert made.director.serving.out[end].cause == "ejected"
+    made.change(lambda intent: Intent((msgspec.structs.replace(intent.services[0], health=Health()),)))
+    assert made.director.serving.out == {}
+    assert servers(fakes) == {"10.0.1.11", "10.0.1.12"}
+
+
 def test_maintenance_survives_restarts_and_edits_and_ends_with_the_server(tmp_path: Path, checked: Made) -> None:
     asyncio.run(checked.director.maintain(WEB.key, OLD, True, "disk"))
     assert servers(checked.fakes) == {"10.0.1.12"}

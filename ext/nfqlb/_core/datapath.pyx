@@ -52,7 +52,7 @@ from nfqlb._core.connection cimport (
 from nfqlb._core.defence cimport drops_packet, evict, weigh
 from nfqlb._core.forward cimport direct, finish_bulk, is_bulk, nat_reply, nat_request, tunnel
 from nfqlb._core.hash cimport hash_endpoint
-from nfqlb._core.icmp cimport is_sound, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
+from nfqlb._core.icmp cimport is_sound, is_unreachable, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.latency cimport measure
 from nfqlb._core.load cimport note_connection
 from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, offload_t
@@ -104,6 +104,7 @@ from nfqlb._core.types cimport (
     NAT,
     NEWBORN,
     NO_CONNECTION,
+    NO_NEIGHBOUR,
     NO_OUTPUT,
     NO_SERVER,
     NO_SERVICE,
@@ -261,6 +262,8 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
             return reason
     if connection.began != 0:
         measure(&worker.table.loads[connection.slot], connection, packet, reply, worker.micro, worker.now)
+    if packet.protocol == TCP and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV:
+        note_handshake(&worker.telemetry.slots[connection.slot], packet, reply, connection.flags & NO_OUTPUT != 0)
     if reply:
         track(worker.table, worker.snapshot, connection, packet, FROM_SERVER, worker.now)
         count_out(worker.telemetry, connection, packet)
@@ -285,7 +288,23 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         if reason == FORWARDED and is_bulk(packet) and is_here(worker, connection):
             finish_bulk(packet)
         return reason
-    return send_on(worker, packet, connection, allowed_mss(worker, packet, connection))
+    reason = send_on(worker, packet, connection, allowed_mss(worker, packet, connection))
+    if reason == NO_NEIGHBOUR and packet.segment & SYN:
+        worker.telemetry.slots[connection.slot].unanswered += 1
+    return reason
+
+
+cdef void note_handshake(counter_t* counter, const packet_t* packet, bint reply, bint one_way) noexcept nogil:
+    """Count what a packet of a connection that opens says of its real server. Where replies pass elsewhere, the client
+    says by its ACK that it was answered, and by its second SYN that it was not.
+    """
+    if reply:
+        counter.refused += packet.segment & RST != 0
+        counter.answered += packet.segment & (SYN | RST) == SYN
+    elif packet.segment & SYN:
+        counter.unanswered += 1
+    elif one_way:
+        counter.answered += packet.segment & (ACK | RST) == ACK
 
 
 cdef uint8_t cut_off(worker_t* worker, connection_t* connection, const packet_t* packet) noexcept nogil:
@@ -671,6 +690,7 @@ cdef uint8_t relate(worker_t* worker, packet_t* error) noexcept nogil:
         return BAD_CHECKSUM
     if reply:
         count_out(worker.telemetry, connection, error)
+        worker.telemetry.slots[connection.slot].refused += is_unreachable(error)
     elif not has_server(worker, connection):
         return SERVER_GONE
     else:
@@ -1020,6 +1040,25 @@ cdef class Datapath:
                 total.connections, total.inpackets, total.outpackets, total.inbytes, total.outbytes,
                 now.active, now.inactive, now.persistent,
             )
+        return found
+
+    def handshakes(self, slots: Iterable[int]) -> dict[int, tuple[int, int, int]]:
+        """Of each of these slots: connections answered, refused, and not answered, since the start."""
+        cdef Worker worker
+        cdef counter_t* counter
+        cdef uint64_t answered, refused, unanswered
+        cdef uint32_t slot
+        found = {}
+        for slot in slots:
+            if slot >= self.table.table.slot_count:
+                raise IndexError(slot)
+            answered = refused = unanswered = 0
+            for worker in self.workers:
+                counter = &worker.worker.telemetry.slots[slot]
+                answered += counter.answered
+                refused += counter.refused
+                unanswered += counter.unanswered
+            found[slot] = (answered, refused, unanswered)
         return found
 
     def moved(self) -> dict[int, tuple]:

@@ -12,3 +12,4 @@ cdef void tell_mtu(outbox_t* outbox, const packet_t* packet, uint64_t now) noexc
 cdef void reissue(outbox_t* outbox, const packet_t* error, const packet_t* inside, uint32_t mtu,
                   uint64_t now) noexcept nogil
 cdef uint32_t told_mtu(const packet_t* error) noexcept nogil
+cdef bint is_unreachable(const packet_t* error) noexcept nogil

@@ -98,6 +98,13 @@ cdef bint is_sound(const packet_t* error) noexcept nogil:
     return icmp_sum(error) == 0xffff
 
 
+cdef bint is_unreachable(const packet_t* error) noexcept nogil:
+    """Whether it says that a packet did not get there: any code but that of a packet too long."""
+    if error.version == 6:
+        return error.data[error.transport] == 1
+    return error.data[error.transport] == 3 and error.data[error.transport + 1] != 4
+
+
 cdef void set_address(packet_t* packet, address_t* known, uint32_t at4, uint32_t at6,
                       const address_t* address) noexcept nogil:
     """Write an address into the IP header and into `known`, and bring an IPv4 header's checksum along."""

@@ -215,7 +215,9 @@ cdef struct counter_t:           # what one worker counted for a slot
     uint64_t outpackets
     uint64_t inbytes             # IP length
     uint64_t outbytes
-    uint64_t reserved[3]
+    uint64_t answered            # SYNs that the real server took up
+    uint64_t refused             # SYNs that it reset, and packets that ICMP says did not get there
+    uint64_t unanswered          # SYNs that the client had to repeat, and those that found no neighbour
 
 
 cdef struct leaf_t:              # a real server as its ranking is told of it

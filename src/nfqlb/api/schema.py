@@ -146,9 +146,9 @@ class CheckView(msgspec.Struct):
 
 
 class HealthView(msgspec.Struct):
-    """`condition` is "up", "failing", "down" or "rising", for `seconds` now, or "held" or "maintenance", which keep it
-    out, too. `count` results of the last kind came in a row, `why` is what the last failed check found, or why the
-    server is out.
+    """`condition` is "up", "failing", "down" or "rising", for `seconds` now, or "held", "ejected" or "maintenance",
+    which keep it out, too. `count` results of the last kind came in a row, `why` is what the last failed check found,
+    or why the server is out.
     """
 
     service: str

@@ -272,6 +272,21 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "minimum": 0,
         "maximum": HOLD_MAX,
     },
+    ("health", "passive"): {
+        "description": "Handshakes that fail on end until a server is ejected, 0 for no look at them.",
+        "minimum": 0,
+        "maximum": 1_000_000,
+    },
+    ("health", "eject"): {
+        "description": "Seconds out for each time that it was ejected.",
+        "minimum": 0.1,
+        "maximum": HOLD_MAX,
+    },
+    ("health", "max_ejected"): {
+        "description": "Percentage of the servers that may be ejected together; one may in any case.",
+        "minimum": 1,
+        "maximum": 100,
+    },
     ("health", "notify_up"): {"description": "The command run when a server is up again."},
     ("health", "notify_down"): {"description": "The command run when a server is down."},
     ("quorum", "up"): {"description": "The command run when the quorum is back."},

@@ -24,6 +24,7 @@ class Cause(StrEnum):
     """Why a real server gets no new connections."""
 
     DOWN = "down"  # its checks failed
+    EJECTED = "ejected"  # its handshakes failed
     HELD = "held"  # they pass again, but it went down too often
     MAINTENANCE = "maintenance"  # somebody says so
 
