@@ -492,8 +492,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     `mss`: bytes that a SYN through the director may announce at most, 0 for any. `offload`: the kernel may forward what
     is established by itself. `timeouts` stand in the place of those of all services.
-    `connections_max`: so many connections it may have, 0 for any number. `slow_start`: seconds in which a real server that
-    begins to get connections works up to its weight, 0 for none. `maglev_size`: places of mh's table, a prime.
+    `connections_max`: so many connections it may have, 0 for any number. `slow_start`: seconds in which a real server
+    that begins to get connections works up to its weight, 0 for none. `maglev_size`: places of mh's table, a prime.
 
     A `scheduler` that ends with .py is a file in Python; it may take `budget` microseconds for a choice, and where it
     says nothing that counts, `fallback` chooses. `shadow` is another scheduler that is only compared with it.
