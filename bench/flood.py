@@ -19,8 +19,8 @@ import time
 from bench import figures, share
 from bench.blast import ETHERNET_IP, FLOWS, SO_SNDBUFFORCE
 from bench.deluge import FIRST, SYN_LENGTH, messages, renew, syn
-from bench.overload import STREAMS, SWALLOW, rate
-from bench.road import COUNTED, SINK, Road, Way
+from bench.overload import SWALLOW, paced, rate
+from bench.road import COUNTED, Road, Way
 from bench.ways import nfqlb
 
 ROUNDS, SECONDS, LEAD, SETTLED = 5, 10.0, 1.0, 3.0
@@ -56,14 +56,7 @@ def used(way: Way) -> int:
 
 
 def once(road: Road, way: Way) -> dict[str, float]:
-    source = road.start(road.client, "bench.stream", "source", str(SINK), "0", *[way.vip] * STREAMS)
-    source.says("going")
-    time.sleep(LEAD)
-    most = rate(road, LEAD)
-    source.end()
-    source = road.start(road.client, "bench.stream", "source", str(SINK), str(int(most / 4)), *[way.vip] * STREAMS)
-    source.says("going")
-    time.sleep(LEAD)
+    source = paced(road, way)
     alone = rate(road, SETTLED)
     flood = road.start(road.client, "bench.flood", "send", way.device, way.mac, way.vip, str(COUNTED), str(SECONDS))
     flood.says("going")

@@ -20,6 +20,7 @@ from pathlib import Path
 from bench import figures, share
 from bench.road import COUNTED, SINK, Road, Way
 from bench.ways import nfqlb
+from netns import Process
 
 ROUNDS, SECONDS, LEAD, STREAMS = 5, 10.0, 1.0, 8
 PERIOD, QUOTA = 5_000, 2_000  # microseconds: the engine's part of a CPU
@@ -60,6 +61,21 @@ def rate(road: Road, seconds: float) -> float:
     return (road.swallowed() - before) / (time.monotonic() - began)
 
 
+def paced(road: Road, way: Way) -> Process:
+    """Streams that ask for a quarter of what they get alone, under way."""
+
+    def start(most: int) -> Process:
+        source = road.start(road.client, "bench.stream", "source", str(SINK), str(most), *[way.vip] * STREAMS)
+        source.says("going")
+        time.sleep(LEAD)
+        return source
+
+    unlimited = start(0)
+    most = rate(road, LEAD)
+    unlimited.end()
+    return start(int(most / 4))
+
+
 def taken(way: Way) -> int:
     """Packets that the engine took."""
     return sum(queue["packets"] for queue in way.director.show("daemon")["queues"])
@@ -78,14 +94,7 @@ def recovery(road: Road, way: Way, enough: float) -> float:
 
 
 def once(road: Road, way: Way) -> dict[str, float]:
-    source = road.start(road.client, "bench.stream", "source", str(SINK), "0", *[way.vip] * STREAMS)
-    source.says("going")
-    time.sleep(LEAD)
-    most = rate(road, LEAD)
-    source.end()
-    source = road.start(road.client, "bench.stream", "source", str(SINK), str(int(most / 4)), *[way.vip] * STREAMS)
-    source.says("going")
-    time.sleep(LEAD)
+    source = paced(road, way)
     alone = rate(road, 2 * LEAD)
     words = [way.device, way.mac, way.client, way.vip, str(COUNTED), str(4 * SECONDS)]
     flood = road.start(road.client, "bench.deluge", *words)
