@@ -10,7 +10,8 @@ same things, and packets wait in the kernel meanwhile, because a queue belongs t
 - What tells a restarted director which queue a socket is bound to is the kernel (its port id in
   /proc/net/netfilter/nfnetlink_queue), so the holder has nothing to remember.
 - It speaks to systemd: ready, stopping, and the watchdog's signs of life, which the director gives and it passes on.
-- It starts what runs scripts as another user (`nfqlb.spawner`) while it may, and holds the socket to it.
+- It forks what runs scripts as another user (`nfqlb.spawner`) while it may, and holds the socket to it; that becomes
+  another program when the first script is to run, so a start does not wait for it.
 - It gives up all capabilities but two (four with the offload) before it starts the director; uid 0 stays, for files
   that are root's alone (/proc/net/ip_tables_names, xtables.lock, the table and the state of a director that was
   started by hand).
@@ -150,10 +151,10 @@ class Holder:
             fix = "name one that is, or none ('') to run no scripts"
             raise ConfigError("script_user", self.script_user, "is no user here", fix) from None
         self.scripts, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        theirs.set_inheritable(True)
-        command = [*SPAWNER, str(theirs.fileno()), self.script_user]
-        with theirs:
-            self.spawner = os.posix_spawn(command[0], command, os.environ, setpgroup=0, setsigmask=STOPS)
+        self.spawner = os.fork()
+        if not self.spawner:
+            _become_spawner(theirs.fileno(), self.script_user)
+        theirs.close()
 
     def _check_api(self) -> None:
         if self.api.exists() and not self.api.is_socket():
@@ -305,6 +306,22 @@ def _read_config(fd: int) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError("--config-fd", fd, f"has no configuration ({error})", "start nfqlb by `nfqlb run`") from None
     return config
+
+
+def _become_spawner(fd: int, user: str) -> NoReturn:
+    """In a child of the holder: be nothing but two capabilities until there is a script to run, then the spawner."""
+    try:
+        os.setpgid(0, 0)
+        os.closerange(3, fd)
+        os.closerange(fd + 1, 0x7FFFFFFF)
+        signal.pthread_sigmask(signal.SIG_SETMASK, STOPS)
+        keep_only(SETUID, SETGID)
+        with socket.socket(fileno=fd) as asked:
+            if asked.recv(1, socket.MSG_PEEK):
+                os.set_inheritable(fd, True)
+                os.execv(SPAWNER[0], [*SPAWNER, str(fd), user])
+    finally:
+        os._exit(1)
 
 
 def _bury(pid: int, seconds: float) -> None:

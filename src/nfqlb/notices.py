@@ -12,14 +12,12 @@ import asyncio
 import json
 import logging
 import os
-import smtplib
 import socket
 import ssl
 import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfqlb.errors import ConfigError, NfqlbError
@@ -29,6 +27,8 @@ from nfqlb.runconfig import RunConfig, parse_address
 from nfqlb.serving import Turn
 
 if TYPE_CHECKING:
+    from email.message import EmailMessage
+
     from aiohttp import ClientSession
 
 KEPT = 1000  # notices that wait for a channel
@@ -209,6 +209,8 @@ def commands_of(service: Service) -> list[str]:
 
 def message(config: RunConfig, batch: Sequence[Notice]) -> EmailMessage:
     """One message for all of it: what is ill comes first in the subject."""
+    from email.message import EmailMessage  # with smtplib a tenth of a director's start
+
     ill = [notice for notice in batch if not notice.turn.well]
     more = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
     mail = EmailMessage()
@@ -222,6 +224,8 @@ def message(config: RunConfig, batch: Sequence[Notice]) -> EmailMessage:
 
 def send_mail(config: RunConfig, mail: EmailMessage) -> None:
     """Hand it to the mail server, encrypted where that can, and in any case before a login; OSError where it fails."""
+    import smtplib
+
     address, port = parse_address("smtp", config.smtp, 25)
     with smtplib.SMTP(address, port, timeout=MAIL_SECONDS) as server:
         server.ehlo()
