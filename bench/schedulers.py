@@ -32,7 +32,7 @@ VIP = endpoint("203.0.113.1:80")
 CLIENTS = 100_000  # of the plots
 WEIGHTS = (1, 2, 3, 4, 5, 1, 2, 3, 4, 5)
 UNEQUAL = ("fo", "ovf", "dh", "lblc", "lblcr", "rr", "lc")  # do not share by weight, or not by client
-HASHES = ("mh", "sh", "dh")
+HASHES = ("hrw", "mh", "sh", "dh")
 PAGE = figures.ROOT / "docs" / "scheduling.md"
 PLOTS = figures.ROOT / "docs" / "bench"
 BEGIN, END = "<!-- written by python -m bench.schedulers -->\n", "<!-- up to here -->\n"
@@ -67,6 +67,11 @@ ABOUT = {
     ),
     "p2c": About("the one of two drawn by weight that has less under way", "as twos; new servers are not run down"),
     "ewma": About("the same, by (connections under way + 1) x time to reply", "servers that are now and then slow"),
+    "hrw": About(
+        "the server that draws the best number for the client, by weight; all are looked at",
+        "the same on several directors, servers that come and go; up to hundreds",
+        held=False,
+    ),
 }
 
 

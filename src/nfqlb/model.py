@@ -29,12 +29,15 @@ ANY_PROTOCOL = "any"  # of a service by firewall mark
 ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # likewise: only the family counts
 MODES = ("nat", "dr", "tun")
 IPVS = (*("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"),)
-SCHEDULERS = (*IPVS, "p2c", "ewma")
+SCHEDULERS = (*IPVS, "p2c", "ewma", "hrw")
 FLAGS = {  # by scheduler
     **dict.fromkeys(("lc", "wlc", "lblc", "lblcr", "twos"), ("count-total",)),
     "sh": ("sh-fallback", "sh-port"),
     "mh": ("mh-fallback", "mh-port"),
+    "hrw": ("hrw-port",),
 }
+HASHES = ("dh", "sh", "mh", "hrw")  # choose by a hash of an address
+HASH_KEY = 32  # hexadecimal digits
 SUDDEN = ("rr", "lc", "dh", "sh", "mh")  # pass over weights, or would move clients with each step of a ramp
 SLOW_START_MAX = 86400  # seconds
 MAGLEV_MIN, MAGLEV_SIZE, MAGLEV_MAX = 251, 4093, 655373  # primes: the kernel's smallest, its default, Google's largest
@@ -731,6 +734,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     never came about is ended before its time; of first packets one of so many is dropped, of `am_droprate` in mode 3; a
     handshake counts when the real server's part of it was seen. Few are less than `amemthresh`, 0: a sixteenth of the
     table. `connections_max`: no more connections of all services than these begin, 0: as many as the table has places.
+
+    `hash_key`: 128 bits in hexadecimal digits with which dh, sh, mh and hrw hash addresses, the same on all directors
+    that should agree. Without it their hashes are the kernel's, and anybody can work out who gets which real server.
     """
 
     conn_reuse_mode: int = 3
@@ -743,6 +749,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     am_droprate: int = 10
     amemthresh: int = 0
     connections_max: int = 0
+    hash_key: str = ""
 
     def __post_init__(self) -> None:
         for field in ("conn_reuse_mode", "drop_entry", "drop_packet", "secure_tcp"):
@@ -750,6 +757,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check_range("am_droprate", self.am_droprate, 1, DROPRATE_MAX)
         check_range("amemthresh", self.amemthresh, 0, PLACES_MAX)
         check_range("connections_max", self.connections_max, 0, PLACES_MAX)
+        if self.hash_key and not re.fullmatch(rf"[0-9a-fA-F]{{{HASH_KEY}}}", self.hash_key):
+            fix = f"use {HASH_KEY} of them, as `openssl rand -hex {HASH_KEY // 2}` writes"
+            raise ConfigError("hash_key", "(secret)", f"is not {HASH_KEY} hexadecimal digits", fix)
+        msgspec.structs.force_setattr(self, "hash_key", self.hash_key.lower())
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):

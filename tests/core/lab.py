@@ -46,12 +46,13 @@ class Virtual(NamedTuple):
     timeouts: tuple[int, ...] = ()
     connections_max: int = 0
     maglev_size: int = 4093
+    hash_key: bytes = b""
 
     @property
     def more(self) -> dict[str, Any]:
         """What snapshot.Service takes by name."""
         names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss", "advisor"
-        names = (*names, "timeouts", "connections_max", "maglev_size")
+        names = (*names, "timeouts", "connections_max", "maglev_size", "hash_key")
         return {name: getattr(self, name) for name in names}
 
 
@@ -132,7 +133,7 @@ class Lab:
         self.clock = clock or FakeClock()
         self.table = Table(fd, capacity, self.clock())
         self.datapath = Datapath(self.table)
-        self.workers = [self.datapath.worker() for _ in range(workers)]
+        self.workers = [self.datapath.worker(seed=at) for at in range(workers)]
         self.slots: dict[tuple[str, str, str], int] = {}
         self._compiled: dict[tuple[str, str, int], tuple[Virtual, Service]] = {}
         self.configure(*virtuals, timeouts=timeouts, policy=policy)

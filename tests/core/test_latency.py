@@ -148,7 +148,7 @@ def test_who_was_slow_is_tried_again_as_one_among_others() -> None:
         lab.clock.advance(0.5)
         end = next(ends)
         close(lab, end, ask(lab, end, 0.001))
-    assert latency(lab, fast) == pytest.approx(0.001, rel=0.1)
+    assert 0.0005 <= latency(lab, fast) <= 0.001, "half of it at least, where it was not asked for a while"
     assert latency(lab, slow) < 0.016, "it was asked, and was fast"
     assert Counter(served(lab, [next(ends) for _ in range(40)]))[slow] > 10
 

@@ -176,7 +176,82 @@ def test_a_larger_table_is_fairer_and_moves_fewer() -> None:
     assert moved[1] < moved[0] / 2
 
 
-@pytest.mark.parametrize("scheduler", ["sh", "mh", "dh", "lblc", "lblcr"])
+# --- hrw, and keys ----------------------------------------------------------------------------------------------------
+
+MANY = [f"198.51.{at >> 8}.{at & 255}:40000" for at in range(1, 4000)]
+TEN = {f"10.0.0.{at}:80": 1 + at % 3 for at in range(1, 11)}
+
+
+def hashed(scheduler: str, reals: Mapping[str, int | tuple[int, int, int]], key: bytes = b"", *flags: str) -> list[str]:
+    return served(Lab(Virtual(VIP, reals, scheduler, flags=flags, hash_key=key), capacity=8192), MANY)
+
+
+@pytest.mark.parametrize("key", [b"", bytes(range(16))])
+@pytest.mark.parametrize("equal", [True, False])
+def test_rendezvous_shares_by_weight_and_who_leaves_or_comes_moves_nobody_else(equal: bool, key: bytes) -> None:
+    reals = dict.fromkeys(TEN, 7) if equal else TEN
+    before = hashed("hrw", reals, key)
+    counts, total = Counter(before), sum(reals.values())
+    for real, weight in reals.items():  # within five standard deviations
+        share = weight / total
+        assert abs(counts[real] - len(MANY) * share) < 5 * math.sqrt(len(MANY) * share * (1 - share)), real
+    gone = next(iter(reals))
+    for fewer in ({real: weight for real, weight in reals.items() if real != gone}, {**reals, gone: 0}):
+        after = hashed("hrw", fewer, key)
+        assert [new for old, new in zip(before, after, strict=True) if old != gone] == [
+            old for old in before if old != gone
+        ]
+        assert gone not in after
+    more = hashed("hrw", {**reals, gone: reals[gone] + 1}, key)
+    assert {new for old, new in zip(before, more, strict=True) if old != new} == {gone}, (
+        "who grows takes, and loses none"
+    )
+    assert before == hashed("hrw", dict(reversed(reals.items())), key), "whatever the order in which they came"
+
+
+def test_rendezvous_gives_the_clients_of_a_full_server_to_their_next_best_ones() -> None:
+    full = {**TEN, "10.0.0.1:80": (TEN["10.0.0.1:80"], 1, 1)}
+    first = MANY[hashed("hrw", TEN).index("10.0.0.1:80")]
+    lab = Lab(Virtual(VIP, full, "hrw"), capacity=8192)
+    assert served(lab, [first]) == ["10.0.0.1:80"]
+    rest = [end for end in MANY if end != first]
+    without = Lab(
+        Virtual(VIP, {real: weight for real, weight in TEN.items() if real != "10.0.0.1:80"}, "hrw"), capacity=8192
+    )
+    assert served(lab, rest) == served(without, rest)
+
+
+@pytest.mark.parametrize("flag", ["hrw-port", "mh-port", "sh-port"])
+@pytest.mark.parametrize("key", [b"", bytes(16)])
+def test_a_port_counts_where_it_is_asked_for(flag: str, key: bytes) -> None:
+    ends = [f"192.0.2.1:{port}" for port in range(20000, 20100)]
+    scheduler = flag.split("-")[0]
+    for flags, few in (((), True), ((flag,), False)):
+        lab = Lab(Virtual(VIP, TEN, scheduler, flags=flags, hash_key=key))
+        assert (len(set(served(lab, ends))) == 1) == few
+
+
+@pytest.mark.parametrize("scheduler", ["sh", "mh", "hrw"])
+def test_with_a_key_nobody_can_tell_who_gets_which_server_and_all_directors_agree(scheduler: str) -> None:
+    plain, one, other = (hashed(scheduler, TEN, key) for key in (b"", b"k" * 16, b"l" * 16))
+    assert one == hashed(scheduler, TEN, b"k" * 16)
+    for first, second in ((plain, one), (plain, other), (one, other)):  # by chance a tenth stays, a bit more by weight
+        assert 0.02 < sum(a == b for a, b in zip(first, second, strict=True)) / len(MANY) < 0.25
+    counts = Counter(one)
+    assert all(0.5 < counts[real] / len(MANY) * sum(TEN.values()) / weight < 1.6 for real, weight in TEN.items())
+
+
+def test_destinations_are_hashed_with_the_key_too() -> None:
+    reals = {f"10.0.0.{at}:0": 1 for at in range(1, 9)}
+    found = []
+    for key in (b"", bytes(range(16))):
+        lab = Lab(Virtual("0.0.0.0:0", reals, "dh", mark=1, hash_key=key))
+        found.append([ask(lab, f"198.51.100.{at}:80", f"192.0.2.1:{1000 + at}") for at in range(100)])
+    assert sum(a == b for a, b in zip(*found, strict=True)) < 30
+    assert len(set(found[1])) == 8
+
+
+@pytest.mark.parametrize("scheduler", ["sh", "mh", "hrw", "dh", "lblc", "lblcr"])
 def test_ipv6_clients_are_spread_and_stay(scheduler: str) -> None:
     vips = [f"[2001:db8::{number:x}]:80" for number in range(1, 9)]
     reals = {f"[fd00::{number}]:80": 1 for number in range(1, 4)}
@@ -187,7 +262,7 @@ def test_ipv6_clients_are_spread_and_stay(scheduler: str) -> None:
         packets = [lab.send(tcp(f"[{address}]:{port}", vips[at % 8], "S")).packet for port in (4000 + at, 8000 + at)]
         assert packets[0] is not None
         assert packets[1] is not None
-        if scheduler in ("sh", "mh"):
+        if scheduler in ("sh", "mh", "hrw"):
             assert packets[0][24:40] == packets[1][24:40]
         seen[packets[0][39]] += 1
     assert len(seen) == 3

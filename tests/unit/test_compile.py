@@ -90,20 +90,20 @@ def test_servers_are_handed_over_newest_first(compiler: Compiler) -> None:
         None,
     )
     plain = {"last": 0, "mark": 0, "flags": (), "one_packet": False, "mss": 0, "offload": True}
-    assert web.named == {**plain, "timeouts": (), "connections_max": 0, "maglev_size": 4093}
+    assert web.named == {**plain, "timeouts": (), "connections_max": 0, "maglev_size": 4093, "hash_key": b""}
     assert dns.args[:4] == (17, bytes.fromhex("20010db8000000000000000000000010"), 53, "rr")
 
 
 def test_a_snapshot_carries_the_timeouts(compiler: Compiler) -> None:
     snapshot: Any = compiler.snapshot(INTENT)
     assert snapshot.args[1:] == msgspec.structs.astuple(INTENT.timeouts)
-    options = msgspec.structs.asdict(Options())
+    options = {name: value for name, value in msgspec.structs.asdict(Options()).items() if name != "hash_key"}
     assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "gone": {}, **options}
     told: Any = compiler.snapshot(registry.set_answers(INTENT, Answers("reset", "drop", True)))
     assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True, "gone": {}, **options}
     given = Options(1, True, True, True, 1, 2, 3, 4, 5, 6)
     told = compiler.snapshot(registry.set_options(INTENT, given))
-    assert {name: told.named[name] for name in options} == msgspec.structs.asdict(given)
+    assert {name: told.named[name] for name in options} | {"hash_key": ""} == msgspec.structs.asdict(given)
 
 
 def test_an_unchanged_service_stays_the_same_object_and_a_changed_one_follows_its_predecessor(
@@ -122,6 +122,16 @@ def test_an_unchanged_service_stays_the_same_object_and_a_changed_one_follows_it
 def test_new_timeouts_leave_every_service_as_it_is(compiler: Compiler) -> None:
     before = services_of(compiler.snapshot(INTENT))
     assert services_of(compiler.snapshot(registry.set_timeouts(INTENT, Timeouts()))) == before
+
+
+def test_another_hash_key_makes_the_services_that_hash_anew_and_leaves_the_others(compiler: Compiler) -> None:
+    hashing = registry.edit_service(INTENT, INTENT.services[1].key, scheduler="mh")
+    before = services_of(compiler.snapshot(hashing))
+    after = services_of(compiler.snapshot(registry.set_options(hashing, Options(hash_key="00" * 15 + "0F"))))
+    assert after[0] is before[0]
+    assert after[1] is not before[1]
+    assert after[1].named["hash_key"] == bytes(15) + b"\x0f"
+    assert after[1].args[5] is before[1], "its connections and its state stay"
 
 
 def test_a_deleted_service_that_comes_back_starts_afresh(compiler: Compiler) -> None:

@@ -17,6 +17,7 @@ from nfqlb.model import (
     SCHEDULERS,
     Intent,
     Key,
+    Options,
     Real,
     Service,
     Timeouts,
@@ -65,6 +66,10 @@ def refusal(build: Callable[[], object]) -> str:
         ),
         (lambda: Service(VIP, 80, scheduler="a b.py"), f"scheduler 'a b.py': {NO_FILE}"),
         (lambda: Service(VIP, 80, scheduler="own/a.py"), f"scheduler 'own/a.py': {NO_FILE}"),
+        (
+            lambda: Options(hash_key="0123456789abcdef0123456789abcdeg"),
+            "hash_key '(secret)': is not 32 hexadecimal digits; use 32 of them, as `openssl rand -hex 16` writes",
+        ),
         (lambda: Service(VIP, 80, shadow=".py"), f"shadow '.py': {NO_FILE}"),
         (lambda: Service(VIP, 80, shadow="best"), f"shadow 'best': is not known; choose from {KNOWN}"),
         (

@@ -951,7 +951,7 @@ cdef class Datapath:
         cdef uint32_t index
         cdef int gone = 0
         if self.sweeper is None:
-            self.sweeper = Worker(self)
+            self.sweeper = Worker(self, None)
         cdef worker_t* worker = &self.sweeper.worker
         with nogil:
             index = 1
@@ -968,7 +968,7 @@ cdef class Datapath:
         cdef uint32_t groups, first
         cdef int gone = 0
         if self.sweeper is None:
-            self.sweeper = Worker(self)
+            self.sweeper = Worker(self, None)
         cdef worker_t* worker = &self.sweeper.worker
         with nogil:
             groups = (load32(&worker.table.untouched, RELAXED) + GROUP - 2) // GROUP
@@ -995,9 +995,11 @@ cdef class Datapath:
             "secure_tcp": table.secure, "evicted": table.defence.evicted,
         }
 
-    def worker(self) -> Worker:
-        """A new worker; each belongs to one thread at a time."""
-        worker = Worker(self)
+    def worker(self, *, seed: int | None = None) -> Worker:
+        """A new worker; each belongs to one thread at a time. What it leaves to chance follows from the 64-bit `seed`, if
+        there is one.
+        """
+        worker = Worker(self, seed)
         self.workers.append(worker)
         return worker
 
@@ -1082,7 +1084,7 @@ cdef class Datapath:
 cdef class Worker:
     """One thread's way through the data path. Get one from Datapath.worker()."""
 
-    def __cinit__(self, Datapath datapath not None):
+    def __cinit__(self, Datapath datapath not None, seed: int | None):
         self.datapath = datapath
         self.worker.table = datapath.table.table
         self.worker.published = &datapath.published
@@ -1095,7 +1097,7 @@ cdef class Worker:
         if self.worker.outbox == NULL:
             raise MemoryError
         self.worker.reader = new_reader(datapath.table.table)
-        self.worker.random = int.from_bytes(os.urandom(8))
+        self.worker.random = int.from_bytes(os.urandom(8)) if seed is None else seed
 
     def __dealloc__(self):
         telemetry_free(self.worker.telemetry)

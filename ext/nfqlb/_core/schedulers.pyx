@@ -2,9 +2,9 @@
 
 Strategy: each is the kernel's of the same name, to the tie (net/netfilter/ipvs/ip_vs_rr.c and so on), over the servers
 as the kernel walks them, newest first. Those that look at loads are in load.pxd, and for many servers in ranking.pyx;
-those that hash in hashing.pyx, those that remember destinations in locality.pyx, and those that the kernel has not,
-p2c and ewma, in latency.pyx; here are rr and wrr, which remember
-where they are, under the service's lock. A new configuration makes a new service with a state of its own: `succeed`
+those that hash in hashing.pyx, with hrw, which the kernel has not; those that remember destinations in locality.pyx; p2c
+and ewma, which it has not either, in latency.pyx. Here are rr and wrr, which remember where they are, under the
+service's lock. A new configuration makes a new service with a state of its own: `succeed`
 carries over what the kernel's add, delete and edit hooks would.
 """
 from libc.stdint cimport int32_t, uint32_t, uint64_t
@@ -14,8 +14,10 @@ from nfqlb._core.hashing cimport (
     destination_hash,
     fill_destination_hash,
     fill_maglev,
+    fill_names,
     fill_source_hash,
     maglev,
+    rendezvous,
     source_hash,
 )
 from nfqlb._core.latency cimport draw, fill_sums, two_choices
@@ -34,9 +36,13 @@ from nfqlb._core.load cimport (
 from nfqlb._core.locality cimport locality_based
 from nfqlb._core.ranking cimport drawn, leader, position, ranked
 from nfqlb._core.types cimport (
+    COUNT_TOTAL,
     DH,
     EWMA,
+    FALLBACK,
     FO,
+    HASH_PORT,
+    HRW,
     LBLC,
     LBLCR,
     LC,
@@ -57,12 +63,13 @@ from nfqlb._core.types cimport (
 )
 
 SCHEDULERS: tuple[str, ...] = (
-    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos", "p2c", "ewma",
+    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos", "p2c", "ewma", "hrw",
 )
-FLAGS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("lc", "wlc", "lblc", "lblcr", "twos"), ("count-total",)),
-    "sh": ("sh-fallback", "sh-port"),
-    "mh": ("mh-fallback", "mh-port"),
+FLAGS: dict[str, dict[str, int]] = {
+    **dict.fromkeys(("lc", "wlc", "lblc", "lblcr", "twos"), {"count-total": COUNT_TOTAL}),
+    "sh": {"sh-fallback": FALLBACK, "sh-port": HASH_PORT},
+    "mh": {"mh-fallback": FALLBACK, "mh-port": HASH_PORT},
+    "hrw": {"hrw-port": HASH_PORT},
 }
 
 
@@ -97,6 +104,8 @@ cdef int32_t pick(service_t* service, const packet_t* packet, const load_t* load
         return weighted_overflow(service, loads)
     if service.scheduler == TWOS:
         return power_of_two(service, loads, draw(random))
+    if service.scheduler == HRW:
+        return rendezvous(service, packet, loads)
     if service.scheduler == P2C or service.scheduler == EWMA:
         return two_choices(service, loads, random, now)
     if service.scheduler == LBLC or service.scheduler == LBLCR:
@@ -192,6 +201,8 @@ cdef int prepare(service_t* service) except -1:
         fill_source_hash(service)
     elif service.scheduler == MH:
         fill_maglev(service)
+    elif service.scheduler == HRW:
+        fill_names(service)
     elif service.scheduler == P2C or service.scheduler == EWMA:
         fill_sums(service)
     return 0

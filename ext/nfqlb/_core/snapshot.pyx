@@ -99,6 +99,7 @@ cdef class Service:
     bytes that a SYN may announce at most, 0 for any. `offload`: the kernel may forward what is established by itself.
     `timeouts`: seconds in the order of tracking.TIMEOUT_KINDS, 0 where it is what all services have. `connections_max`:
     connections that it may have, 0 for any number. `maglev_size`: places of mh's table, a prime.
+    `hash_key`: 16 bytes, with which dh, sh, mh and hrw hash addresses, or none.
 
     `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
@@ -115,7 +116,8 @@ cdef class Service:
                   flags: Sequence[str] = (), uint32_t persistence = 0, mask: bytes = b"\xff" * 16,
                   bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0, bint offload = True,
                   Advisor advisor = None, Service shadow = None,
-                  timeouts: Sequence[int] = (), uint32_t connections_max = 0, uint32_t maglev_size = 4093):
+                  timeouts: Sequence[int] = (), uint32_t connections_max = 0, uint32_t maglev_size = 4093,
+                  hash_key: bytes = b""):
         cdef server_t* server
         self.service = <service_t*>calloc(1, sizeof(service_t))
         if self.service == NULL:
@@ -146,8 +148,12 @@ cdef class Service:
         self.service.has_timeouts = any(timeouts)
         self.service.limit = connections_max
         self.service.maglev_size = maglev_size
+        if hash_key:
+            self.service.keyed = True
+            self.service.hash_key[0] = int.from_bytes(hash_key[:8], "little")
+            self.service.hash_key[1] = int.from_bytes(hash_key[8:16], "little")
         for flag in flags:
-            self.service.flags |= 1 << FLAGS[scheduler].index(flag)
+            self.service.flags |= FLAGS[scheduler][flag]
         for slot, packed, server_port, weight, method, *thresholds in servers:
             server = &self.service.servers[self.service.count]
             server.address = address_from(packed)
@@ -238,6 +244,7 @@ cdef class Service:
             free(self.service.places)
             free(self.service.sums)
             free(self.service.guide)
+            free(self.service.names)
             free(self.service.state)
             free(self.service)
 

@@ -398,11 +398,12 @@ cdef enum scheduler_t:           # in the order of SCHEDULERS, schedulers.pyx
     TWOS
     P2C
     EWMA
+    HRW
 
 
 cdef enum:                       # what a scheduler does besides (ip_vs.h, IP_VS_SVC_F_SCHED1 and 2)
     FALLBACK = 1                 # sh, mh: another server where the one of the hash takes none
-    HASH_PORT = 2                # sh, mh: the client's port counts, too
+    HASH_PORT = 2                # sh, mh, hrw: the client's port counts, too
     COUNT_TOTAL = 1              # lc, wlc, lblc, lblcr, twos: 256 * ActiveConn + all connections, not the inactive ones
 
 
@@ -516,6 +517,9 @@ cdef struct service_t:
     uint32_t* places             # dh, sh, mh: 1 + index of a server, 0 for none
     uint32_t place_count
     uint32_t maglev_size         # of mh's table; a prime
+    uint64_t* names              # hrw: what each server is known by
+    uint64_t hash_key[2]         # dh, sh, mh, hrw: of the hash of an address
+    uint8_t keyed                # there is one
     uint64_t* sums               # p2c, ewma: of the weights up to each server
     uint32_t* guide              # and the first server whose sum is above n << guide_shift
     uint32_t guide_shift

@@ -1,2 +1,2 @@
 SCHEDULERS: tuple[str, ...]
-FLAGS: dict[str, tuple[str, ...]]
+FLAGS: dict[str, dict[str, int]]

@@ -47,6 +47,7 @@ class Service:
         timeouts: Sequence[int] = (),
         connections_max: int = 0,
         maglev_size: int = 4093,
+        hash_key: bytes = b"",
     ) -> Self: ...
     advisor: Advisor | None
     shadow: Service | None

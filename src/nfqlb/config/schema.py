@@ -33,6 +33,7 @@ from nfqlb.model import (
     DROPRATE_MAX,
     EXITS,
     FLAGS,
+    HASH_KEY,
     HOLD_MAX,
     HTTP_VERSIONS,
     MAGLEV_MAX,
@@ -166,6 +167,10 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "description": "Connections that all services may have, 0 for as many as there are places.",
         "minimum": 0,
         "maximum": PLACES_MAX,
+    },
+    ("options", "hash_key"): {
+        "description": "128 bits in hexadecimal digits with which dh, sh, mh and hrw hash addresses: a secret.",
+        "pattern": f"^([0-9a-fA-F]{{{HASH_KEY}}})?$",
     },
     ("options", "expire_quiescent_udp"): {"description": "Whether datagrams leave a real server of weight 0."},
     ("service", "name"): {"description": "For people; no two services have the same."},

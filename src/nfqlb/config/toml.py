@@ -87,6 +87,7 @@ OPTIONS: Types = {
     "am_droprate": int,
     "amemthresh": int,
     "connections_max": int,
+    "hash_key": str,
 }
 SERVICE: Types = {
     "name": str,

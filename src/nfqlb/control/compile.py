@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nfqlb.control.registry import differing
-from nfqlb.model import PROTOCOLS, Intent, Key, Real, Service, family, is_script
+from nfqlb.model import HASHES, PROTOCOLS, Intent, Key, Real, Service, family, is_script
 
 if TYPE_CHECKING:
     from nfqlb._core.advisor import Advisor
@@ -92,13 +92,17 @@ class Compiler:
         """
         intent = intent.furnished
         compiled, slots, left = dict(self._compiled), dict(self.slots.services), dict(self.left.services)
-        for key in dict.fromkeys([*differing(self._intent, intent), *_reweighted(self._weights, weights)]):
+        options = msgspec.structs.asdict(intent.options)
+        hash_key = bytes.fromhex(options.pop("hash_key"))
+        rekeyed = _rekeyed(self._intent, intent)
+        for key in dict.fromkeys([*differing(self._intent, intent), *_reweighted(self._weights, weights), *rekeyed]):
             service, gone = intent.by_key.get(key), slots.pop(key, {})
             if service is None:
                 del compiled[key]
             else:
                 slots[key] = {(real.address, real.port): self._slot(service, real) for real in service.reals}
-                compiled[key] = self._compile(service, slots[key], weights.get(key, {}), compiled.get(key))
+                known = weights.get(key, {})
+                compiled[key] = self._compile(service, slots[key], known, compiled.get(key), hash_key)
             ends = {**left.pop(key, {}), **gone}
             rest = {end: slot for end, slot in ends.items() if end not in slots.get(key, ())}
             if rest:
@@ -111,7 +115,7 @@ class Compiler:
             no_connection=answers.no_connection,
             sloppy=answers.sloppy_tcp,
             gone={slots[key][address, port]: fate for (key, address, port), fate in fates.items()},
-            **msgspec.structs.asdict(intent.options),
+            **options,
         )
         self._before = self._now
         self._intent, self._weights, self._compiled = intent, weights, compiled
@@ -137,6 +141,7 @@ class Compiler:
         slots: Mapping[End, int],
         weights: Mapping[End, int | None],
         before: Compiled | None,
+        hash_key: bytes,
     ) -> Compiled:
         oldest_first = [
             (slot, packed(real.address), real.port, weight, service.mode_of(real), real.upper, real.lower)
@@ -144,12 +149,12 @@ class Compiler:
             if (weight := weights.get(end, real.weight)) is not None
         ]
         identity = PROTOCOLS.get(service.protocol, 0), packed(service.address), service.port
-        size: dict[str, Any] = {"maglev_size": service.maglev_size}
+        hashes: dict[str, Any] = {"maglev_size": service.maglev_size, "hash_key": hash_key}
         shadow: dict[str, Any] = {}
         if service.shadow:
             built_in, advisor = self._scheduler(service, "shadow")
             previous = before.shadow if before else None
-            made = self._make_service(*identity, built_in, oldest_first[::-1], previous, **size, **advisor)
+            made = self._make_service(*identity, built_in, oldest_first[::-1], previous, **hashes, **advisor)
             shadow = {"shadow": made}
         scheduler, advisor = self._scheduler(service, "scheduler")
         return self._make_service(
@@ -165,7 +170,7 @@ class Compiler:
             offload=service.offload,
             timeouts=msgspec.structs.astuple(service.timeouts) if service.timeouts else (),
             connections_max=service.connections_max,
-            **size,
+            **hashes,
             **_persistence(service),
             **advisor,
             **shadow,
@@ -182,6 +187,13 @@ class Compiler:
 
 def _reweighted(before: Weights, after: Weights) -> Iterable[Key]:
     return [key for key in {**before, **after} if before.get(key) != after.get(key)]
+
+
+def _rekeyed(before: Intent, after: Intent) -> Iterable[Key]:
+    """The services that hash, where the key is another."""
+    if before.options.hash_key == after.options.hash_key:
+        return []
+    return [one.key for one in after.services if {one.scheduler, one.fallback, one.shadow} & {*HASHES}]
 
 
 def _persistence(service: Service) -> dict[str, Any]:
