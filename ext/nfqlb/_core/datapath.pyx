@@ -996,8 +996,8 @@ cdef class Datapath:
         }
 
     def worker(self, *, seed: int | None = None) -> Worker:
-        """A new worker; each belongs to one thread at a time. What it leaves to chance follows from the 64-bit `seed`, if
-        there is one.
+        """A new worker; each belongs to one thread at a time. What it leaves to chance follows from the 64-bit `seed`,
+        if there is one.
         """
         worker = Worker(self, seed)
         self.workers.append(worker)

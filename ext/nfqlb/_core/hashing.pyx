@@ -3,9 +3,9 @@
 Strategy: dh, sh and mh have tables of places that the hash points into, made anew whenever the servers change. A table
 is a function of the servers in their order and of their weights, so nothing is carried over. The hash functions and
 their keys are the kernel's: one client gets the same server from every director, and from IPVS
-(net/netfilter/ipvs/ip_vs_dh.c, ip_vs_sh.c, ip_vs_mh.c; include/linux/hash.h, lib/siphash.c). So anybody can work out which
-address gets which server, unless the service has a key of its own: then a keyed hash of the address goes where the
-address would.
+(net/netfilter/ipvs/ip_vs_dh.c, ip_vs_sh.c, ip_vs_mh.c; include/linux/hash.h, lib/siphash.c). So anybody can work out
+which address gets which server, unless the service has a key: then a keyed hash of the address goes where the address
+would.
 
 hrw (rendezvous hashing, Thaler and Ravishankar, IEEE/ACM ToN 6(1), 1998) has no table: each server draws a number for
 the client, and the best one wins; who leaves moves its own clients only. By weight w, the greatest log(draw) / w wins

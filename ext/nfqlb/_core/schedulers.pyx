@@ -2,8 +2,8 @@
 
 Strategy: each is the kernel's of the same name, to the tie (net/netfilter/ipvs/ip_vs_rr.c and so on), over the servers
 as the kernel walks them, newest first. Those that look at loads are in load.pxd, and for many servers in ranking.pyx;
-those that hash in hashing.pyx, with hrw, which the kernel has not; those that remember destinations in locality.pyx; p2c
-and ewma, which it has not either, in latency.pyx. Here are rr and wrr, which remember where they are, under the
+those that hash in hashing.pyx, with hrw, which the kernel has not; those that remember destinations in locality.pyx;
+p2c and ewma, which it has not either, in latency.pyx. Here are rr and wrr, which remember where they are, under the
 service's lock. A new configuration makes a new service with a state of its own: `succeed`
 carries over what the kernel's add, delete and edit hooks would.
 """
