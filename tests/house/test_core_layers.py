@@ -18,7 +18,7 @@ LAYERS = [
     {"datapath"},
     {"advisor", "defence", "latency", "shadow"}
     | {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
-    {"packet", "offload"},
+    {"packet", "offload", "sync"},
     {"wire", "telemetry"},
     {"checksum", "hash"},
     {"types", "atomic", "memory"},
