@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from nfqlb.testing import endpoint
+from nfqlb.testing import CHUNKS, crc32c, endpoint
+from tests.core import associations
 from tests.core.lab import DEFAULTS, KIND, PROTOCOLS, Connection, Policy, Timeouts, Virtual
 
 TICK = 100_000_000
-TCP, UDP = 6, 17
+TCP, UDP, SCTP = 6, 17, 132
 BY_MARK = -1
 OWN4, OWN6 = endpoint("10.0.2.1:0")[0], endpoint("[fd00:2::1]:0")[0]  # where tunnels begin
 End = tuple[bytes, int]
@@ -178,7 +179,9 @@ class Model:
             if service is None:
                 return ("unrelated" if reply_hook else "no_service"), None
             begins = parsed.flag != "rst" if self.policy.sloppy else parsed.flag == "syn"
-            if parsed.protocol == TCP and not begins:
+            if parsed.protocol == SCTP:
+                begins = parsed.flag == "init" or (self.policy.sloppy_sctp and parsed.flag != "abort")
+            if parsed.protocol != UDP and not begins:
                 return "no_connection" if self.policy.no_connection == "pass" else "refused", None
             server = self.pick((parsed.protocol, parsed.destination), service)
             if server is None:
@@ -216,7 +219,7 @@ class Model:
             new[10:12] = ones_complement([new[: (new[0] & 15) * 4]])
         if entry.mode == "dr":
             return "routed", bytes(new)
-        if flags & 3 == 1 and parsed.protocol in (TCP, UDP):
+        if flags & 3 == 1 and parsed.protocol in (TCP, UDP, SCTP):
             new = bytearray(rewritten(bytes(new), parsed, parsed.source, parsed.destination, flags))
         return "tunnelled", outer_header(bytes(new), length, entry.server[0]) + bytes(new)
 
@@ -274,13 +277,13 @@ class Model:
     def starts_anew(self, entry: Entry, parsed: Parsed) -> bool:
         policy = self.policy
         if not self.has_server(entry):
-            return parsed.protocol == UDP or policy.expire_nodest_conn or parsed.flag == "syn"
+            return parsed.protocol == UDP or policy.expire_nodest_conn or parsed.flag in ("syn", "init")
         quiesced = dict(self.services[entry.slot[0]].servers)[entry.server] == 0
         if parsed.protocol == UDP:
             return policy.expire_quiescent_udp and quiesced
-        closing = policy.conn_reuse_mode > 0 and entry.state in ("TIME_WAIT", "CLOSE")
+        closing = policy.conn_reuse_mode > 0 and entry.state in ("TIME_WAIT", "CLOSE", "CLOSED")
         closed = policy.conn_reuse_mode > 1 and entry.state == "FIN_WAIT" and entry.mode != "nat"
-        return parsed.flag == "syn" and (closing or closed or (policy.expire_nodest_conn and quiesced))
+        return parsed.flag in ("syn", "init") and (closing or closed or (policy.expire_nodest_conn and quiesced))
 
     def has_server(self, entry: Entry) -> bool:
         service = self.services.get((entry.protocol, entry.vip))
@@ -289,6 +292,12 @@ class Model:
     def track(self, entry: Entry, table: dict[str, dict[str, str]], parsed: Parsed, tick: int) -> None:
         if entry.protocol == UDP:
             entry.expires = tick + self.timeouts.udp * 10
+            return
+        if entry.protocol == SCTP:
+            way = {id(CLIENT): "from client", id(SERVER): "from server"}.get(id(table), "client only")
+            short = next(short for short, name in associations.LONG.items() if name == entry.state)
+            entry.state = associations.LONG[associations.after(way, parsed.flag, short)]
+            entry.expires = tick + getattr(self.timeouts, associations.TIMEOUTS[entry.state]) * 10
             return
         if not parsed.flag:
             entry.state = "CLOSE"
@@ -337,12 +346,15 @@ class Model:
         """In no order."""
         tick = now // TICK
         return [
-            Connection(
-                *(e.protocol, *e.client, *e.vip, *e.server, STATES.index(e.state), math.ceil((e.expires - tick) / 10))
-            )
+            Connection(*(e.protocol, *e.client, *e.vip, *e.server, state_number(e), math.ceil((e.expires - tick) / 10)))
             for e in self.entries
             if e.expires > tick
         ]
+
+
+def state_number(entry: Entry) -> int:
+    names = list(associations.LONG.values()) if entry.protocol == SCTP else STATES
+    return names.index(entry.state)
 
 
 def change_servers(service: Service, wanted: list[tuple[End, int]]) -> None:
@@ -417,12 +429,14 @@ def parse(packet: bytes) -> Parsed:
 
 def parse_transport(packet: bytes, protocol: int, at: int, addresses: tuple[bytes, bytes], icmp: int) -> Parsed:
     segment = packet[at:]
-    if protocol not in (TCP, UDP):
+    if protocol not in (TCP, UDP, SCTP):
         return Parsed("icmp" if protocol == icmp else "other_protocol", end=at + len(segment))
-    least = 20 if protocol == TCP else 8
+    least = {TCP: 20, UDP: 8, SCTP: 16}[protocol]
     if len(segment) < least:
         return Parsed("malformed")
     size = segment[12] // 16 * 4 if protocol == TCP else int.from_bytes(segment[4:6], "big")
+    if protocol == SCTP:
+        size = least
     if not least <= size <= len(segment):
         return Parsed("malformed")
     sport, dport = struct.unpack_from("!HH", segment)
@@ -430,7 +444,19 @@ def parse_transport(packet: bytes, protocol: int, at: int, addresses: tuple[byte
     if protocol == TCP:
         bits = {"rst": 4, "syn": 2, "fin": 1, "ack": 16}
         flag = next((name for name, bit in bits.items() if segment[13] & bit), "")
+    if protocol == SCTP:
+        flag = event(segment[12:])
     return Parsed("", protocol, at, len(packet), (addresses[0], sport), (addresses[1], dport), flag)
+
+
+def event(chunks: bytes) -> str:
+    """What the first chunk says, or an ABORT behind a cookie."""
+    names = {kind: associations.OF_CHUNK.get(name, "data") for name, kind in CHUNKS.items()}
+    first, length = names.get(chunks[0], "data"), int.from_bytes(chunks[2:4], "big")
+    behind = chunks[(length + 3) // 4 * 4 :]
+    if first in ("cookie echo", "cookie ack") and length >= 4 and len(behind) >= 4 and names.get(behind[0]) == "abort":
+        return "abort"
+    return first
 
 
 def parse_icmp(packet: bytes) -> int:
@@ -473,7 +499,7 @@ def quoted_ends(message: bytes, version: int) -> tuple[int, End, End] | None:
     if version == 4 and ((packet[0] & 15) < 5 or packet[6] & 0x1F or packet[7]):
         return None
     at = quoted_transport(packet)
-    if not at or quoted_protocol(packet) not in (TCP, UDP) or len(packet) < at + 4:
+    if not at or quoted_protocol(packet) not in (TCP, UDP, SCTP) or len(packet) < at + 4:
         return None
     mapped = bytes(10) + b"\xff\xff"
     ends = (packet[8:24], packet[24:40]) if version == 6 else (mapped + packet[12:16], mapped + packet[16:20])
@@ -492,6 +518,11 @@ def rewritten(packet: bytes, parsed: Parsed, source: End, destination: End, flag
     else:
         new[8:40] = source[0] + destination[0]
     new[at : at + 4] = struct.pack("!HH", source[1], destination[1])
+    if parsed.protocol == SCTP:
+        if (flags & 1 or any(new[at + 8 : at + 12])) and not flags & 2:
+            value = crc32c(bytes(new[at : at + 8] + bytes(4) + new[at + 12 : parsed.end]))
+            new[at + 8 : at + 12] = struct.pack("<I", value)
+        return bytes(new)
     field_at = at + (16 if parsed.protocol == TCP else 6)
     finished_by_kernel = flags & 2
     none = parsed.protocol == UDP and not flags & 1 and new[field_at : field_at + 2] == bytes(2)

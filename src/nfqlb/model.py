@@ -24,7 +24,7 @@ import msgspec
 
 from nfqlb.errors import ConfigError
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 ANY_PROTOCOL = "any"  # of a service by firewall mark
 ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # likewise: only the family counts
 MODES = ("nat", "dr", "tun")
@@ -478,6 +478,21 @@ class OwnTimeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     tcp_last_ack: int = 0
     tcp_listen: int = 0
     tcp_synack: int = 0
+    tcp_none: int = 0
+    sctp: int = 0
+    sctp_none: int = 0
+    sctp_init1: int = 0
+    sctp_init: int = 0
+    sctp_cookie_sent: int = 0
+    sctp_cookie_replied: int = 0
+    sctp_cookie_wait: int = 0
+    sctp_cookie: int = 0
+    sctp_cookie_echoed: int = 0
+    sctp_shutdown_sent: int = 0
+    sctp_shutdown_received: int = 0
+    sctp_shutdown_ack_sent: int = 0
+    sctp_rejected: int = 0
+    sctp_closed: int = 0
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
@@ -491,7 +506,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     those of the scheduler (FLAGS). With `one_packet` each datagram is scheduled on its own.
 
     Either `address`, `port` (0: every port; up to `last`, if that is given) and `protocol`, or `fwmark`: then it takes
-    what bears this netfilter mark, of TCP and UDP, and of the family of `address`, which is 0.0.0.0 or ::.
+    what bears this netfilter mark, of TCP, UDP and SCTP, and of the family of `address`, which is 0.0.0.0 or ::.
 
     `mss`: bytes that a SYN through the director may announce at most, 0 for any. `offload`: the kernel may forward what
     is established by itself. `timeouts` stand in the place of those of all services.
@@ -557,8 +572,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         if self.persistence and self.persistence.netmask is not None and family(self.address) == 4:
             check_range("persistence netmask", self.persistence.netmask, 1, 32)
         check_mss("mss", self.mss)
-        if self.mss and self.protocol == "udp":
-            raise ConfigError("mss", self.mss, "is nothing that udp has", "give it to a service of tcp")
+        if self.mss and self.protocol in ("udp", "sctp"):
+            raise ConfigError("mss", self.mss, f"is nothing that {self.protocol} has", "give it to a service of tcp")
         check_range("connections_max", self.connections_max, 0, PLACES_MAX)
         if self.maglev_size != MAGLEV_SIZE:
             self._check_maglev_size()
@@ -607,6 +622,9 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
                 raise ConfigError("health port", 0, "is that of every packet", "give the port that is to be asked")
             if check.through == "vip":
                 self._check_through(check)
+            if self.protocol == "sctp" and asks and (not check.port or check.through == "vip"):
+                fix = "give the port of something else that it serves, or use ping, script, file or agent"
+                raise ConfigError("health type", check.type, "does not speak SCTP", fix)
             if check.source and family(check.source) != family(self.address):
                 fix = "name an address of the director's, of that family"
                 raise ConfigError("health source", check.source, f"is not of the VIP's family ({self.address})", fix)
@@ -681,7 +699,8 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds that a connection may be silent: established TCP, TCP after a FIN of the server's, UDP, as in `ipvsadm
-    --set`; then TCP in its other states (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_timeouts).
+    --set`; then TCP in its other states, and SCTP (net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_timeouts;
+    ip_vs_proto_sctp.c, sctp_timeouts).
     """
 
     tcp: int = 900
@@ -695,6 +714,21 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tcp_last_ack: int = 30
     tcp_listen: int = 120
     tcp_synack: int = 120
+    tcp_none: int = 2
+    sctp: int = 900
+    sctp_none: int = 2
+    sctp_init1: int = 4
+    sctp_init: int = 61
+    sctp_cookie_sent: int = 61
+    sctp_cookie_replied: int = 61
+    sctp_cookie_wait: int = 61
+    sctp_cookie: int = 61
+    sctp_cookie_echoed: int = 61
+    sctp_shutdown_sent: int = 61
+    sctp_shutdown_received: int = 61
+    sctp_shutdown_ack_sent: int = 61
+    sctp_rejected: int = 4
+    sctp_closed: int = 61
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
@@ -708,12 +742,14 @@ class Answers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `no_server`: the service has no real server with a weight: "icmp" (port unreachable), "reset" (for TCP) or "drop".
     `no_connection`: a TCP segment that neither belongs to a connection nor begins one: "pass" (the local stack answers
-    where the VIP is local), "reset" or "drop". With `sloppy_tcp` such a segment begins one, unless it is a reset.
+    where the VIP is local), "reset" or "drop". With `sloppy_tcp` such a segment begins one, unless it is a reset;
+    `sloppy_sctp` is the same for SCTP, whose reset is an ABORT.
     """
 
     no_server: str = "icmp"
     no_connection: str = "pass"
     sloppy_tcp: bool = False
+    sloppy_sctp: bool = False
 
     def __post_init__(self) -> None:
         check_choice("no_server", self.no_server, NO_SERVER)
@@ -839,8 +875,8 @@ def endpoint(address: str, port: int) -> str:
 
 
 def parse_vip(text: str) -> Key:
-    """Read ADDR:PORT[/tcp|/udp], ADDR:FIRST-LAST[/tcp|/udp] or fwmark:N[/ipv6]; IPv6 as [addr]:port, port 0 is every
-    one.
+    """Read ADDR:PORT or ADDR:FIRST-LAST, with /tcp, /udp or /sctp behind it, or fwmark:N[/ipv6]; IPv6 as [addr]:port,
+    port 0 is every one.
     """
     rest, slash, tail = text.partition("/")
     if rest.startswith("fwmark:"):

@@ -18,7 +18,7 @@ from nfqlb._core.datapath import Result, Worker
 PREROUTING, INPUT, FORWARD, OUTPUT = range(4)  # netfilter hooks
 NOT_READY, SUPER_PACKET, NOT_VERIFIED = 1, 2, 4  # what NFQUEUE says of checksums (NFQA_SKB_INFO)
 HEAD = 8  # the payload stayed in the kernel
-HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, AUTHENTICATION, ICMP6, DESTINATION_OPTIONS = (
+HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, AUTHENTICATION, ICMP6, DESTINATION_OPTIONS, SCTP = (
     0,
     1,
     6,
@@ -28,7 +28,25 @@ HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, AUTHENTICATION, ICMP6, DESTINATIO
     51,
     58,
     60,
+    132,
 )
+CHUNKS = {  # of SCTP (RFC 9260, 3.2)
+    "DATA": 0,
+    "INIT": 1,
+    "INIT ACK": 2,
+    "SACK": 3,
+    "HEARTBEAT": 4,
+    "HEARTBEAT ACK": 5,
+    "ABORT": 6,
+    "SHUTDOWN": 7,
+    "SHUTDOWN ACK": 8,
+    "ERROR": 9,
+    "COOKIE ECHO": 10,
+    "COOKIE ACK": 11,
+    "ECNE": 12,
+    "CWR": 13,
+    "SHUTDOWN COMPLETE": 14,
+}
 SEGMENT_BITS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32}
 
 # right; none (UDP without a checksum); unfinished (the sum of the pseudo header, as a sender leaves it to its card)
@@ -110,6 +128,36 @@ def udp(
     (src, sport), (dst, dport) = _ends(source, destination)
     datagram = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
     return _network(src, dst, UDP, _filled(src, dst, UDP, datagram, 6, check) + room, network)
+
+
+def sctp(
+    source: str,
+    destination: str,
+    chunks: Sequence[str | tuple[str, bytes]] | str = "INIT",
+    *,
+    tag: int = 0,
+    check: Check = "right",
+    **network: Unpack[Network],
+) -> bytes:
+    """An SCTP packet of these chunks, each a name of CHUNKS, or a name and its value; an INIT has a tag of 0x01020304.
+    A checksum that is "unfinished" is none.
+    """
+    (src, sport), (dst, dport) = _ends(source, destination)
+    named = [(one, _VALUES.get(one, b"")) if isinstance(one, str) else one for one in _listed(chunks)]
+    body = b"".join(_chunk(CHUNKS[name], value) for name, value in named)
+    head, tail = struct.pack("!HHI", sport, dport, tag), bytes(4) + body
+    value = crc32c(head + tail) if check == "right" else 0
+    return _network(src, dst, SCTP, head + struct.pack("<I", value) + body, network)
+
+
+def crc32c(data: bytes) -> int:
+    """The checksum of SCTP over the whole of `data`, bit by bit (RFC 9260, appendix A)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def icmp(
@@ -200,6 +248,17 @@ def _fold(data: bytes) -> int:
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total
+
+
+_VALUES = dict.fromkeys(("INIT", "INIT ACK"), struct.pack("!IIHHI", 0x01020304, 65536, 10, 10, 1))
+
+
+def _listed(chunks: Sequence[str | tuple[str, bytes]] | str) -> Sequence[str | tuple[str, bytes]]:
+    return [chunks] if isinstance(chunks, str) else chunks
+
+
+def _chunk(kind: int, value: bytes) -> bytes:
+    return struct.pack("!BBH", kind, 0, 4 + len(value)) + value + bytes(-len(value) % 4)
 
 
 def _ends(source: str, destination: str) -> list[tuple[bytes, int]]:

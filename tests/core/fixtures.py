@@ -368,7 +368,7 @@ ROWS = [
     accepted("ping of the vip", "icmp", ip("192.0.2.10", "203.0.113.1", 1, b"\x08\0\xf7\xff" + bytes(4))),
     accepted("ping of the ipv6 vip", "icmp", ip("2001:db8:1::10", "2001:db8::1", 58, b"\x80\0" + bytes(6))),
     accepted("gre to the vip", "other_protocol", ip("192.0.2.10", "203.0.113.1", 47, bytes(8))),
-    accepted("sctp to the vip", "other_protocol", ip("192.0.2.10", "203.0.113.1", 132, bytes(12))),
+    accepted("dccp to the vip", "other_protocol", ip("192.0.2.10", "203.0.113.1", 33, bytes(12))),
     accepted(
         "ah covers what nat would change", "other_protocol", tcp(CLIENT6, WEB6, extensions=[(AUTHENTICATION, b"")])
     ),

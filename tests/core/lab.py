@@ -13,10 +13,10 @@ from nfqlb._core.advisor import Advisor
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained, Result
 from nfqlb._core.snapshot import Hop, Service, Snapshot
-from nfqlb._core.tracking import STATE_NAMES
+from nfqlb._core.tracking import ASSOCIATION_NAMES, STATE_NAMES
 from nfqlb.testing import FORWARD, PREROUTING, FakeClock, endpoint, tcp
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 TICK = 0.1  # seconds
 LINK = Hop(7, 1500, b"server", b"source")  # where frames go unless a test says something else
 CLIENT, VIP, REAL = "192.0.2.10:40000", "203.0.113.1:80", "10.0.0.2:8080"
@@ -70,6 +70,21 @@ class Timeouts(NamedTuple):
     tcp_last_ack: int = 30
     tcp_listen: int = 120
     tcp_synack: int = 120
+    tcp_none: int = 2
+    sctp: int = 900
+    sctp_none: int = 2
+    sctp_init1: int = 4
+    sctp_init: int = 61
+    sctp_cookie_sent: int = 61
+    sctp_cookie_replied: int = 61
+    sctp_cookie_wait: int = 61
+    sctp_cookie: int = 61
+    sctp_cookie_echoed: int = 61
+    sctp_shutdown_sent: int = 61
+    sctp_shutdown_received: int = 61
+    sctp_shutdown_ack_sent: int = 61
+    sctp_rejected: int = 4
+    sctp_closed: int = 61
 
 
 DEFAULTS = Timeouts()
@@ -81,6 +96,7 @@ class Policy(NamedTuple):
     no_server: str = "icmp"
     no_connection: str = "pass"
     sloppy: bool = False
+    sloppy_sctp: bool = False
     conn_reuse_mode: int = 3
     expire_nodest_conn: bool = False
     expire_quiescent_template: bool = False
@@ -112,7 +128,7 @@ class Connection(NamedTuple):
 
     @property
     def name(self) -> str:
-        return STATE_NAMES[self.state]
+        return ASSOCIATION_NAMES[self.state] if self.protocol == 132 else STATE_NAMES[self.state]
 
 
 class Lab:

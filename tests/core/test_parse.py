@@ -122,7 +122,7 @@ CHANGED = {
     "the reserved bit beside the fragment offset": (edited(TCP4, 6, "8000"), None),
     "icmp": (edited(TCP4, 9, "01"), "icmp"),
     "icmpv6 in ipv4": (edited(TCP4, 9, "3a"), "other_protocol"),
-    "sctp": (edited(TCP4, 9, "84"), "other_protocol"),
+    "dccp": (edited(TCP4, 9, "21"), "other_protocol"),
     "datagram longer than its room": (edited(UDP4, 24, "000c"), "malformed"),
     "datagram shorter than its own header": (edited(UDP4, 24, "0007"), "malformed"),
     "datagram of length 0": (edited(UDP4, 24, "0000"), "malformed"),

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from nfqlb import model
-from nfqlb._core.tracking import STATE_NAMES, TIMEOUT_KINDS, TIMEOUTS, TRANSITIONS
+from nfqlb._core.tracking import ASSOCIATION_TIMEOUTS, STATE_NAMES, TIMEOUT_KINDS, TIMEOUTS, TRANSITIONS
 from nfqlb.api.schema import TCP_STATES
 from nfqlb.testing import FORWARD, tcp, udp
 from tests.core.lab import CLIENT, REAL, TICK, VIP, Lab, Timeouts, Virtual
@@ -203,7 +203,10 @@ def test_a_datagram_of_a_service_with_a_timeout_of_its_own() -> None:
     assert lab.state() == ("NONE", 2)
 
 
-@pytest.mark.parametrize("name", [name for name in TIMEOUT_KINDS if name not in ("udp", "tcp_synack")])
+TCP_KINDS = [name for name in TIMEOUT_KINDS if name.startswith("tcp")]
+
+
+@pytest.mark.parametrize("name", [name for name in TCP_KINDS if name not in ("tcp_none", "tcp_synack")])
 def test_every_timeout_of_tcp_can_be_set(tmp_path: Path, name: str) -> None:
     state = SHORT[TIMEOUT_KINDS[name]]
     lab = lab_in_state(tmp_path, state)
@@ -215,7 +218,13 @@ def test_every_timeout_of_tcp_can_be_set(tmp_path: Path, name: str) -> None:
 def test_the_model_names_the_timeouts_as_the_core_does() -> None:
     assert list(TIMEOUT_KINDS) == list(model.Timeouts.__struct_fields__) == list(model.OwnTimeouts.__struct_fields__)
     defaults = msgspec.structs.asdict(model.Timeouts())
-    assert {name: TIMEOUTS[kind] for name, kind in TIMEOUT_KINDS.items() if name != "udp"} | {"udp": 300} == defaults
+    ours = {name: TIMEOUTS[TIMEOUT_KINDS[name]] for name in TCP_KINDS} | {"udp": 300}
+    ours |= {
+        name: ASSOCIATION_TIMEOUTS[kind - TIMEOUT_KINDS["sctp_none"]]
+        for name, kind in TIMEOUT_KINDS.items()
+        if name.startswith("sctp")
+    }
+    assert ours == defaults
     assert Timeouts._fields == model.Timeouts.__struct_fields__
 
 

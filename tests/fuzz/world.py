@@ -30,6 +30,7 @@ from nfqlb.testing import (
     fragments,
     icmp,
     ip,
+    sctp,
     tcp,
     udp,
 )
@@ -177,6 +178,14 @@ KINDS = {
     "dr_udp_head": Kind(udp(CLIENT, DIRECT, bytes(1900))[:128], flags=HEAD),
     "tun_super_packet_head": Kind(tcp(CLIENT, THIN, "PA", bytes(1900))[:128], flags=SUPER_PACKET | NOT_READY | HEAD),
     "udp_no_server_head": Kind(udp(CLIENT, DRAINED, bytes(1900))[:128], flags=HEAD),
+    "sctp_init": Kind(sctp(CLIENT, WEB)),
+    "sctp_init_ack": Kind(sctp(SECOND, CLIENT, "INIT ACK"), FORWARD),
+    "sctp_cookie_echo": Kind(sctp(CLIENT, WEB, [("COOKIE ECHO", b"cookie"), "ABORT"])),
+    "sctp_data": Kind(sctp(CLIENT, WEB, [("DATA", b"odd bytes")])),
+    "sctp_unfinished": Kind(sctp(CLIENT, WEB, [("DATA", b"odd")], check="unfinished"), flags=NOT_READY),
+    "sctp_abort": Kind(sctp(SECOND, CLIENT, "ABORT"), FORWARD),
+    "ip6_dr_sctp": Kind(sctp(CLIENT6, DIRECT6, "INIT")),
+    "sctp_no_server": Kind(sctp(CLIENT, DRAINED, "INIT")),
 }
 
 
@@ -209,6 +218,14 @@ CONFIGURATIONS = (
             Virtual(DIRECT.replace(":80", ":0"), {"10.0.0.12:0": 1}, "lblc", mode="dr", persistence=1),
         ),
         Timeouts(2, 1, 1),
+    ),
+    Configuration(
+        (
+            Virtual(WEB, {FIRST: 1, SECOND: 2}, "wlc", protocol="sctp", persistence=3),
+            Virtual(DIRECT6, {"[fd00::12]:80": 1}, protocol="sctp", mode="dr"),
+            Virtual(DRAINED, {FIRST: 0}, protocol="sctp"),
+        ),
+        policy=Policy("reset", "reset", sloppy_sctp=True, expire_nodest_conn=True),
     ),
 )
 

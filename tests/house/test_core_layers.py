@@ -19,8 +19,8 @@ LAYERS = [
     {"advisor", "defence", "latency", "shadow"}
     | {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
     {"packet", "offload", "sync"},
-    {"wire", "telemetry"},
-    {"checksum", "hash"},
+    {"states", "wire", "telemetry"},
+    {"checksum", "crc32c", "hash"},
     {"types", "atomic", "memory"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from nfqlb._core.datapath import Result
 from nfqlb._core.snapshot import Hop
 from nfqlb.testing import (
+    CHUNKS,
     FORWARD,
     INPUT,
     OUTPUT,
@@ -24,10 +26,11 @@ from nfqlb.testing import (
     checksum,
     endpoint,
     icmp,
+    sctp,
     tcp,
     udp,
 )
-from tests.core.lab import KIND, Lab, Policy, Timeouts, Virtual
+from tests.core.lab import KIND, PROTOCOLS, Lab, Policy, Timeouts, Virtual
 from tests.model import BY_MARK, OWN4, OWN6, Entry, Model
 
 CAPACITY = 64
@@ -42,6 +45,7 @@ NAT = {
     ("tcp", "203.0.113.1:80"): "10.0.0.{}:8080",
     ("tcp", "203.0.113.1:81"): "10.0.0.{}:8081",
     ("udp", "203.0.113.1:80"): "10.0.0.{}:5353",
+    ("sctp", "203.0.113.1:80"): "10.0.0.{}:8082",
     ("tcp", "[2001:db8::1]:80"): "[fd00::{}]:8080",
     ("udp", "[2001:db8::1]:53"): "[fd00::{}]:5353",
 }
@@ -49,6 +53,7 @@ DIRECT = {
     ("tcp", "203.0.113.2:80"): "10.0.1.{}:80",
     ("udp", "203.0.113.2:53"): "10.0.1.{}:53",
     ("tcp", "[2001:db8::2]:80"): "[fd00:1::{}]:80",
+    ("sctp", "[2001:db8::2]:81"): "[fd00:1::{}]:81",
     ("udp", "[2001:db8::2]:53"): "[fd00:1::{}]:53",
 }
 TUNNELS = {
@@ -90,7 +95,7 @@ class Step:
             vip = vip.rpartition(":")[0] + ":99"  # no service there
         elif known and chance.random() < 0.4:
             entry = chance.choice(known)
-            protocol = "tcp" if entry.protocol == 6 else "udp"
+            protocol = {6: "tcp", 17: "udp", 132: "sctp"}[entry.protocol]
             client, vip, real = (str(Endpoint(*end)) for end in (entry.client, entry.vip, entry.server))
         from_server = chance.random() < 0.4
         source, destination = (real, client) if from_server else (client, vip)
@@ -105,6 +110,9 @@ class Step:
             return self.error(protocol, client, vip, real, payload), hook, 0
         if protocol == "udp":
             return udp(source, destination, payload, check=check, **network), hook, flags
+        if protocol == "sctp":
+            chunks = [(chance.choice(["INIT", "INIT", *CHUNKS]), payload), *chance.choice([[], [], ["ABORT"]])]
+            return sctp(source, destination, chunks, check=check, **network), hook, flags
         segment = chance.choice(SEGMENTS)
         if check == "unfinished" and not flags & SUPER_PACKET:
             return tcp(source, destination, segment, payload, check=check, trailer=b"pad", **network), hook, flags
@@ -113,9 +121,10 @@ class Step:
     def error(self, protocol: str, client: str, vip: str, real: str, payload: bytes) -> bytes:
         """An ICMP error about a request behind the director, or about a reply in front of it; sometimes damaged."""
         chance = self.chance
-        make = udp if protocol == "udp" else tcp
+        make = {"udp": udp, "tcp": tcp, "sctp": sctp}[protocol]
         source, destination = (client, real) if chance.random() < 0.5 else (vip, client)
-        quoted = make(source, destination, payload) if make is udp else tcp(source, destination, "A", payload)
+        more: list[Any] = ["A", payload] if make is tcp else [payload if make is udp else "DATA"]
+        quoted = make(source, destination, *more)
         wide = "[" in vip
         kind = chance.choice([1, 2, 3, 4, 128] if wide else [3, 11, 12, 4, 8])
         ends = [end.rpartition(":")[0].strip("[]") for end in (chance.choice([client, destination]), source)]
@@ -131,7 +140,7 @@ class Step:
             chance.choice(["pass", "pass", "drop", "reset"]),
         )
         options = (chance.randrange(4), *(chance.random() < 0.3 for _ in range(3)))
-        return Policy(*answers, chance.random() < 0.2, *options)
+        return Policy(*answers, chance.random() < 0.2, chance.random() < 0.2, *options)
 
     def configuration(self, old: dict[tuple[str, str], Virtual]) -> dict[tuple[str, str], Virtual]:
         """One change: a service added, deleted, or given another scheduler; a server added, deleted, or edited."""
@@ -220,5 +229,5 @@ class Twin:
         assert self.lab.table.used == len(expected)
         self.model.entries = [entry for entry in self.model.entries if entry.expires > now // 10**8]
         for protocol, vip, real in self.lab.slots:
-            key = {"tcp": 6, "udp": 17}[protocol], endpoint(vip)
+            key = PROTOCOLS[protocol], endpoint(vip)
             assert self.lab.load(real, vip, protocol) == self.model.load(key, endpoint(real)), (protocol, vip, real)

@@ -196,7 +196,7 @@ def test_set_shows_and_changes_what_holds_for_all_services(live: Command, direct
     ("setting", "sentence"),
     [
         ("udp=9", "set 'udp=9': is no setting; write TABLE.KEY=VALUE, TABLE one of timeouts, answers, options"),
-        ("timeouts.sctp=9", "set 'timeouts.sctp': is not known; the keys of timeouts are "),
+        ("timeouts.icmp=9", "set 'timeouts.icmp': is not known; the keys of timeouts are "),
         ("timeouts.udp=9s", "timeouts.udp '9s': is not a whole number"),
         ("timeouts.udp=0", "timeout udp '0': out of range; use 1 to 2147483 seconds"),
         ("answers.sloppy_tcp=1", "answers.sloppy_tcp '1': is neither yes nor no"),

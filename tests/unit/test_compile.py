@@ -98,9 +98,12 @@ def test_a_snapshot_carries_the_timeouts(compiler: Compiler) -> None:
     snapshot: Any = compiler.snapshot(INTENT)
     assert snapshot.args[1:] == msgspec.structs.astuple(INTENT.timeouts)
     options = {name: value for name, value in msgspec.structs.asdict(Options()).items() if name != "hash_key"}
-    assert snapshot.named == {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "gone": {}, **options}
-    told: Any = compiler.snapshot(registry.set_answers(INTENT, Answers("reset", "drop", True)))
-    assert told.named == {"no_server": "reset", "no_connection": "drop", "sloppy": True, "gone": {}, **options}
+    rest = {"gone": {}, **options}
+    named = {"no_server": "icmp", "no_connection": "pass", "sloppy": False, "sloppy_sctp": False}
+    assert snapshot.named == named | rest
+    told: Any = compiler.snapshot(registry.set_answers(INTENT, Answers("reset", "drop", True, True)))
+    named = {"no_server": "reset", "no_connection": "drop", "sloppy": True, "sloppy_sctp": True}
+    assert told.named == named | rest
     given = Options(1, True, True, True, 1, 2, 3, 4, 5, 6)
     told = compiler.snapshot(registry.set_options(INTENT, given))
     assert {name: told.named[name] for name in options} | {"hash_key": ""} == msgspec.structs.asdict(given)

@@ -187,8 +187,8 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ("[options]\namemthresh = -1\n", "f.toml:2: options.amemthresh '-1': out of range; use 0 to 4294967295"),
         ("[options]\nconn_reuse_mode = 4\n", "f.toml:2: options.conn_reuse_mode '4': out of range; use 0 to 3"),
         (
-            "[timeouts]\nsctp = 1\n",
-            "f.toml:2: timeouts.sctp '1': is not known here; the keys are " + ", ".join(TIMEOUTS),
+            "[timeouts]\nicmp = 1\n",
+            "f.toml:2: timeouts.icmp '1': is not known here; the keys are " + ", ".join(TIMEOUTS),
         ),
         (
             SERVICE + "timeouts = { udp = 1 }\n",
@@ -227,7 +227,10 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             SERVICE + "family = 'ipv6'\n",
             "f.toml:3: service.family 'ipv6': belongs to a fwmark; the vip says its own family",
         ),
-        ('[[service]]\nvip = "1.2.3.4:80/icmp"\n', "f.toml:2: service.vip 'icmp': is not known; choose from tcp, udp"),
+        (
+            '[[service]]\nvip = "1.2.3.4:80/icmp"\n',
+            "f.toml:2: service.vip 'icmp': is not known; choose from tcp, udp, sctp",
+        ),
         (SERVICE + 'mode = "proxy"\n', "f.toml:3: service.mode 'proxy': is not known; choose from nat, dr, tun"),
         (
             SERVICE + "scheduler = 'best'\n",

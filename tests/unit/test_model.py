@@ -58,7 +58,7 @@ def refusal(build: Callable[[], object]) -> str:
         ),
         (lambda: Service(VIP, -1), "vip port '-1': out of range; use 0 to 65535"),
         (lambda: Service(VIP, 65536), "vip port '65536': out of range; use 0 to 65535"),
-        (lambda: Service(VIP, 80, "icmp"), "protocol 'icmp': is not known; choose from tcp, udp"),
+        (lambda: Service(VIP, 80, "icmp"), "protocol 'icmp': is not known; choose from tcp, udp, sctp"),
         (lambda: Service(VIP, 80, mode="proxy"), "mode 'proxy': is not known; choose from nat, dr, tun"),
         (
             lambda: Service(VIP, 80, scheduler="best"),
@@ -110,7 +110,7 @@ def refusal(build: Callable[[], object]) -> str:
         (lambda: parse_vip(VIP), "vip '203.0.113.10': has no port; write ADDRESS:PORT, as in 203.0.113.10:80"),
         (lambda: parse_vip(f"{VIP}:"), "vip '203.0.113.10:': has no port; write ADDRESS:PORT, as in 203.0.113.10:80"),
         (lambda: parse_vip(f"{VIP}:http"), "vip port 'http': is not a whole number"),
-        (lambda: parse_vip(f"{VIP}:80/icmp"), "protocol 'icmp': is not known; choose from tcp, udp"),
+        (lambda: parse_vip(f"{VIP}:80/icmp"), "protocol 'icmp': is not known; choose from tcp, udp, sctp"),
         (
             lambda: parse_vip("[2001:db8::1:80"),
             "vip '[2001:db8::1:80': is not [ADDRESS]:PORT; close the bracket before the port",

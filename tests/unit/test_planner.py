@@ -51,7 +51,7 @@ def test_services_of_many_ports_are_diverted_by_ranges_and_marks_and_known_by_th
     assert plan.families == (4, 6)
     assert plan.vips == {vip}
     assert plan.members(4) == Members(
-        reals=frozenset({(6, "10.0.1.12", 8080), (6, "10.0.1.15", 80), (17, "10.0.1.15", 80)}),
+        reals=frozenset({(6, "10.0.1.12", 8080), (6, "10.0.1.15", 80), (17, "10.0.1.15", 80), (132, "10.0.1.15", 80)}),
         vips=frozenset({vip}),
         servers=frozenset({real, "10.0.1.12", "10.0.1.14", "10.0.1.15", "10.0.1.16"}),
         ranges=frozenset({(6, vip, 5000, 5009), (6, vip, 6000, 6009), (17, vip, 0, 65535)}),

@@ -21,7 +21,7 @@ from nfqlb._core.atomic cimport RELAXED, add64, load32, store32
 from nfqlb._core.connection cimport Table
 from nfqlb._core.load cimport takes
 from nfqlb._core.ranking cimport position
-from nfqlb._core.types cimport TCP, address_t, load_t, packet_t, service_t
+from nfqlb._core.types cimport SCTP, TCP, address_t, load_t, packet_t, service_t
 
 
 cdef extern from "Python.h":
@@ -176,7 +176,7 @@ cdef class Advisor:
         cdef int32_t at
         flow.source, flow.destination = packet.source, packet.destination
         flow.client_port, flow.virtual_port, flow.mark = packet.sport, packet.dport, packet.mark
-        flow.protocol = "tcp" if packet.protocol == TCP else "udp"
+        flow.protocol = "tcp" if packet.protocol == TCP else "sctp" if packet.protocol == SCTP else "udp"
         servers = self.servers
         if self.limited:
             servers = tuple([one for one in servers if open_to(service, (<Server>one).slot, loads)])

@@ -13,9 +13,9 @@ from nfqlb._core.connection cimport find, flow_hash
 from nfqlb._core.forward cimport is_bulk
 from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.packet cimport parse, parse_quoted
+from nfqlb._core.states cimport exists, is_active
 from nfqlb._core.telemetry cimport VERDICTS
 from nfqlb._core.types cimport (
-    ACTIVE_STATES,
     ASSURED,
     CHECKSUM_NOT_READY,
     FREE,
@@ -30,6 +30,7 @@ from nfqlb._core.types cimport (
     REASONS,
     REQUEST,
     REWRITE,
+    SCTP,
     STATE_MASK,
     STATE_SHIFT,
     SUPER_PACKET,
@@ -55,16 +56,17 @@ from nfqlb._core.wire cimport (
     IP6_HOP_LIMIT,
     IP6_PAYLOAD_LENGTH,
     IP6_SOURCE,
+    SCTP_CHECKSUM,
+    SCTP_HEADER,
     SYN,
-    TCP_CHECKSUM,
     TCP_HEADER,
     TCP_OFFSET,
     TCP_SEQUENCE,
-    UDP_CHECKSUM,
     UDP_HEADER,
     UDP_LENGTH,
     checksum_offset,
     get16,
+    get_little32,
     time_to_live,
 )
 
@@ -73,7 +75,6 @@ cdef enum:
     HEADER_RIGHT = 1             # the IPv4 header's checksum; IPv6 has none
     TRANSPORT_RIGHT = 2
     ALL_RIGHT = 3
-    LAST_STATE = 10
 
 
 cdef inline const char* unless(bint holds, const char* wrong) noexcept nogil:
@@ -99,12 +100,27 @@ cdef bint is_ones(uint64_t total) noexcept nogil:
     return total == 0xffff
 
 
+cdef bint right_crc(const uint8_t* data, uint32_t length) noexcept nogil:
+    """Whether the checksum of an SCTP packet is right, bit by bit (RFC 9260, appendix A)."""
+    cdef uint32_t crc = 0xffffffffU
+    cdef uint32_t i
+    for i in range(length):
+        crc ^= 0 if <uint32_t>SCTP_CHECKSUM <= i < <uint32_t>SCTP_HEADER else data[i]
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78U if crc & 1 else 0)
+    return ~crc == get_little32(data + SCTP_CHECKSUM)
+
+
 cdef int right_sums(const packet_t* packet) noexcept nogil:
     """Which checksums of a parsed packet are right."""
     cdef const uint8_t* at = packet.data + packet.transport
     cdef uint32_t length = get16(at + UDP_LENGTH) if packet.protocol == UDP else packet.length - packet.transport
     cdef uint64_t total = words(at, length)
     cdef int right = HEADER_RIGHT
+    if packet.protocol == SCTP:
+        if packet.version == 4 and not is_ones(words(packet.data, (packet.data[0] & 15) * 4)):
+            right = 0
+        return right | (TRANSPORT_RIGHT if right_crc(at, length) else 0)
     if packet.version == 6:
         total += words(packet.data + IP6_SOURCE, 32) + length + packet.protocol
     else:
@@ -148,6 +164,14 @@ cdef const char* audit_packet(const packet_t* packet, uint8_t* original) noexcep
         "more was rewritten in the quoted packet than addresses, ports and its header's checksum")
 
 
+cdef inline uint32_t checksum_at(const packet_t* packet) noexcept nogil:
+    return packet.transport + <uint32_t>SCTP_CHECKSUM if packet.protocol == SCTP else checksum_offset(packet)
+
+
+cdef inline uint32_t checksum_size(const packet_t* packet) noexcept nogil:
+    return 4 if packet.protocol == SCTP else 2
+
+
 cdef const char* audit_sent(packet_t* came, packet_t* went) noexcept nogil:
     """A packet that goes to a real server as it is, in a tunnel or not: one hop older, a SYN's MSS lowered, and nothing
     else.
@@ -169,9 +193,11 @@ cdef const char* audit_sent(packet_t* came, packet_t* went) noexcept nogil:
     if kind == PARSED and went.outer_length and not is_bulk(went):
         if came.flags & CHECKSUM_NOT_READY and not right_sums(went) & TRANSPORT_RIGHT:
             return "an unfinished checksum was finished wrong"
-        after = checksum_offset(came)
+        after = checksum_at(came)
         if came.flags & CHECKSUM_NOT_READY:
-            memcpy(came.data + after, went.data + after, 2)
+            memcpy(came.data + after, went.data + after, checksum_size(came))
+    elif kind == PARSED and came.protocol == SCTP and came.flags & CHECKSUM_NOT_READY:
+        memcpy(came.data + checksum_at(came), went.data + checksum_at(came), checksum_size(came))
     had = right_sums(came)
     if kind == PARSED and take_lower_mss(came, went) and not came.flags & (CHECKSUM_NOT_READY | SUPER_PACKET):
         if had & ~right_sums(went) & TRANSPORT_RIGHT:
@@ -219,9 +245,10 @@ cdef bint changed_behind_ports(const packet_t* came, const packet_t* went) noexc
     cdef const uint8_t* old = came.data + came.transport
     cdef const uint8_t* new = went.data + went.transport
     cdef uint32_t size = came.length - came.transport
-    cdef uint32_t check = TCP_CHECKSUM if came.protocol == TCP else UDP_CHECKSUM
+    cdef uint32_t check = checksum_at(came) - came.transport
+    cdef uint32_t behind = check + checksum_size(came)
     return memcmp(old + TCP_SEQUENCE, new + TCP_SEQUENCE, check - TCP_SEQUENCE) != 0 \
-        or memcmp(old + check + 2, new + check + 2, size - check - 2) != 0
+        or memcmp(old + behind, new + behind, size - behind) != 0
 
 
 cdef bint changed_in_quote(const packet_t* came, const packet_t* went) noexcept nogil:
@@ -244,6 +271,8 @@ cdef const char* audit_sums(const packet_t* came, const packet_t* went, uint8_t 
         return "the checksum of the IP header was right, and is not"
     if kind == ICMP_MESSAGE:
         return unless(has & TRANSPORT_RIGHT, "the checksum of an ICMP error is wrong")
+    if came.protocol == SCTP:
+        return audit_crc(came, went, had, has)
     old = get16(came.data + checksum_offset(came))
     new = get16(went.data + checksum_offset(went))
     if came.flags & SUPER_PACKET:
@@ -255,6 +284,17 @@ cdef const char* audit_sums(const packet_t* came, const packet_t* went, uint8_t 
     if came.protocol == UDP and new == 0:
         return "a datagram lost its checksum"
     return unless(not had & ~has & TRANSPORT_RIGHT, "a checksum was right, and is not")
+
+
+cdef const char* audit_crc(const packet_t* came, const packet_t* went, int had, int has) noexcept nogil:
+    cdef uint32_t old = get_little32(came.data + checksum_at(came))
+    if came.flags & SUPER_PACKET:
+        return unless(old == get_little32(went.data + checksum_at(went)), "the checksum of a super-packet was touched")
+    if came.flags & CHECKSUM_NOT_READY:
+        return unless(has & TRANSPORT_RIGHT, "an unfinished checksum was finished wrong")
+    if old == 0 and not had & TRANSPORT_RIGHT:
+        return unless(get_little32(went.data + checksum_at(went)) == 0, "a packet without a checksum got one")
+    return unless(had & TRANSPORT_RIGHT == has & TRANSPORT_RIGHT, "a checksum was right and is not, or became right")
 
 
 cdef const char* audit_message(message_t* message) noexcept nogil:
@@ -367,12 +407,12 @@ cdef const char* audit_template(table_t* table, const connection_t* entry) noexc
 cdef const char* audit_entry(table_t* table, const connection_t* entry) noexcept nogil:
     cdef packet_t request
     cdef uint32_t state = (entry.word & STATE_MASK) >> STATE_SHIFT
-    cdef uint32_t active = ACTIVE_STATES >> state & 1 if entry.protocol == TCP and state <= LAST_STATE else 0
+    cdef uint32_t active = is_active(entry.protocol, state)
     if entry.flags & TEMPLATE:
         return audit_template(table, entry)
-    if entry.word & LIFE != LIVE or entry.word & ~<uint32_t>(LIFE | STATE_MASK | INACTIVE) or state > LAST_STATE:
+    if entry.word & LIFE != LIVE or entry.word & ~<uint32_t>(LIFE | STATE_MASK | INACTIVE):
         return "a state word that does not exist"
-    if entry.protocol != TCP and (entry.protocol != UDP or state != 0):
+    if not exists(entry.protocol, state):
         return "a protocol or state that does not exist"
     if active == (1 if entry.word & INACTIVE else 0):
         return "a connection counts as active, and is not, or the other way round"

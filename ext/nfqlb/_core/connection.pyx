@@ -47,8 +47,8 @@ from nfqlb._core.hash cimport hash_endpoint
 from nfqlb._core.memory cimport allow_huge, anonymous, cache_lines, give_back
 from nfqlb._core.offload cimport is_busy, offload_t, take_out
 from nfqlb._core.ranking cimport note_load
+from nfqlb._core.states cimport exists, is_active
 from nfqlb._core.types cimport (
-    ACTIVE_STATES,
     ANSWERED,
     ASSURED,
     DIRECT,
@@ -67,11 +67,9 @@ from nfqlb._core.types cimport (
     REQUEST,
     STATE_MASK,
     STATE_SHIFT,
-    TCP,
     TEMPLATE,
     TICK,
     TUNNEL,
-    UDP,
     WHEEL,
     address_t,
     bucket_t,
@@ -469,11 +467,11 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
     """The state word of an entry of an unknown past, or 0 unless it is live, whole, timely, and of a known server."""
     cdef const slot_t* slot
     cdef uint32_t state = (entry.word & STATE_MASK) >> STATE_SHIFT
-    if entry.word & LIFE != LIVE or state > 10:
+    if entry.word & LIFE != LIVE:
         return 0
     if entry.flags & TEMPLATE:
         return sound_template(table, entry, now, state)
-    if (entry.protocol != TCP and (entry.protocol != UDP or state != 0)) or not 0 < entry.slot < table.slot_count:
+    if not exists(entry.protocol, state) or not 0 < entry.slot < table.slot_count:
         return 0
     if entry.expires <= now or entry.expires - now > LONGEST:
         return 0
@@ -491,7 +489,7 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
             return 0
     elif slot.protocol != entry.protocol or not same(&slot.virtual, &entry.virtual):
         return 0
-    return LIVE | state << STATE_SHIFT | (0 if entry.protocol == TCP and ACTIVE_STATES >> state & 1 else INACTIVE)
+    return LIVE | state << STATE_SHIFT | (0 if is_active(entry.protocol, state) else INACTIVE)
 
 
 cdef uint32_t sound_template(const table_t* table, const connection_t* entry, uint32_t now, uint32_t state) noexcept:

@@ -65,16 +65,20 @@ from nfqlb._core.telemetry cimport VERDICTS, count_in, count_out, telemetry_free
 from nfqlb._core.tracking cimport (
     CLIENT_ONLY,
     CLOSE,
+    CLOSED,
     ESTABLISHED,
     FIN_WAIT,
     FROM_CLIENT,
     FROM_SERVER,
+    INIT1,
     SYN_RECV,
     TIME_WAIT,
+    kind_of,
     timeouts_of,
     track,
 )
 from nfqlb._core.types cimport (
+    ABORT_CAME,
     AVAILABLE,
     BAD_CHECKSUM,
     DIRECT,
@@ -90,6 +94,7 @@ from nfqlb._core.types cimport (
     FORWARDED,
     ICMP_MESSAGE,
     INACTIVE,
+    INIT_CAME,
     INPUT,
     KEEPS,
     LATE_REPLY,
@@ -123,6 +128,7 @@ from nfqlb._core.types cimport (
     REUSE_FIN_WAIT,
     REWRITE,
     ROUTED,
+    SCTP,
     SERVER_DOWN,
     SERVER_GONE,
     SHED,
@@ -138,7 +144,6 @@ from nfqlb._core.types cimport (
     TUNNEL,
     TUNNELLED,
     UDP,
-    UDP_KIND,
     UNRELATED,
     address_t,
     advice_t,
@@ -247,7 +252,7 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     if connection != NULL and connection.place != 0:
         catch_up(worker, connection)
     if connection != NULL and not reply and outlived(worker, connection, packet):
-        if packet.protocol == TCP:
+        if packet.protocol != UDP:
             moved = fate_of(worker, connection) & MOVES != 0
             remove(worker.table, connection)
         else:
@@ -311,7 +316,7 @@ cdef uint8_t cut_off(worker_t* worker, connection_t* connection, const packet_t*
     """A request of a connection whose server is down or gone. Who is reset has a connection that is over."""
     if not fate_of(worker, connection) & RESETS:
         return SERVER_GONE
-    if packet.protocol == TCP:
+    if packet.protocol != UDP:
         follow(worker, connection, RST, True)
     return SERVER_DOWN
 
@@ -335,6 +340,8 @@ cdef bint is_steady(worker_t* worker, const connection_t* connection, const pack
             or connection.slot >= worker.snapshot.slot_count \
             or not worker.snapshot.available[connection.slot] & MAY_OFFLOAD \
             or (packet.hook != PREROUTING and packet.hook != FORWARD):
+        return False
+    if packet.protocol == SCTP:
         return False
     if packet.protocol != TCP:
         if both_ways and connection.outpackets == 0:
@@ -442,10 +449,11 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
 
 
 cdef void follow(worker_t* worker, connection_t* connection, uint8_t segment, bint reply) noexcept nogil:
-    """Track a segment, beside its ACK, of one end that did not come up."""
+    """Track a segment, beside its ACK, of one end that did not come up; of SCTP it is an ABORT."""
     cdef packet_t packet
     memset(&packet, 0, sizeof(packet_t))
-    packet.protocol = TCP
+    packet.protocol = connection.protocol
+    packet.chunk = ABORT_CAME
     packet.segment = segment | ACK
     track(worker.table, worker.snapshot, connection, &packet,
           FROM_SERVER if reply else CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
@@ -488,7 +496,7 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, bint moved, connect
     cdef uint8_t reason = PARSED
     if service == NULL:
         return UNRELATED if from_server(packet) else NO_SERVICE
-    if packet.protocol == TCP and not moved and not begins(worker.snapshot, packet):
+    if packet.protocol != UDP and not moved and not begins(worker.snapshot, packet):
         return NO_CONNECTION if worker.snapshot.no_connection == PASS else REFUSED
     if worker.behind:
         return SHED
@@ -602,7 +610,8 @@ cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet,
     if service.scheduler == EWMA and not single:
         entry.began = worker.micro or 1
     # where its first packet will put it (ip_vs_conn_new says 3 s, until that packet is tracked)
-    entry.expires = worker.now + timeouts_of(worker.snapshot, entry)[SYN_RECV if packet.protocol == TCP else UDP_KIND]
+    entry.expires = worker.now + timeouts_of(worker.snapshot, entry)[
+        kind_of(packet.protocol, SYN_RECV if packet.protocol == TCP else INIT1)]
     if single:
         entry.flags |= ONE_PACKET
     else:
@@ -746,7 +755,11 @@ cdef inline uint16_t allowed_mss(worker_t* worker, const packet_t* packet,
 
 
 cdef inline bint begins(const snapshot_t* snapshot, const packet_t* packet) noexcept nogil:
-    """Whether a TCP segment may begin a connection: a SYN; any but RST where mid-stream segments may, too."""
+    """Whether a TCP segment may begin a connection: a SYN; any but RST where mid-stream segments may, too. Of SCTP
+    INIT, and any but ABORT.
+    """
+    if packet.protocol == SCTP:
+        return packet.chunk == INIT_CAME or (snapshot.sloppy_sctp and packet.chunk != ABORT_CAME)
     return packet.segment & (RST if snapshot.sloppy else SYN | RST) == (0 if snapshot.sloppy else SYN)
 
 
@@ -764,6 +777,15 @@ cdef inline bint has_server(worker_t* worker, const connection_t* connection) no
     return fate_of(worker, connection) & (AVAILABLE | KEEPS) != 0
 
 
+cdef inline bint is_first(const packet_t* packet) noexcept nogil:
+    """Whether a packet that is no datagram can only begin a connection: a SYN, an INIT."""
+    return packet.chunk == INIT_CAME if packet.protocol == SCTP else packet.segment & (SYN | RST) == SYN
+
+
+cdef inline bint ends(const packet_t* packet) noexcept nogil:
+    return packet.chunk == ABORT_CAME if packet.protocol == SCTP else packet.segment & RST != 0
+
+
 cdef inline bint outlived(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
     """Whether a request starts anew on the ports of an old connection: then it is scheduled as a new one, at once.
 
@@ -775,14 +797,14 @@ cdef inline bint outlived(worker_t* worker, const connection_t* connection, cons
     cdef const snapshot_t* snapshot = worker.snapshot
     cdef uint8_t fate = fate_of(worker, connection)
     if not fate & AVAILABLE:
-        if packet.protocol != TCP or packet.segment & (SYN | RST) == SYN:
+        if packet.protocol == UDP or is_first(packet):
             return True
         if fate & MOVES:
-            return not packet.segment & RST
+            return not ends(packet)
         return fate == 0 and snapshot.expires_orphans
-    if packet.protocol != TCP:
+    if packet.protocol == UDP:
         return snapshot.moves_datagrams and fate & QUIESCED
-    if packet.segment & (SYN | RST) != SYN:
+    if not is_first(packet):
         return False
     return (snapshot.expires_orphans and fate & QUIESCED) \
         or (snapshot.reuse and connection.control == 0 and closes(connection, snapshot.reuse))
@@ -793,6 +815,8 @@ cdef inline bint closes(const connection_t* connection, uint8_t reuse) noexcept 
     replies do not pass here.
     """
     cdef unsigned int state = (connection.word & STATE_MASK) >> STATE_SHIFT
+    if connection.protocol == SCTP:
+        return state == CLOSED
     return state == TIME_WAIT or state == CLOSE \
         or (state == FIN_WAIT and reuse & REUSE_FIN_WAIT and connection.flags & NO_OUTPUT)
 
@@ -817,11 +841,11 @@ cdef int sweep_group(worker_t* worker, uint32_t first, uint32_t now) noexcept no
         if load32(&connection.word, ACQUIRE) & LIFE != LIVE or connection.flags & (TEMPLATE | LEFT):
             continue
         fate = fate_of(worker, connection)
-        if connection.protocol != TCP and (not fate & AVAILABLE
+        if connection.protocol == UDP and (not fate & AVAILABLE
                                            or (worker.snapshot.moves_datagrams and fate & QUIESCED)):
             abandon(worker.table, connection, now)
             gone += 1
-        elif connection.protocol == TCP and worker.snapshot.expires_orphans and fate == 0:
+        elif connection.protocol != UDP and worker.snapshot.expires_orphans and fate == 0:
             gone += remove(worker.table, connection)
     leave(worker.table, worker.reader)
     return gone

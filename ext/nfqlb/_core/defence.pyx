@@ -11,12 +11,13 @@ from libc.stdint cimport int32_t, uint32_t
 
 from nfqlb._core.atomic cimport ACQUIRE, RELAXED, add32, load32, replace32, store32
 from nfqlb._core.connection cimport hold, let_go, remove
-from nfqlb._core.tracking cimport ESTABLISHED, SYN_RECV, SYNACK, patience
+from nfqlb._core.tracking cimport ASSOCIATED, ESTABLISHED, INIT, INIT1, SYN_RECV, SYNACK, patience
 from nfqlb._core.types cimport (
     ASSURED,
     LEFT,
     LIFE,
     LIVE,
+    SCTP,
     STATE_MASK,
     STATE_SHIFT,
     TCP,
@@ -98,6 +99,8 @@ cdef bint is_expendable(table_t* table, const snapshot_t* snapshot, connection_t
         return is_barren(entry)
     if entry.protocol == TCP and state != ESTABLISHED:
         return state == SYN_RECV or state == SYNACK
+    if entry.protocol == SCTP and state != ASSOCIATED:
+        return state == INIT1 or state == INIT
     return is_unlucky(table, snapshot, entry, now)
 
 

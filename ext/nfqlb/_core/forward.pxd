@@ -45,6 +45,7 @@ from nfqlb._core.wire cimport (
     IP6_PAYLOAD_LENGTH,
     IP6_SOURCE,
     checksum_offset,
+    complete,
     count_hop,
     full_checksum,
     get16,
@@ -100,9 +101,8 @@ cdef inline reason_t tunnel(packet_t* packet, const connection_t* connection, co
     cdef reason_t reason = go_on(packet, hop, outer, path.mtu if now < path.until else LONGEST_PACKET, mss)
     if reason != PARSED:
         return reason
-    if packet.flags & CHECKSUM_NOT_READY and not is_bulk(packet) \
-            and (packet.protocol == TCP or packet.protocol == UDP):
-        set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
+    if packet.flags & CHECKSUM_NOT_READY and not is_bulk(packet):
+        complete(packet)
     if packet.version == 4:
         put_outer4(packet, connection)
     else:

@@ -16,7 +16,7 @@ def translate(packet: bytes, end: str, address: bytes, int port, int flags = 0) 
     cdef address_t new
     load(&p, buffer, len(buffer), 0, flags, 0)
     if parse(&p) != PARSED or len(address) != 16 or end not in ("source", "destination"):
-        raise ValueError("not a whole TCP or UDP packet, an address of 16 bytes, and an end")
+        raise ValueError("not a whole TCP, UDP or SCTP packet, an address of 16 bytes, and an end")
     memcpy(&new, <const char*>address, 16)
     if end == "source":
         set_source(&p, &new, port)

@@ -11,11 +11,18 @@ from libc.string cimport memcpy, memset
 
 from nfqlb._core.checksum cimport add_address, add_bytes, fold, remove_address, update
 from nfqlb._core.types cimport (
+    ABORT_CAME,
     BATCH,
+    COOKIE_ACK_CAME,
+    ERROR_CAME,
     ICMP,
     ICMP6,
+    INIT_CAME,
     MESSAGE,
     RESET,
+    SCTP,
+    SHUTDOWN_ACK_CAME,
+    SHUTDOWN_COMPLETE_CAME,
     SILENCE,
     TCP,
     address_t,
@@ -27,6 +34,8 @@ from nfqlb._core.types cimport (
 )
 from nfqlb._core.wire cimport (
     ACK,
+    CHUNK_HEADER,
+    CHUNK_LENGTH,
     DESTINATION_PORT,
     FIN,
     ICMP_CHECKSUM,
@@ -47,6 +56,9 @@ from nfqlb._core.wire cimport (
     IP6_PAYLOAD_LENGTH,
     IP6_SOURCE,
     RST,
+    SCTP_CHECKSUM,
+    SCTP_HEADER,
+    SCTP_TAG,
     SOURCE_PORT,
     SYN,
     TCP_ACKNOWLEDGEMENT,
@@ -55,12 +67,14 @@ from nfqlb._core.wire cimport (
     TCP_HEADER,
     TCP_OFFSET,
     TCP_SEQUENCE,
+    full_crc,
     get32,
     get_raw16,
     htonl,
     htons,
     set16,
     set32,
+    set_little32,
     set_raw16,
 )
 
@@ -70,6 +84,11 @@ cdef enum:
     SECOND = 1_000_000_000
     QUOTED4 = 576                # bytes of an ICMP error over IPv4 at most (RFC 1812, 4.3.2.3)
     TTL = 64
+
+    # chunks of SCTP, and a flag that these two have (RFC 9260, 3.3.7 and 3.3.13)
+    ABORT = 6
+    SHUTDOWN_COMPLETE = 14
+    TAG_REFLECTED = 1
 
     # type and code as one number (RFC 792, RFC 1191; RFC 4443, 3.1 to 3.3)
     NO_PORT4 = 0x0303
@@ -136,15 +155,21 @@ cdef void nat_error(packet_t* error, packet_t* quoted, const connection_t* conne
 
 
 cdef void refuse(outbox_t* outbox, const packet_t* packet, answer_t answer, uint64_t now) noexcept nogil:
-    """Tell the sender of a TCP or UDP packet that there is nobody: RESET (to TCP), else ICMP port unreachable."""
+    """Tell the sender of a packet that there is nobody: RESET (to TCP, and an ABORT to SCTP), else ICMP port
+    unreachable.
+    """
     cdef message_t* message
     if answer == SILENCE or (answer == RESET and packet.segment & RST):
+        return
+    if answer == RESET and packet.protocol == SCTP and not may_be_aborted(packet):
         return
     message = next_message(outbox, packet, now)
     if message == NULL:
         return
     if answer == RESET and packet.protocol == TCP:
         write_reset(message, packet)
+    elif answer == RESET and packet.protocol == SCTP:
+        write_abort(message, packet)
     else:
         write_error(message, packet, NO_PORT4 if packet.version == 4 else NO_PORT6, 0)
 
@@ -247,6 +272,30 @@ cdef void write_error(message_t* message, const packet_t* packet, uint16_t kind,
     if wide:
         total = pseudo_header(&packet.source, &packet.destination, ICMP_HEADER + quoted, ICMP6)
     set_raw16(at + ICMP_CHECKSUM, <uint16_t>~fold(add_bytes(total, at, ICMP_HEADER + quoted)))
+
+
+cdef inline bint may_be_aborted(const packet_t* packet) noexcept nogil:
+    """Not what ends an association itself, nor a COOKIE ACK (RFC 9260, 8.4); an INIT wants its tag to be there."""
+    cdef uint8_t chunk = packet.chunk
+    if chunk == INIT_CAME:
+        return packet.transport + SCTP_HEADER + CHUNK_HEADER + 4 <= min(packet.length, packet.captured)
+    return chunk != ABORT_CAME and chunk != SHUTDOWN_COMPLETE_CAME and chunk != COOKIE_ACK_CAME and chunk != ERROR_CAME
+
+
+cdef void write_abort(message_t* message, const packet_t* packet) noexcept nogil:
+    """What the sender believes: an ABORT with the tag that its INIT asks for, else with its own and the T bit; to a
+    SHUTDOWN ACK a SHUTDOWN COMPLETE (RFC 9260, 8.4 and 8.5.1).
+    """
+    cdef const uint8_t* segment = packet.data + packet.transport
+    cdef uint8_t* at = write_header(message, packet, SCTP, SCTP_HEADER + CHUNK_HEADER)
+    cdef bint init = packet.chunk == INIT_CAME
+    set16(at + SOURCE_PORT, packet.dport)
+    set16(at + DESTINATION_PORT, packet.sport)
+    memcpy(at + SCTP_TAG, segment + (SCTP_HEADER + CHUNK_HEADER if init else SCTP_TAG), 4)
+    at[SCTP_HEADER] = SHUTDOWN_COMPLETE if packet.chunk == SHUTDOWN_ACK_CAME else ABORT
+    at[SCTP_HEADER + 1] = 0 if init else TAG_REFLECTED
+    set16(at + SCTP_HEADER + CHUNK_LENGTH, CHUNK_HEADER)
+    set_little32(at + SCTP_CHECKSUM, full_crc(at, SCTP_HEADER + CHUNK_HEADER))
 
 
 cdef void write_reset(message_t* message, const packet_t* packet) noexcept nogil:

@@ -12,16 +12,27 @@ from typing import NamedTuple
 
 from nfqlb._core.checksum cimport add_bytes, fold, update
 from nfqlb._core.types cimport (
+    ABORT_CAME,
+    COOKIE_ACK_CAME,
+    COOKIE_ECHO_CAME,
+    DATA_CAME,
+    ERROR_CAME,
     FRAGMENT,
     HEAD,
     ICMP,
     ICMP6,
     ICMP_MESSAGE,
+    INIT_ACK_CAME,
+    INIT_CAME,
     IP4_INSIDE,
     IP6_INSIDE,
     MALFORMED,
     OTHER_PROTOCOL,
     PARSED,
+    SCTP,
+    SHUTDOWN_ACK_CAME,
+    SHUTDOWN_CAME,
+    SHUTDOWN_COMPLETE_CAME,
     TCP,
     TRUNCATED,
     UDP,
@@ -29,6 +40,8 @@ from nfqlb._core.types cimport (
     packet_t,
 )
 from nfqlb._core.wire cimport (
+    CHUNK_HEADER,
+    CHUNK_LENGTH,
     DESTINATION_PORT,
     ICMP_HEADER,
     IP4_DESTINATION,
@@ -42,6 +55,7 @@ from nfqlb._core.wire cimport (
     IP6_NEXT_HEADER,
     IP6_PAYLOAD_LENGTH,
     IP6_SOURCE,
+    SCTP_HEADER,
     SOURCE_PORT,
     TCP_FLAGS,
     TCP_HEADER,
@@ -64,6 +78,16 @@ cdef enum:
     AUTHENTICATION = 51
     DESTINATION_OPTIONS = 60
     EXTENSIONS_MAX = 8
+
+    ABORT = 6                    # a chunk (RFC 9260, 3.2)
+    CHUNKS = 15
+
+# by type of chunk: DATA, INIT, INIT ACK, SACK, HEARTBEAT and its ACK, ABORT, SHUTDOWN and its ACK, ERROR, COOKIE ECHO
+# and its ACK, ECNE, CWR, SHUTDOWN COMPLETE
+cdef uint8_t[CHUNKS] events = [
+    DATA_CAME, INIT_CAME, INIT_ACK_CAME, DATA_CAME, DATA_CAME, DATA_CAME, ABORT_CAME, SHUTDOWN_CAME, SHUTDOWN_ACK_CAME,
+    ERROR_CAME, COOKIE_ECHO_CAME, COOKIE_ACK_CAME, DATA_CAME, DATA_CAME, SHUTDOWN_COMPLETE_CAME,
+]
 
 
 cdef uint8_t parse(packet_t* packet) noexcept nogil:
@@ -155,6 +179,13 @@ cdef uint8_t parse_transport(packet_t* packet) noexcept nogil:
         if size < UDP_HEADER or size > room:
             return MALFORMED
         packet.segment = 0
+    elif packet.protocol == SCTP:
+        if room < SCTP_HEADER + CHUNK_HEADER:
+            return MALFORMED
+        if packet.transport + SCTP_HEADER + CHUNK_HEADER > packet.captured:
+            return TRUNCATED
+        packet.segment = 0
+        packet.chunk = event(at + SCTP_HEADER, min(room, packet.captured - packet.transport) - SCTP_HEADER)
     elif (packet.protocol == ICMP and packet.version == 4) or (packet.protocol == ICMP6 and packet.version == 6):
         return ICMP_MESSAGE if packet.length <= packet.captured else TRUNCATED
     else:
@@ -164,8 +195,21 @@ cdef uint8_t parse_transport(packet_t* packet) noexcept nogil:
     return PARSED
 
 
+cdef uint8_t event(const uint8_t* chunk, uint32_t room) noexcept nogil:
+    """What the first chunk of an SCTP packet says; but an ABORT right behind a COOKIE ECHO or COOKIE ACK counts
+    (net/netfilter/ipvs/ip_vs_proto_sctp.c, set_sctp_state).
+    """
+    cdef uint8_t first = events[chunk[0]] if chunk[0] < CHUNKS else <uint8_t>DATA_CAME
+    cdef uint32_t length = get16(chunk + CHUNK_LENGTH)
+    if (first == COOKIE_ECHO_CAME or first == COOKIE_ACK_CAME) and length >= CHUNK_HEADER:
+        length = (length + 3) & ~<uint32_t>3
+        if length + CHUNK_HEADER <= room and chunk[length] == ABORT:
+            return ABORT_CAME
+    return first
+
+
 cdef uint8_t parse_quoted(const packet_t* error, packet_t* quoted) noexcept nogil:
-    """Find the TCP or UDP packet that an ICMP error quotes; ICMP_MESSAGE when it is no error or quotes none.
+    """Find the TCP, UDP or SCTP packet that an ICMP error quotes; ICMP_MESSAGE when it is no error or quotes none.
 
     Only the ends of `quoted` are certain: of its transport, 4 bytes need be there (RFC 792 asks for 8), and `length`
     ends with the quotation. Both versions have the quotation behind 8 bytes (RFC 792, RFC 4443 3).
@@ -214,7 +258,7 @@ cdef uint8_t parse_quotation(const packet_t* error, packet_t* quoted, uint32_t b
             return ICMP_MESSAGE
         quoted.source = get_address6(quoted.data + IP6_SOURCE)
         quoted.destination = get_address6(quoted.data + IP6_DESTINATION)
-    if (quoted.protocol != TCP and quoted.protocol != UDP) or header + 4 > quoted.length:
+    if (quoted.protocol != TCP and quoted.protocol != UDP and quoted.protocol != SCTP) or header + 4 > quoted.length:
         return ICMP_MESSAGE
     quoted.transport = header
     quoted.sport = get16(quoted.data + header + SOURCE_PORT)
@@ -236,6 +280,7 @@ cdef void load(packet_t* packet, uint8_t* data, Py_ssize_t captured, int hook, i
     packet.version = 0
     packet.protocol = 0
     packet.segment = 0
+    packet.chunk = 0
     packet.sport = 0
     packet.dport = 0
 
@@ -256,6 +301,7 @@ class View(NamedTuple):
     sport: int
     dport: int
     segment: int
+    chunk: int
 
 
 def view(packet: bytes) -> View:
@@ -268,7 +314,7 @@ def view(packet: bytes) -> View:
     cdef uint8_t reason = parse(&p)
     return View(
         None if reason == PARSED else REASON_NAMES[reason], p.version, p.protocol, p.length, p.transport,
-        (<char*>&p.source)[:16], (<char*>&p.destination)[:16], p.sport, p.dport, p.segment,
+        (<char*>&p.source)[:16], (<char*>&p.destination)[:16], p.sport, p.dport, p.segment, p.chunk,
     )
 
 

@@ -89,9 +89,9 @@ cdef class Hop:
 
 
 cdef class Service:
-    """A virtual service. `servers` are (slot, 16-byte address, port, weight, one of METHODS), newest first; protocol 6
-    or 17. A server's port 0 stands for that of the packet. Two numbers may follow: how many connections, active or not,
-    stop new ones, and below how many these go on (0: three quarters of the other).
+    """A virtual service. `servers` are (slot, 16-byte address, port, weight, one of METHODS), newest first; protocol 6,
+    17 or 132. A server's port 0 stands for that of the packet. Two numbers may follow: how many connections, active or
+    not, stop new ones, and below how many these go on (0: three quarters of the other).
 
     `flags` are some of the scheduler's (schedulers.FLAGS). With `persistence`, a client stays with its real server for
     so many seconds after its last connection began; `mask` (16 bytes) makes all of a network one client; with
@@ -289,16 +289,18 @@ cdef Locality new_locality():
 
 cdef class Snapshot:
     """All services, timeouts in seconds (as in tracking.TIMEOUT_KINDS), and what becomes of packets that no
-    real server gets: `no_server` "drop", "icmp" or "reset", `no_connection` (mid-stream TCP) "pass", "drop" or
-    "reset"; with `sloppy`, mid-stream TCP begins a connection. Real servers of the slots that are `gone` are treated as
-    if they were no part of their services any more. The others are the fields of nfqlb.model.Options.
+    real server gets: `no_server` "drop", "icmp" or "reset", `no_connection` (mid-stream TCP and SCTP) "pass",
+    "drop" or "reset"; with `sloppy` mid-stream TCP begins a connection, with `sloppy_sctp` SCTP. Real servers of the
+    slots that are `gone` are treated as if they were no part of their services any
+    more. The others are the fields of nfqlb.model.Options.
 
     Raises ValueError when two services have one key.
     """
 
     def __cinit__(self, services: Sequence[Service], uint32_t tcp = 900, uint32_t tcp_fin = 120, uint32_t udp = 300,
                   *timeouts: int, no_server: str = "icmp", no_connection: str = "pass", bint sloppy = False,
-                  gone: Mapping[int, str] | None = None, uint8_t conn_reuse_mode = REUSE | REUSE_FIN_WAIT,
+                  bint sloppy_sctp = False, gone: Mapping[int, str] | None = None,
+                  uint8_t conn_reuse_mode = REUSE | REUSE_FIN_WAIT,
                   bint expire_nodest_conn = False, bint expire_quiescent_template = False,
                   bint expire_quiescent_udp = False, uint8_t drop_entry = 0, uint8_t drop_packet = 0,
                   uint8_t secure_tcp = 0, uint32_t am_droprate = 10, uint32_t amemthresh = 0,
@@ -318,6 +320,7 @@ cdef class Snapshot:
         self.snapshot.no_server = ANSWERS.index(no_server)
         self.snapshot.no_connection = ANSWERS.index(no_connection)
         self.snapshot.sloppy = sloppy
+        self.snapshot.sloppy_sctp = sloppy_sctp
         self.snapshot.reuse = conn_reuse_mode
         self.snapshot.expires_orphans = expire_nodest_conn
         self.snapshot.moves_quiesced = expire_quiescent_template

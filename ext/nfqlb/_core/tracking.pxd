@@ -1,8 +1,10 @@
-"""TCP and UDP states of a connection, as the kernel's IPVS keeps them."""
+"""TCP, SCTP and UDP states of a connection, as the kernel's IPVS keeps them."""
 from libc.stdint cimport uint8_t, uint32_t
 
 from nfqlb._core.types cimport (
     KINDS,
+    SCTP,
+    SCTP_KIND,
     STATE_MASK,
     STATE_SHIFT,
     TCP,
@@ -28,6 +30,13 @@ cdef enum:                           # net/netfilter/ipvs, include/net/ip_vs.h: 
     SYNACK
     STATES
 
+cdef enum:                           # the same, of SCTP
+    INIT1 = 1
+    INIT = 2
+    ASSOCIATED = 8
+    CLOSED = 13
+    ASSOCIATION_STATES
+
 cdef enum direction_t:
     FROM_CLIENT = 0
     FROM_SERVER = 1
@@ -41,15 +50,21 @@ cdef int set_timeouts(uint32_t* timeouts, object seconds) except -1
 
 
 cdef inline const uint32_t* timeouts_of(const snapshot_t* snapshot, const connection_t* connection) noexcept nogil:
-    """Ticks that connections of its service may be silent, by TCP state and UDP_KIND."""
+    """Ticks that connections of its service may be silent, by kind."""
     if snapshot.own_timeouts != NULL and connection.slot < snapshot.slot_count \
             and snapshot.own_timeouts[connection.slot] != NULL:
         return snapshot.own_timeouts[connection.slot]
     return snapshot.timeouts
 
 
+cdef inline uint32_t kind_of(uint8_t protocol, uint32_t state) noexcept nogil:
+    """The timeout that a connection in this state has."""
+    if protocol == TCP:
+        return state
+    return SCTP_KIND + state if protocol == SCTP else <uint32_t>UDP_KIND
+
+
 cdef inline uint32_t patience(const snapshot_t* snapshot, const connection_t* connection) noexcept nogil:
     """Ticks that a connection may be silent in the state that it is in."""
-    if connection.protocol != TCP:
-        return timeouts_of(snapshot, connection)[UDP_KIND]
-    return timeouts_of(snapshot, connection)[(connection.word & STATE_MASK) >> STATE_SHIFT]
+    cdef uint32_t state = (connection.word & STATE_MASK) >> STATE_SHIFT
+    return timeouts_of(snapshot, connection)[kind_of(connection.protocol, state)]

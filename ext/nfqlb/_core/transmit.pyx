@@ -25,6 +25,7 @@ from nfqlb._core.types cimport (
     CHECKSUM_NOT_READY,
     OUTER,
     SUPER_PACKET,
+    SCTP,
     TCP,
     TRANSMIT,
     UDP,
@@ -53,8 +54,7 @@ from nfqlb._core.wire cimport (
     TCP_OFFSET,
     TCP_SEQUENCE,
     UDP_CHECKSUM,
-    checksum_offset,
-    full_checksum,
+    complete,
     get16,
     get32,
     htonl,
@@ -282,7 +282,11 @@ cdef void offload(virtio_net_hdr* header, packet_t* packet) noexcept nogil:
     cdef uint8_t* at = packet.data + packet.transport
     cdef uint32_t headers
     cdef uint64_t pseudo
-    if packet.outer_length or (packet.protocol != TCP and packet.protocol != UDP):
+    if packet.outer_length:
+        return
+    if packet.protocol == SCTP and packet.flags & CHECKSUM_NOT_READY:
+        complete(packet)                                     # no card is told of a CRC this way
+    if packet.protocol != TCP and packet.protocol != UDP:
         return
     if packet.flags & (CHECKSUM_NOT_READY | SUPER_PACKET):
         header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
@@ -312,8 +316,8 @@ cdef void send_fragments(Transmitter transmitter, shipment_t* shipment, packet_t
     if front + extra > LONGEST_HEADER or packet.hop.mtu < front + extra + 8:
         transmitter.lost += 1
         return
-    if packet.flags & CHECKSUM_NOT_READY and (packet.protocol == TCP or packet.protocol == UDP):
-        set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
+    if packet.flags & CHECKSUM_NOT_READY:
+        complete(packet)
     size = (packet.hop.mtu - front - extra) & ~<uint32_t>7
     transmitter.identification += 1
     while at < whole:

@@ -27,10 +27,26 @@ cdef enum:
 
     TCP = 6
     UDP = 17
+    SCTP = 132
     ICMP = 1
     ICMP6 = 58
     IP4_INSIDE = 4               # an IPv4 packet in an IP packet (RFC 2003)
     IP6_INSIDE = 41              # an IPv6 packet in an IP packet (RFC 2473)
+
+
+# What a packet of SCTP says to the state of its connection (ip_vs_proto_sctp.c, ipvs_sctp_event_t).
+cdef enum chunk_t:
+    DATA_CAME = 0                # and all else that changes nothing
+    INIT_CAME
+    INIT_ACK_CAME
+    COOKIE_ECHO_CAME
+    COOKIE_ACK_CAME
+    SHUTDOWN_CAME
+    SHUTDOWN_ACK_CAME
+    SHUTDOWN_COMPLETE_CAME
+    ERROR_CAME
+    ABORT_CAME
+    EVENTS
 
 
 cdef enum verdict_t:
@@ -118,7 +134,8 @@ cdef struct packet_t:
     uint8_t flags                # CHECKSUM_NOT_READY | SUPER_PACKET | CHECKSUM_NOT_VERIFIED | HEAD
     uint8_t version              # 4 or 6
     uint8_t protocol
-    uint8_t segment              # TCP flags byte
+    uint8_t segment              # TCP flags byte, 0 of all else
+    uint8_t chunk                # of SCTP: chunk_t
     uint8_t reason
     uint8_t verdict
     uint16_t sport
@@ -173,6 +190,7 @@ cdef enum:
     INACTIVE = 0x10000           # counted in InActConn, not in ActiveConn
     NEWBORN = 0x10001            # LIVE, state NONE, INACTIVE (ip_vs_conn_new): its first packet is tracked at once
     ACTIVE_STATES = 0x40e        # bit per TCP state that counts as active (tracking.pyx): ES, SS, SR, SA
+    ACTIVE_ASSOCIATION = 0x100   # likewise of SCTP: ESTABLISHED
     LONGEST = 21474836           # ticks: no timeout is longer (2^31 milliseconds)
 
     METHOD = 3                   # mask of the forwarding method in the flags
@@ -482,7 +500,8 @@ cdef struct shadow_t:            # a scheduler that is compared with the one tha
 
 cdef enum:                       # of timeouts: TCP states (tracking.pxd), and
     UDP_KIND = 11
-    KINDS = 16
+    SCTP_KIND = 16               # + SCTP state
+    KINDS = 32
 
 
 cdef struct service_t:
@@ -533,7 +552,7 @@ cdef enum:
     MAY_OFFLOAD = 2              # its service lets the kernel forward what is established
     QUIESCED = 4                 # its weight is 0
     # of a server that belongs to its service no more, or is down; without any of them its packets are dropped
-    KEEPS = 8                    # TCP connections go on
+    KEEPS = 8                    # its connections go on
     RESETS = 16                  # their clients are reset
     MOVES = 32                   # they go on with another server, in mid-stream
 
@@ -561,12 +580,13 @@ cdef struct snapshot_t:
     uint8_t* available           # by slot: AVAILABLE, it belongs to its service; MAY_OFFLOAD, QUIESCED; or what else
     uint16_t* mss                # by slot: that of its service
     uint32_t slot_count
-    uint32_t timeouts[KINDS]     # ticks by TCP state; UDP_KIND
+    uint32_t timeouts[KINDS]     # ticks by TCP state; UDP_KIND; SCTP_KIND and what follows by SCTP state
     uint32_t** own_timeouts      # by slot: those of its service, or NULL; NULL where no service has any of its own
     uint32_t* own                # what they point to
     uint8_t no_server            # answer_t when a service has no real server: SILENCE, UNREACHABLE, or RESET for TCP
     uint8_t no_connection        # answer_t to mid-stream TCP without a connection: PASS, SILENCE or RESET
     uint8_t sloppy               # mid-stream TCP may begin a connection (net.ipv4.vs.sloppy_tcp)
+    uint8_t sloppy_sctp          # and so may mid-stream SCTP
     uint8_t reuse                # 0: a SYN goes where its ports went before, REUSE, REUSE_FIN_WAIT
     uint8_t expires_orphans      # connections end with their real server, SYNs leave one of weight 0
     uint8_t moves_quiesced       # templates do not lead to real servers of weight 0, whatever their service says

@@ -1,15 +1,17 @@
-"""The bytes of IPv4, IPv6, TCP, UDP: get, set, and set with the checksum brought along.
+"""The bytes of IPv4, IPv6, TCP, UDP, SCTP: get, set, and set with the checksum brought along.
 
 Nothing here checks a length: `parse` did (packet.pyx), and after it no accessor can leave the packet. Offsets are
-those of RFC 791, RFC 8200, RFC 9293 and RFC 768. Integers come and go in host order, checksums stay as they lie in
-memory.
+those of RFC 791, RFC 8200, RFC 9293, RFC 768 and RFC 9260. Integers come and go in host order, checksums stay as they
+lie in memory.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from nfqlb._core.checksum cimport add_address, add_bytes, fold, remove_address, update
+from nfqlb._core.crc32c cimport crc32c, shifted
 from nfqlb._core.types cimport (
     CHECKSUM_NOT_READY,
+    SCTP,
     SUPER_PACKET,
     TCP,
     UDP,
@@ -56,6 +58,11 @@ cdef enum:
     UDP_LENGTH = 4
     UDP_CHECKSUM = 6
     UDP_HEADER = 8
+    SCTP_TAG = 4                 # verification tag
+    SCTP_CHECKSUM = 8
+    SCTP_HEADER = 12
+    CHUNK_LENGTH = 2
+    CHUNK_HEADER = 4
 
     IP4_IDENTIFICATION = 4
     IP4_TTL = 8
@@ -149,26 +156,71 @@ cdef inline uint16_t full_checksum(const packet_t* packet) noexcept nogil:
     return <uint16_t>~fold(add_bytes(total, at, length))
 
 
-cdef inline void finish_transport(packet_t* packet, uint64_t difference) noexcept nogil:
+cdef inline uint32_t get_little32(const uint8_t* at) noexcept nogil:
+    return at[0] | <uint32_t>at[1] << 8 | <uint32_t>at[2] << 16 | <uint32_t>at[3] << 24
+
+
+cdef inline void set_little32(uint8_t* at, uint32_t value) noexcept nogil:
+    at[0] = value & 0xff
+    at[1] = value >> 8 & 0xff
+    at[2] = value >> 16 & 0xff
+    at[3] = value >> 24
+
+
+cdef inline uint32_t full_crc(const uint8_t* at, uint32_t length) noexcept nogil:
+    """The checksum of an SCTP packet of so many bytes, whatever stands in its place (RFC 9260, 6.8)."""
+    cdef uint32_t crc = crc32c(at, SCTP_CHECKSUM, 0xffffffffU)
+    crc = crc32c(b"\0\0\0\0", 4, crc)
+    return ~crc32c(at + SCTP_HEADER, length - SCTP_HEADER, crc)
+
+
+cdef inline void finish_sctp(packet_t* packet, uint32_t ports) noexcept nogil:
+    """As finish_transport. A checksum of zero, where the ends agreed on none (RFC 9653), stays so."""
+    cdef uint8_t* at = packet.data + packet.transport
+    cdef uint32_t length = packet.length - packet.transport
+    cdef uint32_t check = get_little32(at + SCTP_CHECKSUM)
+    if packet.flags & CHECKSUM_NOT_READY:
+        set_little32(at + SCTP_CHECKSUM, full_crc(at, length))
+    elif ports != 0 and (check != 0 or full_crc(at, length) == 0):
+        ports = htonl(ports)
+        set_little32(at + SCTP_CHECKSUM, check ^ shifted(get_little32(<uint8_t*>&ports), length))
+
+
+cdef inline void complete(packet_t* packet) noexcept nogil:
+    """Compute a transport checksum that the sender left unfinished."""
+    if packet.protocol == TCP or packet.protocol == UDP:
+        set_raw16(packet.data + checksum_offset(packet), full_checksum(packet))
+    elif packet.protocol == SCTP:
+        finish_sctp(packet, 0)
+
+
+cdef inline void finish_transport(packet_t* packet, uint64_t difference, uint32_t ports) noexcept nogil:
     """Bring the transport checksum along after addresses and ports changed by `difference`.
 
     Four cases: a super-packet is left to the kernel, which redoes each segment (net/ipv4/tcp_offload.c); a checksum
     that the sender left unfinished is computed whole; UDP over IPv4 without one keeps none (RFC 768); any other is
-    updated.
+    updated. That of SCTP covers no address: only `ports`, the difference of the first four bytes as a number, counts.
     """
-    cdef uint8_t* at = packet.data + checksum_offset(packet)
-    cdef uint16_t check = get_raw16(at)
+    cdef uint8_t* at
+    cdef uint16_t check
     if packet.flags & SUPER_PACKET:
         return
+    if packet.protocol == TCP:
+        at = packet.data + packet.transport + TCP_CHECKSUM
+        set_raw16(at, full_checksum(packet) if packet.flags & CHECKSUM_NOT_READY else update(get_raw16(at), difference))
+        return
+    if packet.protocol == SCTP:
+        finish_sctp(packet, ports)
+        return
+    at = packet.data + packet.transport + UDP_CHECKSUM
+    check = get_raw16(at)
     if packet.flags & CHECKSUM_NOT_READY:
         check = full_checksum(packet)
-    elif packet.protocol == UDP and check == 0:
+    elif check == 0:
         return
     else:
         check = update(check, difference)
-    if packet.protocol == UDP and check == 0:
-        check = 0xffff
-    set_raw16(at, check)
+    set_raw16(at, check or 0xffff)
 
 
 cdef inline void set_destination(packet_t* packet, const address_t* address, uint16_t port) noexcept nogil:
@@ -184,8 +236,8 @@ cdef inline void set_destination(packet_t* packet, const address_t* address, uin
     set16(data + packet.transport + DESTINATION_PORT, port)
     difference += <uint16_t>~htons(packet.dport)
     difference += htons(port)
+    finish_transport(packet, difference, packet.dport ^ port)
     packet.dport = port
-    finish_transport(packet, difference)
 
 
 cdef inline void set_source(packet_t* packet, const address_t* address, uint16_t port) noexcept nogil:
@@ -201,8 +253,8 @@ cdef inline void set_source(packet_t* packet, const address_t* address, uint16_t
     set16(data + packet.transport + SOURCE_PORT, port)
     difference += <uint16_t>~htons(packet.sport)
     difference += htons(port)
+    finish_transport(packet, difference, <uint32_t>(packet.sport ^ port) << 16)
     packet.sport = port
-    finish_transport(packet, difference)
 
 
 cdef inline bint is_mapped(const address_t* address) noexcept nogil:

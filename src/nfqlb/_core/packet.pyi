@@ -11,6 +11,7 @@ class View(NamedTuple):
     sport: int
     dport: int
     segment: int
+    chunk: int
 
 def view(packet: bytes) -> View: ...
 def checksum(data: bytes) -> int: ...

@@ -70,6 +70,7 @@ class Snapshot:
         no_server: str = "icmp",
         no_connection: str = "pass",
         sloppy: bool = False,
+        sloppy_sctp: bool = False,
         gone: Mapping[int, str] | None = None,
         conn_reuse_mode: int = 3,
         expire_nodest_conn: bool = False,

@@ -1,5 +1,8 @@
 STATE_NAMES: tuple[str, ...]
+ASSOCIATION_NAMES: tuple[str, ...]
 TRANSITIONS: dict[str, dict[str, str]]
 SECURED: dict[str, dict[str, str]]
 TIMEOUTS: tuple[int, ...]
+ASSOCIATIONS: dict[str, dict[str, str]]
+ASSOCIATION_TIMEOUTS: tuple[int, ...]
 TIMEOUT_KINDS: dict[str, int]

@@ -22,7 +22,7 @@ SERVICE = "/v1/services/{key}"
 REAL = SERVICE + "/reals/{endpoint}"
 PARAMETERS: dict[str, dict[str, Any]] = {
     "key": {
-        "description": "ADDRESS:PORT[-LAST][/tcp|/udp] or fwmark:N[/ipv6]; IPv6 as [ADDRESS]:PORT.",
+        "description": "ADDRESS:PORT[-LAST][/tcp|/udp|/sctp] or fwmark:N[/ipv6]; IPv6 as [ADDRESS]:PORT.",
         "schema": {"type": "string", "minLength": 1},
         "example": "203.0.113.10:80/tcp",
     },

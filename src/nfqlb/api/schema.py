@@ -55,6 +55,24 @@ TCP_STATES = (
 )
 
 
+# likewise, IP_VS_SCTP_S_*
+SCTP_STATES = (
+    "NONE",
+    "INIT1",
+    "INIT",
+    "C-SENT",
+    "C-REPLIED",
+    "C-WAIT",
+    "COOKIE",
+    "C-ECHOED",
+    "ESTABLISHED",
+    "S-SENT",
+    "S-RECEIVED",
+    "S-ACK-SENT",
+    "REJECTED",
+    "CLOSED",
+)
+STATES = {"tcp": TCP_STATES, "sctp": SCTP_STATES}
 TEMPLATE_STATES = ("NONE", "ASSURED")  # IP_VS_CTPL_S_*
 
 
@@ -529,7 +547,7 @@ def _connection(
     return ConnectionView(
         protocol=name,
         expires=seconds_left,
-        state=TEMPLATE_STATES[state] if template else TCP_STATES[state] if name == "tcp" else name.upper(),
+        state=TEMPLATE_STATES[state] if template else STATES[name][state] if name in STATES else name.upper(),
         client=endpoint(unpacked(client), cport),
         virtual=endpoint(unpacked(vip), vport),
         destination=endpoint(unpacked(server), sport),

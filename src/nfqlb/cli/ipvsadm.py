@@ -35,8 +35,8 @@ USAGE = """Usage:
   ipvsadm -Z [virtual-service]
   ipvsadm --set tcp tcpfin udp
   ipvsadm -h | -v
-virtual-service: -t|-u host[:port] or -f fwmark [-6]
-The director is that of NFQLB_API or NFQLB_NAME; the sync daemon, SCTP, gue and gre are not supported."""
+virtual-service: -t|-u|--sctp-service host[:port] or -f fwmark [-6]
+The director is that of NFQLB_API or NFQLB_NAME; the sync daemon, gue and gre are not supported."""
 
 
 @click.command(

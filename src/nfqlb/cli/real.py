@@ -12,8 +12,8 @@ from nfqlb.cli.env import Env, change_options, client, director_options, known_r
 def command() -> None:
     """Add, edit, drain or delete a real server of a service, or take it out for maintenance.
 
-    VIP is ADDRESS:PORT[-LAST][/tcp|/udp] or fwmark:N[/ipv6], REAL is ADDRESS[:PORT]; IPv6 as [ADDRESS]:PORT. Without a
-    port it is the VIP's, or that of the packet where the VIP has many.
+    VIP is ADDRESS:PORT[-LAST][/tcp|/udp|/sctp] or fwmark:N[/ipv6], REAL is ADDRESS[:PORT]; IPv6 as [ADDRESS]:PORT.
+    Without a port it is the VIP's, or that of the packet where the VIP has many.
     """
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--vip",
     "vips",
     multiple=True,
-    metavar="ADDR:PORT[-LAST][/tcp|/udp]",
+    metavar="ADDR:PORT[-LAST][/tcp|/udp|/sctp]",
     help="A virtual service, or fwmark:N; repeats.",
 )
 @click.option(
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     help="The answer to mid-stream TCP without a connection [default: pass].",
 )
 @click.option("--sloppy-tcp", is_flag=True, help="Mid-stream TCP may begin a connection.")
+@click.option("--sloppy-sctp", is_flag=True, help="Mid-stream SCTP may begin a connection.")
 @click.option("--workers", type=int, metavar="N", help="Threads that take packets [default: 1].")
 @click.option("--vip-dev", metavar="IF", help="Add the VIPs to this device, and remove them at the end.")
 @click.option("--queue", type=int, metavar="N", help="The first queue number [default: chosen from free ones].")
@@ -93,6 +94,7 @@ def command(
     no_server: str | None,
     no_connection: str | None,
     sloppy_tcp: bool,
+    sloppy_sctp: bool,
     file: str | None,
     restore: bool,
     api: str | None,
@@ -108,6 +110,7 @@ def command(
     import nfqlb.runconfig as runconfig
 
     answers = {"no_server": no_server, "no_connection": no_connection, "sloppy_tcp": sloppy_tcp or None}
+    answers["sloppy_sctp"] = sloppy_sctp or None
     answers = {field: value for field, value in answers.items() if value is not None}
     _check_together(
         vips,

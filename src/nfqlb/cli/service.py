@@ -11,8 +11,8 @@ from nfqlb.cli.env import Env, change_options, client, known_vips
 def command() -> None:
     """Add, edit or delete a virtual service of a running director.
 
-    VIP is ADDRESS:PORT[/tcp|/udp], IPv6 as [ADDRESS]:PORT; ADDRESS:FIRST-LAST is a range of ports, port 0 every port.
-    fwmark:N[/ipv6] takes the TCP and UDP packets that your rules in mangle PREROUTING mark with N.
+    VIP is ADDRESS:PORT[/tcp|/udp|/sctp], IPv6 as [ADDRESS]:PORT; ADDRESS:FIRST-LAST is a range of ports, port 0 every
+    one. fwmark:N[/ipv6] takes the packets (TCP, UDP, SCTP) that your rules in mangle PREROUTING mark with N.
     """
 
 

@@ -19,7 +19,7 @@ REMOTE = "  -> RemoteAddress:Port"
 TIMEOUT_MAX = 31 * 86400
 INT_MAX = 2**31 - 1
 MARK_MAX = 2**32 - 1
-PROTOCOLS = {"tcp": 6, "udp": 17}
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 SCHEDULER, PERSISTENCE = "wlc", 300
 METHODS = {"g": "dr", "i": "tun", "m": "nat"}
 LETTERS = {mode: letter for letter, mode in METHODS.items()}
@@ -261,14 +261,12 @@ def _take(command: Command, option: str, value: str) -> None:
             raise Fault(f"multiple '{name}' options specified")
         command.given.add(name)
     match option:
-        case "t" | "u":
-            command.protocol = "tcp" if option == "t" else "udp"
+        case "t" | "u" | "sctp-service":
+            command.protocol = {"t": "tcp", "u": "udp"}.get(option, "sctp")
             command.address, port = _host(value, "illegal virtual server address[:port] specified")
             first, dash, last = (port or "0").partition("-")
             command.port = _port(first, command.protocol, "illegal virtual server address[:port] specified")
             command.last = _within(last, 1, 65535, "illegal virtual server address[:port] specified") if dash else 0
-        case "sctp-service":
-            raise Fault("Protocol not available", 255)
         case "f":
             command.mark = _within(value, 1, MARK_MAX, f"invalid fwmark value `{value}' specified")
             command.protocol, command.address = "any", "0.0.0.0"
@@ -321,7 +319,7 @@ def _check(command: Command) -> None:
     if command.name in "AE":
         if not command.mark and not command.port and not command.persistence:
             raise Fault("Zero port specified for non-persistent service")
-        if command.one_packet and command.protocol == "tcp":
+        if command.one_packet and command.protocol in ("tcp", "sctp"):
             raise Fault("One-Packet Scheduling is only for UDP virtual services")
         command.flags = tuple(_flag(command.scheduler, flag) for flag in command.flags)
     if command.name in "ae":
@@ -574,7 +572,7 @@ def saved(services: Iterable[Answer], names: Names) -> list[str]:
     """The commands that make these services; thresholds too, which the original forgets."""
     lines = []
     for service in services:
-        letter = f"-{service['protocol'][0]}"
+        letter = {"tcp": "-t", "udp": "-u"}.get(service["protocol"], "--sctp-service")
         if service["fwmark"]:
             where = f"-f {service['fwmark']}" + (" -6" if ":" in service["address"] else "")
         else:

@@ -129,12 +129,19 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         for key in TIMEOUTS
         if key.startswith("tcp_") and key != "tcp_fin"
     },
+    ("timeouts", "sctp"): {"description": "Seconds, of established SCTP.", **SECONDS},
+    **{
+        ("timeouts", key): {"description": f"Seconds, of SCTP in {key.removeprefix('sctp_').upper()}.", **SECONDS}
+        for key in TIMEOUTS
+        if key.startswith("sctp_")
+    },
     ("answers", "no_server"): {"description": "The answer where no real server has a weight.", "enum": [*NO_SERVER]},
     ("answers", "no_connection"): {
         "description": "The answer to mid-stream TCP without a connection.",
         "enum": [*NO_CONNECTION],
     },
     ("answers", "sloppy_tcp"): {"description": "Whether mid-stream TCP may begin a connection."},
+    ("answers", "sloppy_sctp"): {"description": "Whether mid-stream SCTP may begin a connection."},
     ("options", "conn_reuse_mode"): {
         "description": "When a SYN on a connection that closes is scheduled anew: 0 never, 1 in TIME_WAIT and CLOSE,"
         " 2 and 3 also in FIN_WAIT with dr and tun.",
@@ -175,7 +182,7 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("options", "expire_quiescent_udp"): {"description": "Whether datagrams leave a real server of weight 0."},
     ("service", "name"): {"description": "For people; no two services have the same."},
     ("service", "vip"): {
-        "description": "ADDRESS:PORT[-LAST][/tcp|/udp], IPv6 as [ADDRESS]:PORT; port 0 is every port."
+        "description": "ADDRESS:PORT[-LAST][/tcp|/udp|/sctp], IPv6 as [ADDRESS]:PORT; port 0 is every port."
     },
     ("service", "fwmark"): {"description": "The netfilter mark, in place of a vip.", "minimum": 1, "maximum": MARK_MAX},
     ("service", "family"): {"description": "Of a fwmark.", "enum": [*FAMILIES], "default": "ipv4"},

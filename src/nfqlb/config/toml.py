@@ -75,7 +75,7 @@ DIRECTOR: Types = {
     "smtp_login": str,
 }
 TIMEOUTS: Types = dict.fromkeys(Timeouts.__struct_fields__, int)
-ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool}
+ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool, "sloppy_sctp": bool}
 OPTIONS: Types = {
     "conn_reuse_mode": int,
     "expire_nodest_conn": bool,

@@ -114,6 +114,7 @@ class Compiler:
             no_server=answers.no_server,
             no_connection=answers.no_connection,
             sloppy=answers.sloppy_tcp,
+            sloppy_sctp=answers.sloppy_sctp,
             gone={slots[key][address, port]: fate for (key, address, port), fate in fates.items()},
             **options,
         )

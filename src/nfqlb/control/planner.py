@@ -65,7 +65,7 @@ class Planner:
             self._frame,
             v4=v4,
             v6=v6,
-            idle=max(timeouts.tcp, timeouts.tcp_fin, timeouts.udp),
+            idle=max(timeouts.tcp, timeouts.tcp_fin, timeouts.udp, timeouts.sctp),
             vip_dev=vip_dev,
             withheld=frozenset(withheld),
             ways=frozenset(ways),
