@@ -40,6 +40,8 @@ export CC := $(CLANG)
 PACKAGES += libclang-rt-16-dev llvm-16
 endif
 PYTEST := $(BIN)/pytest
+# A file of tests stays in one process, so that its tests share what they make for the file.
+PARALLEL := -n $(shell nproc) --dist loadfile -p no:benchmark
 
 .PHONY: setup packages lint types unit tests quick test test-full sanitize fuzz netns-test offload-test oracle-vm demo bench bench-compare clean
 
@@ -102,13 +104,13 @@ quick: lint types unit
 
 # All that needs no namespaces; netns-test is the rest.
 tests: setup
-	$(PYTEST) --junitxml=build/reports/tests.xml --ignore=tests/netns tests $(ARGS)
+	$(PYTEST) $(PARALLEL) --junitxml=build/reports/tests.xml --ignore=tests/netns tests $(ARGS)
 
 netns-test: setup
-	$(PYTEST) -v --junitxml=build/reports/netns.xml tests/netns $(ARGS)
+	$(PYTEST) $(PARALLEL) -v --junitxml=build/reports/netns.xml tests/netns $(ARGS)
 
 offload-test: setup
-	NFQLB_OFFLOAD=auto $(PYTEST) -v --junitxml=build/reports/offload.xml tests/netns/test_matrix.py $(ARGS)
+	NFQLB_OFFLOAD=auto $(PYTEST) $(PARALLEL) -v --junitxml=build/reports/offload.xml tests/netns/test_matrix.py $(ARGS)
 
 # Not part of `make test`. ARGS is one word for pytest here, as it goes through a shell: ARGS=-x.
 oracle-vm: PACKAGES += $(VM_PACKAGES)

@@ -3,6 +3,9 @@
 expected.txt names every network test, a line each. When all of this directory is asked for, a listed test that neither
 passed nor failed (skipped, deselected, renamed, its file gone) fails the run: a green run means that they all ran. So
 does a cell of the matrix that neither ran nor stands in inapplicable.toml.
+
+The tests may be spread over processes (pytest-xdist). What became of each comes to the first process with its report;
+what a process knows of all of its tests, with its end.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from netns import Net
-from tests.netns.matrix import INAPPLICABLE, Matrix, cell_of, inapplicable
+from tests.netns.matrix import INAPPLICABLE, Cell, Matrix, cell_of, inapplicable
 from tests.netns.watch import Watch
 
 HERE = Path(__file__).parent
@@ -80,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="network namespaces need root"))
         if cell := cell_of(item):
-            matrix.collect(cell)
+            matrix.collect(cell.kind)
             if cell in matrix.listed:
                 item.add_marker(pytest.mark.skip(reason=matrix.listed[cell]))
 
@@ -90,7 +93,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
     report: pytest.TestReport = yield
     cell = cell_of(item)
     if cell and (report.failed or (report.when == "call" and report.passed)):  # what is skipped is torn down as well
-        item.config.stash[MATRIX].record(cell, report.passed)
+        report.cell = list(cell)  # type: ignore[attr-defined]
     return report
 
 
@@ -99,20 +102,35 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RAN] = set()
     config.stash[MATRIX] = Matrix(inapplicable(INAPPLICABLE.read_text()))
     config.stash[PACKETS] = Counter()
-    config.pluginmanager.register(Recorder(config.stash[RAN]))
+    config.pluginmanager.register(Recorder(config.stash))
 
 
 class Recorder:
-    def __init__(self, ran: set[str]) -> None:
-        self.ran = ran
+    def __init__(self, stash: pytest.Stash) -> None:
+        self.ran, self.matrix, self.packets = stash[RAN], stash[MATRIX], stash[PACKETS]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.outcome != "skipped":
             self.ran.add(name(report.nodeid))
+        if cell := getattr(report, "cell", None):
+            self.matrix.record(Cell(*cell), report.passed)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A process of xdist's has ended; one that crashed tells nothing."""
+        told = getattr(node, "workeroutput", {})
+        for kind in told.get("kinds", ()):
+            self.matrix.collect(kind)
+        self.packets.update(told.get("packets", {}))
 
 
 def name(nodeid: str) -> str:
     return nodeid.removeprefix("tests/netns/")
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs tests for another one."""
+    return hasattr(config, "workerinput")
 
 
 def all_asked_for(config: pytest.Config) -> bool:
@@ -128,7 +146,10 @@ def missing(config: pytest.Config) -> tuple[list[str], int]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
-    if all_asked_for(config) and (missing(config)[0] or any(config.stash[MATRIX].wrong())):
+    if is_worker(config):
+        told = {"kinds": config.stash[MATRIX].kinds, "packets": dict(config.stash[PACKETS])}
+        config.workeroutput.update(told)  # type: ignore[attr-defined]
+    elif all_asked_for(config) and (missing(config)[0] or any(config.stash[MATRIX].wrong())):
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 

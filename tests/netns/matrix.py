@@ -61,9 +61,9 @@ class Matrix:
     def __init__(self, listed: Mapping[Cell, str]) -> None:
         self.listed, self.passed, self.kinds = listed, dict[Cell, bool](), list[str]()
 
-    def collect(self, cell: Cell) -> None:
-        if cell.kind not in self.kinds:
-            self.kinds.append(cell.kind)
+    def collect(self, kind: str) -> None:
+        if kind not in self.kinds:
+            self.kinds.append(kind)
 
     def record(self, cell: Cell, passed: bool) -> None:
         self.passed[cell] = self.passed.get(cell, True) and passed

@@ -22,7 +22,7 @@ def run(*without: Cell) -> Matrix:
     matrix = Matrix(inapplicable(LISTED))
     for kind, (mode, family), engine in itertools.product(("tcp", "udp"), COLUMNS, ENGINES):
         cell = Cell(kind, mode, family, engine)
-        matrix.collect(cell)
+        matrix.collect(kind)
         if cell not in matrix.listed and cell not in without:
             matrix.record(cell, True)
     return matrix
