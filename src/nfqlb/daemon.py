@@ -38,6 +38,7 @@ import nfqlb
 from nfqlb import runconfig, state
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath, Drained
+from nfqlb._core.mirror import Mirror
 from nfqlb.advising import Advisors, Use
 from nfqlb.aiming import Aiming
 from nfqlb.api.director import Choosing, DrainView
@@ -51,6 +52,7 @@ from nfqlb.control.reconcile import steps
 from nfqlb.control.registry import differing, lets_go
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
+from nfqlb.ha.sync import Syncing, require
 from nfqlb.health.runner import Runner
 from nfqlb.health.scripts import Scripts
 from nfqlb.kernel import neighbours
@@ -169,6 +171,8 @@ class Director:
         self._tasks: set[asyncio.Task[None]] = set()
         self._offloading: Offloading | None = None
         self._without_offload = ""  # why there is none
+        self._mirror: Mirror | None = None  # there once sync was on
+        self._syncing: Syncing | None = None
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -218,6 +222,7 @@ class Director:
             raise
         self._settle(view)
         self._offload()
+        self._sync(None, intent)
         if self._table.adopted:
             log.info("connections of the last director that go on: %d", self._table.adopted)
 
@@ -242,6 +247,38 @@ class Director:
             offloading.withdraw(self.config.name)
         except NfqlbError as error:
             log.error("%s", error)
+
+    def _sync(self, before: Intent | None, intent: Intent) -> None:
+        """Have sync as it is wanted now; what stands against it is said, and the director goes on."""
+        if before is not None and before.sync == intent.sync:
+            if self._syncing:
+                self._syncing.look()
+            return
+        if self._syncing:
+            self._syncing.stop()
+            self._datapath.fall_silent()
+            self._syncing = None
+        sync = intent.sync
+        if sync is None:
+            return
+        try:
+            self._datapath.announce(
+                sync.threshold, sync.period, sync.refresh_period, sync.retries, spares_children=sync.persist_mode
+            )
+            self._mirror = self._mirror or Mirror(self._datapath)
+            self._syncing = Syncing(self._mirror, self._table.capacity, sync, boottime)
+            self._syncing.start()
+        except NfqlbError as error:
+            log.error("no sync: %s", error)
+
+    def syncing(self) -> dict[str, object] | None:
+        """How sync fares; None where there is none."""
+        return self._syncing.status() if self._syncing else None
+
+    @property
+    def in_step(self) -> bool:
+        """Whether this director knows the connections that its peers know, so that it may take over from them."""
+        return self._syncing is None or self._syncing.ready
 
     async def run(self, ready: Callable[[], None], alive: Callable[[], None] | None = None) -> int:
         """Serve the API, say `ready`, and mind the kernel until a signal; the exit code.
@@ -290,6 +327,8 @@ class Director:
             except NfqlbError as error:
                 log.error("could not take everything back: %s", error)
                 code = error.exit_code
+        if self._syncing:
+            self._syncing.stop()
         for worker in self._workers:
             worker.stop()
         self._table.close(True)
@@ -475,6 +514,7 @@ class Director:
             self.state, self._snapshot = after, snapshot
             self._settle(view)
             self._adopt(intent)
+            await asyncio.to_thread(self._sync, before.intent, intent)
             self.health.adopt(intent)
             if lets_go(before.intent, intent):
                 self._left.set()
@@ -493,6 +533,8 @@ class Director:
         """Refuse what cannot be checked or told here."""
         self.health.require(intent)
         self.notices.require(intent)
+        if intent.sync:
+            require(intent.sync)
 
     async def _keep(self, **fields: Any) -> None:
         """Change what the state has beside the intent; the caller holds the lock."""

@@ -80,6 +80,7 @@ class _Collector(Collector):
         yield _lateness(self._director.health.lateness)
         yield from _queues(info)
         yield from _daemon(info)
+        yield from _sync(self._director.syncing())
 
     def _services(self, counted: Mapping[int, tuple[int, ...]]) -> Iterator[Metric]:
         services = InfoMetricFamily("nfqlb_service", "A virtual service.", labels=["service"])
@@ -156,6 +157,34 @@ def _queues(info: Mapping[str, Any]) -> Iterator[Metric]:
         lost.add_metric([*labels, "queue"], queue["queue_dropped"])
         lost.add_metric([*labels, "socket"], queue["user_dropped"])
     yield from (waiting, taken, lost)
+
+
+def _sync(sync: Mapping[str, Any] | None) -> Iterator[Metric]:
+    if sync is None:
+        return
+    records = CounterMetricFamily(
+        "nfqlb_sync_records", "Connections told and heard, by what became of them.", None, ["outcome"]
+    )
+    for outcome, count in sync["records"].items():
+        if outcome != "aside":
+            records.add_metric([outcome], count)
+    yield records
+    yield GaugeMetricFamily(
+        "nfqlb_sync_aside", "Connections heard whose real server is unknown.", sync["records"]["aside"]
+    )
+    messages = CounterMetricFamily("nfqlb_sync_messages", "Messages of connection sync.", None, ["kind"])
+    for kind in ("sent", "received", "failed", "foreign", "unsealed"):
+        messages.add_metric([kind], sync[f"messages_{kind}"])
+    yield messages
+    yield GaugeMetricFamily("nfqlb_sync_ready", "Whether all connections of the peers are known.", sync["ready"])
+    yield GaugeMetricFamily("nfqlb_sync_lag_seconds", "How long an announcement waited at most, lately.", sync["lag"])
+    lost = CounterMetricFamily("nfqlb_sync_peer_lost", "Messages of a peer that did not get here.", None, ["peer"])
+    there = GaugeMetricFamily("nfqlb_sync_peer_up", "Whether a peer greets.", None, ["peer"])
+    for peer in sync["peers"]:
+        lost.add_metric([peer["address"]], peer["lost"])
+        there.add_metric([peer["address"]], not peer["away"])
+    yield lost
+    yield there
 
 
 def _daemon(info: Mapping[str, Any]) -> Iterator[Metric]:

@@ -104,6 +104,21 @@ OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 UNICAST = re.compile(rf"(?:[1-9]|[1-9]\d|1\d\d|2[01]\d|22[0-3])(?:\.{OCTET}){{3}}", re.ASCII)
 
 
+SYNC_ROLES = ("both", "master", "backup")
+SYNC_GROUP, SYNC_PORT = "224.0.0.81", 8848  # net/netfilter/ipvs/ip_vs_sync.c
+SYNC_LEAST = 480  # bytes of a message: the longest record, and a seal
+SYNC_RANGES = (
+    ("id", 0, 255),
+    ("version", 0, 1),
+    ("port", 1, 65535),
+    ("ttl", 1, 255),
+    ("threshold", 0, 1_000_000),
+    ("period", 0, 1_000_000),
+    ("refresh_period", 0, 86400),
+    ("retries", 0, 3),
+)
+
+
 def check_range(field: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ConfigError(field, value, "out of range", f"use {low} to {high}")
@@ -799,6 +814,63 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         msgspec.structs.force_setattr(self, "hash_key", self.hash_key.lower())
 
 
+class Sync(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What peers are told of connections, and what is believed of what they tell (docs/sync.md).
+
+    As "master" this director tells, as "backup" it is told, as "both" it does both, at the same time. Datagrams go to
+    the multicast `group` over `interface`, with `ttl`, or to each of `peers`; `port` is also that of TCP, for whole
+    tables. `id` is in every message; one with another is not heard, 0 hears any. `version` 0 is for kernels before 3.1.
+    `maxlen`: bytes of a message, 0: what the interface takes. `key_file` has the secret of the group.
+
+    The rest is the kernel's: a connection is told at its `threshold`th packet of every `period`, or each
+    `refresh_period` seconds, `retries` times more in it; with `persist_mode` those of persistent clients are not.
+    """
+
+    role: str = "both"
+    interface: str = ""
+    id: int = 0
+    version: int = 1
+    group: str = SYNC_GROUP
+    port: int = SYNC_PORT
+    ttl: int = 1
+    maxlen: int = 0
+    peers: tuple[str, ...] = ()
+    key_file: str = ""
+    threshold: int = 3
+    period: int = 50
+    refresh_period: int = 0
+    retries: int = 0
+    persist_mode: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("role", self.role, SYNC_ROLES)
+        for field, low, high in SYNC_RANGES:
+            check_range(field, getattr(self, field), low, high)
+        if self.maxlen:
+            check_range("maxlen", self.maxlen, SYNC_LEAST, PORT_MAX - 28)
+        if self.period and self.threshold >= self.period:
+            raise ConfigError("threshold", self.threshold, "is never reached", "make it less than period")
+        if len(self.interface) > NAME_MAX or any(c.isspace() or c == "/" for c in self.interface):
+            raise ConfigError("interface", self.interface, "is no name of an interface", "write it like eth1")
+        if self.key_file and not self.key_file.startswith("/"):
+            raise ConfigError("key_file", self.key_file, "is not an absolute path", "write it like /etc/nfqlb/sync.key")
+        msgspec.structs.force_setattr(self, "peers", tuple(canonical("peers", peer) for peer in self.peers))
+        if self.peers:
+            if len({family(peer) for peer in self.peers}) > 1:
+                raise ConfigError("peers", ", ".join(self.peers), "are of two families", "name all of one")
+            return
+        try:
+            group = ipaddress.ip_address(self.group)
+        except ValueError:
+            group = None
+        if group is None or not group.is_multicast:
+            fix = f"use one like {SYNC_GROUP}, or name peers"
+            raise ConfigError("group", self.group, "is no multicast address", fix)
+        if not self.interface:
+            fix = "name the interface that leads to the peers, or name peers"
+            raise ConfigError("interface", "", "is not given", fix)
+
+
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """Everything one director should do; the whole of what `state.toml` keeps."""
 
@@ -806,6 +878,7 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     timeouts: Timeouts = Timeouts()
     answers: Answers = Answers()
     options: Options = Options()
+    sync: Sync | None = None
 
     def __post_init__(self) -> None:
         names = [name for service in self.services if (name := service.name)]

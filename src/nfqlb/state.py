@@ -32,7 +32,7 @@ import tomli_w
 from nfqlb.control.drains import Drain
 from nfqlb.control.registry import differing
 from nfqlb.errors import ConfigError, NfqlbError
-from nfqlb.model import Answers, Intent, Key, Options, Service, Timeouts
+from nfqlb.model import Answers, Intent, Key, Options, Service, Sync, Timeouts
 
 HEAD = "# Written by nfqlb; edit it only while no director of this name runs, and no state.jsonl is beside it.\n"
 JOURNAL = ".jsonl"
@@ -107,6 +107,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     gone: tuple[Key, ...] = ()
     put: tuple[Service, ...] = ()
     order: tuple[Key, ...] = ()
+    sync: Sync | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Choice(NamedTuple):
@@ -240,6 +241,7 @@ def _line(serial: int, before: State, after: State, keys: list[Key]) -> bytes:
             gone,
             put,
             () if ordered else tuple(other.by_key),
+            msgspec.UNSET if one.sync == other.sync else other.sync,
         )
     )
     return b"%08x %s\n" % (zlib.crc32(body), body)
@@ -250,10 +252,12 @@ def _replay(state: State, lines: Sequence[Line]) -> State:
         return state
     intent = state.intent
     services, timeouts, answers, options = dict(intent.by_key), intent.timeouts, intent.answers, intent.options
+    sync = intent.sync
     for line in lines:
         services = _edit(services, line.gone, line.put, line.order)
         timeouts, answers, options = line.timeouts or timeouts, line.answers or answers, line.options or options
-    after = Intent(tuple(services.values()), timeouts, answers, options)
+        sync = sync if line.sync is msgspec.UNSET else line.sync
+    after = Intent(tuple(services.values()), timeouts, answers, options, sync)
     return msgspec.structs.replace(lines[-1].state, intent=after)
 
 
@@ -282,7 +286,11 @@ def _lines(data: bytes) -> tuple[list[Line], int]:
 
 
 def _encode(state: State, serial: int) -> bytes:
-    return (HEAD + tomli_w.dumps({"serial": serial, **msgspec.to_builtins(state)})).encode()
+    values = {"serial": serial, **msgspec.to_builtins(state)}
+    for intent in (values["intent"], values.get("pending", {}).get("intent", {})):
+        if intent.get("sync", 0) is None:  # what TOML has no word for
+            del intent["sync"]
+    return (HEAD + tomli_w.dumps(values)).encode()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -271,6 +271,6 @@ def test_defences_and_sweeps_under_four_workers_leave_the_table_whole(persistenc
 
 
 def test_a_table_serves_no_more_than_its_number_of_workers() -> None:
-    lab = Lab(workers=66)
-    with pytest.raises(ValueError, match="66 workers"):
+    lab = Lab(workers=67)
+    with pytest.raises(ValueError, match="67 workers"):
         lab.datapath.worker()

@@ -13,10 +13,10 @@ import pytest
 
 CORE = Path(__file__).parents[2] / "ext/nfqlb/_core"
 LAYERS = [
-    {"queue", "probe", "script", "follow"},
+    {"queue", "probe", "script", "follow", "mirror"},
     {"transmit", "audit"},
     {"datapath"},
-    {"advisor", "defence", "latency", "shadow"}
+    {"advisor", "announce", "defence", "latency", "shadow"}
     | {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
     {"packet", "offload", "sync"},
     {"states", "wire", "telemetry"},

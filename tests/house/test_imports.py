@@ -20,7 +20,7 @@ LOOK_AROUND = {  # commands about the machine that they run on
 }
 HOLDER = {"nfqlb.errors", "nfqlb.kernel.capabilities", "nfqlb.logs", "nfqlb.paths"}
 USERS_OF_THE_CORE = {"nfqlb.advising", "nfqlb.aiming", "nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.offloading"}
-USERS_OF_THE_CORE |= {"nfqlb.reference", "nfqlb.testing", "nfqlb.worker"}
+USERS_OF_THE_CORE |= {"nfqlb.reference", "nfqlb.testing", "nfqlb.worker", "nfqlb.ha"}
 
 
 def module_of(path: Path) -> str:

@@ -112,6 +112,9 @@ class FakeDirector:
     def choosing(self) -> Mapping[Key, Choosing]:
         return self.chosen
 
+    def syncing(self) -> dict[str, object] | None:
+        return None
+
     def info(self) -> dict[str, object]:
         return {
             "name": "main",

@@ -21,6 +21,7 @@ from nfqlb.config.toml import (
     PERSISTENCE,
     QUORUM,
     REAL,
+    SYNC,
     TIMEOUTS,
     Loaded,
     dumps,
@@ -157,7 +158,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         (
             "name = 1\n",
-            "f.toml:1: name '1': is not known here; the keys are director, timeouts, answers, options, service",
+            "f.toml:1: name '1': is not known here; the keys are director, timeouts, answers, options, sync, service",
         ),
         ("director = 1\n", "f.toml:1: director '1': is not a table"),
         ("\n[service]\n", "f.toml:2: service '{}': is not a list"),
@@ -489,6 +490,7 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
         "timeouts": tables["timeouts"],
         "answers": tables["answers"],
         "options": tables["options"],
+        "sync": tables["sync"],
         "service": service,
         "persistence": service["properties"]["persistence"],
         "health": service["properties"]["health"],
@@ -496,6 +498,7 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
         "real": service["properties"]["real"]["items"],
     }
     read = {"director": DIRECTOR, "timeouts": TIMEOUTS, "answers": ANSWERS, "options": OPTIONS, "service": SERVICE_KEYS}
+    read |= {"sync": SYNC}
     read |= {"persistence": PERSISTENCE, "health": HEALTH, "quorum": QUORUM, "real": REAL}
     assert {name: list(table["properties"]) for name, table in shown.items()} == {n: list(k) for n, k in read.items()}
     wordless = [(name, key) for name, known in read.items() for key in known if (name, key) not in WORDS]
@@ -544,3 +547,27 @@ def test_any_toml_is_an_intent_or_a_refusal(tables: dict[str, object]) -> None:
     assert tomllib.loads(text) == tables
     with suppress(ConfigErrors):
         loads(text, "f.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("", "interface"),
+        ('interface = "eth1"\nid = 256', "256"),
+        ('interface = "eth1"\ngroup = "192.0.2.1"', "no multicast address"),
+        ('interface = "eth1"\nthreshold = 50', "never reached"),
+        ('interface = "eth1"\nkey_file = "sync.key"', "not an absolute path"),
+        ('peers = ["192.0.2.1", "2001:db8::1"]', "two families"),
+        ('peers = ["192.0.2.1"]\nrole = "slave"', "not known"),
+    ],
+)
+def test_what_is_wrong_with_sync_is_named(line: str, problem: str) -> None:
+    with pytest.raises(ConfigErrors) as refused:
+        loads(f"[sync]\n{line}\n", "f.toml")
+    assert problem in str(refused.value)
+    assert str(refused.value).startswith("f.toml:")
+
+
+def test_sync_is_written_as_it_was_read() -> None:
+    text = '[sync]\nrole = "backup"\nid = 7\npeers = [\n    "192.0.2.1",\n]\n'
+    assert dumps(loads(text, "f.toml")) == text

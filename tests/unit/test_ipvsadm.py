@@ -195,7 +195,6 @@ def test_what_is_saved_restores_to_the_same(ipvsadm: Ipvsadm, monkeypatch: pytes
         ("-A -t 10.0.0.1:80 -D", 2, "invalid option `-D'"),
         ("--stop-daemon backup", 255, "No daemon is running"),
         ("--start-daemon nobody", 2, "illegal start-daemon parameter specified"),
-        ("--start-daemon master", 255, "the sync daemon is not supported by nfqlb"),
     ],
 )
 def test_what_is_wrong_is_said_as_ipvsadm_does(ipvsadm: Ipvsadm, text: str, code: int, says: str) -> None:

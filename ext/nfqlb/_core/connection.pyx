@@ -82,6 +82,7 @@ from nfqlb._core.types cimport (
     service_t,
     slot_t,
     table_t,
+    told_t,
 )
 from nfqlb._core.wire cimport address_from, same
 
@@ -221,6 +222,8 @@ cdef connection_t* take(table_t* table) noexcept nogil:
     unlock(&table.free_lock)
     if entry != NULL:
         entry.place = entry.nominated = entry.outpackets = entry.began = 0
+        if table.told != NULL:
+            memset(&table.told[entry - table.entries], 0, sizeof(told_t))
     return entry
 
 
@@ -652,6 +655,7 @@ cdef class Table:
             free(self.table.loads)
             free(self.table.watch)
             free(self.table.totals)
+            give_back(self.table.told, (<size_t>self.capacity + 1) * sizeof(told_t))
             free(self.table)
 
     @property

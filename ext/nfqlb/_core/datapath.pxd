@@ -1,6 +1,7 @@
 """The straight line that every packet goes, and the workers that go it."""
 from libc.stdint cimport uint32_t, uint64_t
 
+from nfqlb._core.announce cimport ring_t, rules_t
 from nfqlb._core.connection cimport Table
 from nfqlb._core.snapshot cimport Snapshot
 from nfqlb._core.telemetry cimport telemetry_t
@@ -16,6 +17,7 @@ cdef struct worker_t:
     hop_t** hops                     # by slot: the way to a real server, NULL when there is none
     path_t* paths                    # by slot: what is known of the tunnel to it; shared by all workers
     nominees_t* nominees             # of the last batch; NULL without an offload
+    ring_t* ring                     # connections that peers are to hear of; NULL without sync
     uint32_t* turns                  # by slot: how often that was another one
     hop_t** nexts                    # by slot: the next hop for the offload, also where packets go by a mark
     bint behind                      # more comes than can be taken: nothing new is begun
@@ -45,13 +47,18 @@ cdef class Datapath:
     cdef Worker sweeper              # of `sweep`: it takes no packets
     cdef list retired                # (epoch, Snapshot or Hop) that a batch may still read
     cdef list workers
+    cdef rules_t rules               # of sync
+    cdef bint announces              # it is on
 
 
 cdef class Worker:
     cdef Datapath datapath
     cdef worker_t worker
+    cdef ring_t* own_ring            # there once sync was on
     cdef packet_t packet             # the last one of process(), in `buffer`
     cdef bytearray buffer
+
+    cdef int speak(self) except -1
 
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil

@@ -14,6 +14,7 @@ import os
 from typing import NamedTuple
 
 from nfqlb._core.advisor cimport advised
+from nfqlb._core.announce cimport consider, ring_t
 from nfqlb._core.atomic cimport (
     ACQUIRE,
     RELAXED,
@@ -56,6 +57,7 @@ from nfqlb._core.icmp cimport is_sound, is_unreachable, nat_error, refuse, reiss
 from nfqlb._core.latency cimport measure
 from nfqlb._core.load cimport note_connection
 from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, offload_t
+from nfqlb._core.memory cimport anonymous, cache_lines
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
 from nfqlb._core.ranking cimport attach, detach, note_load, position
 from nfqlb._core.schedulers cimport draw, pick
@@ -160,6 +162,7 @@ from nfqlb._core.types cimport (
     service_t,
     snapshot_t,
     table_t,
+    told_t,
 )
 from nfqlb._core.wire cimport (
     ACK,
@@ -244,6 +247,7 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     cdef bint reply = from_server(packet)
     cdef connection_t* connection = find(worker.table, packet, packet.hash, REPLY if reply else REQUEST)
     cdef bint moved = False
+    cdef uint32_t before
     cdef uint8_t reason
     if connection == NULL:
         connection = look_up(worker, packet, not reply)
@@ -265,13 +269,16 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
             return answer_late(worker, packet, reason)
         if reason != PARSED:
             return reason
+    before = connection.word
     if connection.began != 0:
         measure(&worker.table.loads[connection.slot], connection, packet, reply, worker.micro, worker.now)
-    if packet.protocol == TCP and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV:
+    if packet.protocol == TCP and (before & STATE_MASK) >> STATE_SHIFT == SYN_RECV:
         note_handshake(&worker.telemetry.slots[connection.slot], packet, reply, connection.flags & NO_OUTPUT != 0)
     if reply:
         track(worker.table, worker.snapshot, connection, packet, FROM_SERVER, worker.now)
         count_out(worker.telemetry, connection, packet)
+        if worker.ring != NULL and connection.word != before:
+            announce(worker, connection)
         if worker.nominees != NULL:
             if is_answer(worker, connection, packet):
                 hand_down(worker, connection)
@@ -285,6 +292,8 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
         track(worker.table, worker.snapshot, connection, packet,
               CLIENT_ONLY if connection.flags & NO_OUTPUT else FROM_CLIENT, worker.now)
     count_in(worker.telemetry, connection, packet)
+    if worker.ring != NULL:
+        announce(worker, connection)
     if worker.nominees != NULL and is_steady(worker, connection, packet):
         nominate(worker, connection)
     if connection.flags & METHOD == NAT:
@@ -297,6 +306,13 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
     if reason == NO_NEIGHBOUR and packet.segment & SYN:
         worker.telemetry.slots[connection.slot].unanswered += 1
     return reason
+
+
+cdef inline void announce(worker_t* worker, connection_t* connection) noexcept nogil:
+    """Peers may have to hear of a connection now."""
+    cdef ring_t* ring = <ring_t*>load_pointer(<void**>&worker.ring, ACQUIRE)
+    if ring != NULL:                                         # it may just have been switched off
+        consider(ring, worker.table, connection, worker.now)
 
 
 cdef void note_handshake(counter_t* counter, const packet_t* packet, bint reply, bint one_way) noexcept nogil:
@@ -960,6 +976,37 @@ cdef class Datapath:
             if worker.worker.nominees == NULL:
                 raise MemoryError
 
+    def announce(self, unsigned int threshold = 3, unsigned int period = 50, unsigned int refresh = 0,
+                 unsigned int retries = 0, bint spares_children = False) -> None:
+        """Have workers say which connections peers are to hear of; the numbers are those of the kernel's
+        sync_threshold, sync_refresh_period (seconds), sync_retries and sync_persist_mode. A Mirror sends them.
+        """
+        cdef Worker worker
+        cdef table_t* table = self.table.table
+        cdef told_t* told = table.told
+        self.rules.threshold = threshold
+        self.rules.period = period
+        self.rules.refresh = refresh * 10
+        self.rules.retries = retries
+        self.rules.spares_children = spares_children
+        if told == NULL:
+            told = <told_t*>anonymous((<size_t>table.capacity + 1) * sizeof(told_t))
+            if told == NULL:
+                raise MemoryError
+            store_pointer(<void**>&table.told, told, SEQUENTIAL)
+        elif not self.announces:                             # what peers knew is of another time
+            memset(told, 0, (<size_t>table.capacity + 1) * sizeof(told_t))
+        self.announces = True
+        for worker in self.workers:
+            worker.speak()
+
+    def fall_silent(self) -> None:
+        """Announce nothing any more."""
+        cdef Worker worker
+        self.announces = False
+        for worker in self.workers:
+            store_pointer(<void**>&worker.worker.ring, NULL, SEQUENTIAL)
+
     def _retire(self, old) -> None:
         """Keep what a batch may still read, and let go what none can."""
         self.retired = [(epoch, kept) for epoch, kept in self.retired if not passed(self.table.table, epoch)]
@@ -1025,6 +1072,8 @@ cdef class Datapath:
         """
         worker = Worker(self, seed)
         self.workers.append(worker)
+        if self.announces:
+            worker.speak()
         return worker
 
     def drain(self) -> Drained:
@@ -1127,6 +1176,17 @@ cdef class Worker:
         telemetry_free(self.worker.telemetry)
         free(self.worker.outbox)
         free(self.worker.nominees)
+        free(self.own_ring)
+
+    cdef int speak(self) except -1:
+        """Have a ring for what peers are to hear of."""
+        if self.own_ring == NULL:
+            self.own_ring = <ring_t*>cache_lines(sizeof(ring_t))
+            if self.own_ring == NULL:
+                raise MemoryError
+            self.own_ring.rules = &self.datapath.rules
+        store_pointer(<void**>&self.worker.ring, self.own_ring, SEQUENTIAL)
+        return 0
 
     def process(self, packet: bytes, now: int, *, int hook = 0, unsigned int mark = 0, int flags = 0,
                 bint behind = False) -> Result:

@@ -45,6 +45,7 @@ cdef enum direction_t:
 
 cdef void track(table_t* table, const snapshot_t* snapshot, connection_t* connection, const packet_t* packet,
                 direction_t direction, uint32_t now) noexcept nogil
+cdef bint become(table_t* table, connection_t* connection, uint8_t state) noexcept nogil
 cdef void default_timeouts(uint32_t* timeouts) noexcept
 cdef int set_timeouts(uint32_t* timeouts, object seconds) except -1
 

@@ -23,6 +23,7 @@ from nfqlb._core.types cimport (
     STATE_MASK,
     STATE_SHIFT,
     TCP,
+    TEMPLATE,
     UDP_KIND,
     connection_t,
     load_t,
@@ -295,3 +296,17 @@ cdef void track_other(table_t* table, const snapshot_t* snapshot, connection_t* 
                 assure(table, connection)
             break
     restart(table, connection, now + timeouts_of(snapshot, connection)[SCTP_KIND + state])
+
+
+cdef bint become(table_t* table, connection_t* connection, uint8_t state) noexcept nogil:
+    """Put a connection, or a template, into a state that was reached elsewhere; False when it has ended."""
+    cdef uint32_t word = load32(&connection.word, ACQUIRE)
+    cdef uint32_t wanted = LIVE | <uint32_t>state << STATE_SHIFT
+    if connection.flags & TEMPLATE or connection.protocol != TCP or not ACTIVE_STATES >> state & 1:
+        wanted |= INACTIVE
+    while wanted != word:
+        if word & 0xff != LIVE:
+            return False
+        if change(table, connection, &word, wanted):
+            return True
+    return True

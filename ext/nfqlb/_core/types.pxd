@@ -303,7 +303,14 @@ cdef struct defence_t:           # what a table defends itself by now (defence.p
 
 cdef enum:
     WHEEL = 16384                # places of the timer wheel, one tick each: 27 minutes
-    READERS = 66                 # 64 workers at most, the offload's follower, and who sweeps
+    READERS = 67                 # 64 workers at most, the offload's follower, who sweeps, and who syncs
+
+
+cdef struct told_t:              # what peers know of a connection (announce.pyx)
+    uint32_t expires             # tick at which it ends for them, 0: they know nothing
+    uint8_t state
+    uint8_t retries              # since it was told last
+    uint8_t reserved[2]
 
 
 # Begins at a cache line. The first two are read for every packet and never written; the others by first packets and
@@ -325,7 +332,8 @@ cdef struct table_t:
     uint32_t slot_count
     uint32_t reader_count
     uint32_t secure              # TCP states go by the table that mistrusts handshakes (secure_tcp)
-    uint32_t reserved[4]
+    told_t* told                 # by index, NULL where no peer was ever told anything
+    uint32_t reserved[2]
 
     lock_t free_lock
     uint32_t free_head           # removed entries in the order of their removal, linked by timer_next

@@ -105,6 +105,15 @@ class Client:
     def set_answers(self, answers: Mapping[str, str | bool]) -> Any:
         return self.call("PUT", "/v1/answers", answers)
 
+    def sync(self) -> Any:
+        return self.call("GET", "/v1/sync")["sync"]
+
+    def set_sync(self, sync: Mapping[str, object]) -> Any:
+        return self.call("PUT", "/v1/sync", sync)
+
+    def stop_sync(self) -> Any:
+        return self.call("DELETE", "/v1/sync")
+
     def set_options(self, options: Mapping[str, int | bool]) -> Any:
         return self.call("PUT", "/v1/options", options)
 

@@ -99,5 +99,6 @@ class Director(Protocol):
     def choosing(self) -> Mapping[Key, Choosing]:
         """Of the services that have a scheduler in Python, or a shadow."""
 
+    def syncing(self) -> dict[str, object] | None: ...
     def info(self) -> Mapping[str, object]:
         """What `nfqlb show daemon` tells."""

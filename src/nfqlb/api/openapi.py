@@ -15,7 +15,7 @@ import nfqlb
 from nfqlb.api import schema
 from nfqlb.api.director import DrainView
 from nfqlb.feed import Event
-from nfqlb.model import Answers, Options, Real, Service, Timeouts
+from nfqlb.model import Answers, Options, Real, Service, Sync, Timeouts
 
 REFERENCE = "#/components/schemas/{name}"
 SERVICE = "/v1/services/{key}"
@@ -125,6 +125,9 @@ OPERATIONS = (
     _change("PUT", "/v1/timeouts", "set_timeouts", "Set the timeouts.", Timeouts),
     _change("PUT", "/v1/answers", "set_answers", "Set what clients hear that no real server gets.", Answers),
     _change("PUT", "/v1/options", "set_options", "Set how connections end and begin anew.", Options),
+    Operation("GET", "/v1/sync", "sync", "How connection sync fares.", schema.SyncView),
+    _change("PUT", "/v1/sync", "set_sync", "Begin connection sync, or go on otherwise.", Sync),
+    _change("DELETE", "/v1/sync", "stop_sync", "End connection sync."),
     Operation("GET", "/v1/config", "config", "What the configuration file would say.", schema.ConfigurationView),
     _change(
         "PUT",

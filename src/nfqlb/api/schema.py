@@ -7,7 +7,7 @@ something carry the values of nfqlb.model as they are (Service, Real, Timeouts, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -29,6 +29,7 @@ from nfqlb.model import (
     Quorum,
     Real,
     Service,
+    Sync,
     Timeouts,
     endpoint,
 )
@@ -127,6 +128,7 @@ class Configuration(msgspec.Struct, forbid_unknown_fields=True):
     answers: Answers = Answers()
     options: Options = Options()
     services: tuple[Service, ...] = ()
+    sync: Sync | None = None
 
 
 class ConfigurationView(msgspec.Struct):
@@ -141,6 +143,7 @@ class ConfigurationView(msgspec.Struct):
     answers: Answers
     options: Options
     services: tuple[Service, ...]
+    sync: Sync | None
 
 
 class Applied(msgspec.Struct):
@@ -300,6 +303,12 @@ class ServiceView(msgspec.Struct):
     connections_max: int
     slow_start: int
     maglev_size: int
+
+
+class SyncView(msgspec.Struct):
+    """`sync` is null where there is none; docs/sync.md says what is in it."""
+
+    sync: dict[str, Any] | None
 
 
 class Services(msgspec.Struct):

@@ -43,7 +43,7 @@ from nfqlb.errors import (
     UnreachableError,
 )
 from nfqlb.feed import Event
-from nfqlb.model import Answers, Intent, Key, Options, Real, Service, Timeouts, parse_real, parse_vip
+from nfqlb.model import Answers, Intent, Key, Options, Real, Service, Sync, Timeouts, parse_real, parse_vip
 from nfqlb.runconfig import check_socket_path
 
 MODE = 0o660
@@ -195,6 +195,16 @@ class _Routes:
         options = await _body(request, Options)
         return await self._change(request, lambda intent: registry.set_options(intent, options))
 
+    async def sync(self, _: web.Request) -> web.Response:
+        return _json(schema.SyncView(self.director.syncing()))
+
+    async def set_sync(self, request: web.Request) -> web.Response:
+        sync = await _body(request, Sync)
+        return await self._change(request, lambda intent: registry.set_sync(intent, sync))
+
+    async def stop_sync(self, request: web.Request) -> web.Response:
+        return await self._change(request, lambda intent: registry.set_sync(intent, None))
+
     async def config(self, _: web.Request) -> web.Response:
         director = self.director
         intent, revision = director.intent(), director.revision
@@ -206,12 +216,13 @@ class _Routes:
             intent.answers,
             intent.options,
             intent.services,
+            intent.sync,
         )
         return _json(answer, revision=revision)
 
     async def apply(self, request: web.Request) -> web.Response:
         wanted = await _body(request, schema.Configuration)
-        intent = Intent(wanted.services, wanted.timeouts, wanted.answers, wanted.options)
+        intent = Intent(wanted.services, wanted.timeouts, wanted.answers, wanted.options, wanted.sync)
         within = _number(request, "confirm_within", CONFIRM_MAX)
         plan = request.query.get("plan", "false")
         if plan not in ("true", "false"):

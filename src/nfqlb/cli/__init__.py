@@ -32,6 +32,7 @@ COMMANDS = {
     "export": "Write what a director does as a configuration file.",
     "events": "Tell what happens to a director.",
     "drain": "Take a real server out when its connections have ended.",
+    "sync": "Say how connection sync fares.",
     "doctor": "Say what is wrong, and what to do.",
     "ipvsadm": "Take the arguments of ipvsadm, answer as ipvsadm does.",
     "real-server": "Set up this machine as a real server for dr or tun.",

@@ -23,7 +23,9 @@ def command(env: Env, file: str | None, api: str | None, name: str | None) -> No
     from nfqlb.model import Intent
 
     answer = client(env, api, name).config()
-    intent = msgspec.convert({part: answer[part] for part in ("timeouts", "answers", "options", "services")}, Intent)
+    intent = msgspec.convert(
+        {part: answer[part] for part in ("timeouts", "answers", "options", "services", "sync")}, Intent
+    )
     text = dumps(Loaded(answer["director"], intent))
     if file is None:
         click.echo(text, nl=False)

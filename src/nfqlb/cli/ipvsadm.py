@@ -130,9 +130,29 @@ class Front:
                 given = {name: new for name, new in zip(names, asked.timeouts, strict=True) if new}
                 client.set_timeouts({**now, **given})
             case "stop-daemon":
-                raise Fault("No daemon is running", FAILED)
+                self.stop_daemon(asked.daemon)
             case _:
-                raise Fault(UNSUPPORTED.format("the sync daemon"), FAILED)
+                self.start_daemon(asked)
+
+    def start_daemon(self, asked: Command) -> None:
+        """Both roles share what one of them was started with."""
+        sync = self.client.config()["sync"]
+        role = sync.get("role", "both") if sync else ""
+        if sync and role in ("both", asked.daemon):
+            raise Fault("Daemon has already run", FAILED)
+        wanted = {**(sync or {}), **asked.sync}
+        if sync and any(sync.get(name, value) != value for name, value in asked.sync.items()):
+            raise Fault(UNSUPPORTED.format("a second sync daemon that is not like the first"), FAILED)
+        self.client.set_sync({**wanted, "role": "both" if sync else asked.daemon})
+
+    def stop_daemon(self, role: str) -> None:
+        sync = self.client.config()["sync"]
+        if not sync or sync.get("role", "both") not in ("both", role):
+            raise Fault("No daemon is running", FAILED)
+        if sync.get("role", "both") == "both":
+            self.client.set_sync({**sync, "role": "backup" if role == "master" else "master"})
+        else:
+            self.client.stop_sync()
 
     def list(self, asked: Command) -> int:
         given, names = asked.given, Names("numeric" in asked.given)
@@ -140,6 +160,7 @@ class Front:
             _print(language.connections(self.client.connections()["connections"], given, names))
             return 0
         if "daemon" in given:
+            _print(language.daemons(self.client.sync()))
             return 0
         answer = self.client.services()
         if "timeout" in given:

@@ -148,6 +148,7 @@ class Command:
         self.mode, self.weight, self.upper, self.lower = "dr", 1, 0, 0
         self.tunnel = "ipip"
         self.timeouts = (0, 0, 0)
+        self.sync: dict[str, str | int] = {}  # fields of model.Sync that were given
 
     @property
     def family(self) -> int:
@@ -167,6 +168,15 @@ class Command:
 
 def endpoint(address: str, port: str) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def daemons(sync: Mapping[str, Any] | None) -> list[str]:
+    """What -L --daemon says of what `nfqlb sync status --json` has."""
+    if not sync:
+        return []
+    about = "mcast={interface}, syncid={id}, maxlen={maxlen}, group={group}, port={port}, ttl={ttl}".format(**sync)
+    roles = ("master", "backup") if sync["role"] == "both" else (sync["role"],)
+    return [f"{role} sync daemon ({about})" for role in roles]
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -299,7 +309,17 @@ def _take(command: Command, option: str, value: str) -> None:
                 raise Fault("illegal tunnel type specified")
             command.tunnel = value
         case "syncid":
-            _within(value, 0, 255, "illegal syncid specified")
+            command.sync["id"] = _within(value, 0, 255, "illegal syncid specified")
+        case "sync-maxlen":
+            command.sync["maxlen"] = _within(value, 1, 65535 - 28, "illegal sync-maxlen specified")
+        case "mcast-interface":
+            command.sync["interface"] = value
+        case "mcast-group":
+            command.sync["group"] = value
+        case "mcast-port":
+            command.sync["port"] = _within(value, 1, 65535, "illegal mcast-port specified")
+        case "mcast-ttl":
+            command.sync["ttl"] = _within(value, 1, 255, "illegal mcast-ttl specified")
 
 
 def _check(command: Command) -> None:

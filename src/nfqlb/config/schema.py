@@ -21,6 +21,7 @@ from nfqlb.config.toml import (
     QUORUM,
     REAL,
     SERVICE,
+    SYNC,
     TIMEOUTS,
     TOP,
     Types,
@@ -49,6 +50,8 @@ from nfqlb.model import (
     REQUIRE,
     SCHEDULERS,
     SLOW_START_MAX,
+    SYNC_RANGES,
+    SYNC_ROLES,
     THRESHOLD_MAX,
     THROUGH,
     TLS,
@@ -62,6 +65,7 @@ from nfqlb.model import (
     Quorum,
     Real,
     Service,
+    Sync,
     Timeouts,
 )
 from nfqlb.runconfig import (
@@ -82,6 +86,7 @@ NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: 
 SECONDS = {"minimum": 1, "maximum": 2**31 // 1000}
 SCHEDULER = {"anyOf": [{"enum": [*SCHEDULERS]}, {"pattern": r"^(/\S*/)?[^/\s]+\.py$"}]}
 MODE = {"minimum": 0, "maximum": 3}
+SYNC_LIMITS = {name: {"minimum": low, "maximum": high} for name, low, high in SYNC_RANGES}
 WHEN = "0 never, 1 and 2 while places are few, 3 always."
 WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("director", "name"): {"description": "Names socket, sets, tables and files of this director."},
@@ -207,6 +212,27 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "maximum": MSS_MAX,
     },
     ("service", "offload"): {"description": "Whether the kernel may forward what is established by itself."},
+    ("sync", "role"): {
+        "description": "Whether this director tells its peers, is told, or both.",
+        "enum": [*SYNC_ROLES],
+    },
+    ("sync", "interface"): {"description": "The interface that leads to the peers."},
+    ("sync", "id"): {"description": "In every message; others are not heard. 0 hears all.", **SYNC_LIMITS["id"]},
+    ("sync", "version"): {"description": "Of the messages; 0 is for kernels before 3.1.", **SYNC_LIMITS["version"]},
+    ("sync", "group"): {"description": "The multicast group that messages go to."},
+    ("sync", "port"): {"description": "Of UDP for messages, of TCP for whole tables.", **SYNC_LIMITS["port"]},
+    ("sync", "ttl"): {"description": "Hops that multicast messages may go.", **SYNC_LIMITS["ttl"]},
+    ("sync", "maxlen"): {"description": "Bytes of a message; 0: what the interface takes.", "minimum": 0},
+    ("sync", "peers"): {"description": "Addresses of the peers, in the place of a multicast group."},
+    ("sync", "key_file"): {"description": "The file with the secret of the group, which only root may read."},
+    ("sync", "threshold"): {"description": "The packet of each period that is told.", **SYNC_LIMITS["threshold"]},
+    ("sync", "period"): {"description": "Packets between two messages about a connection.", **SYNC_LIMITS["period"]},
+    ("sync", "refresh_period"): {
+        "description": "Seconds between two of them; 0: by packets.",
+        **SYNC_LIMITS["refresh_period"],
+    },
+    ("sync", "retries"): {"description": "Messages more in a refresh period.", **SYNC_LIMITS["retries"]},
+    ("sync", "persist_mode"): {"description": "Whether connections of persistent clients are not told."},
     ("service", "timeouts"): {"description": "In the place of those of all services, where they are not 0."},
     ("service", "connections_max"): {
         "description": "Connections that it may have, 0 for any number.",
@@ -353,11 +379,13 @@ def schema() -> dict[str, Any]:
     service["properties"]["timeouts"] |= _own(_table("timeouts", TIMEOUTS, OwnTimeouts))
     service["properties"]["real"] = {"type": "array", "items": real}
     service["oneOf"] = [{"required": ["vip"]}, {"required": ["fwmark"]}]
+    sync = _table("sync", SYNC, Sync)
     tables = {
         "director": _table("director", DIRECTOR, RunConfig),
         "timeouts": _table("timeouts", TIMEOUTS, Timeouts),
         "answers": _table("answers", ANSWERS, Answers),
         "options": _table("options", OPTIONS, Options),
+        "sync": sync,
         "service": {"type": "array", "items": service},
     }
     return {

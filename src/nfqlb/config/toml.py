@@ -36,6 +36,7 @@ from nfqlb.model import (
     Quorum,
     Real,
     Service,
+    Sync,
     Timeouts,
     check_choice,
     key_of_mark,
@@ -48,7 +49,7 @@ Path = tuple[str | int, ...]
 Types = Mapping[str, type]
 T = TypeVar("T")
 
-TOP: Types = {"director": dict, "timeouts": dict, "answers": dict, "options": dict, "service": list}
+TOP: Types = {"director": dict, "timeouts": dict, "answers": dict, "options": dict, "sync": dict, "service": list}
 DIRECTOR: Types = {
     "name": str,
     "api": str,
@@ -88,6 +89,23 @@ OPTIONS: Types = {
     "amemthresh": int,
     "connections_max": int,
     "hash_key": str,
+}
+SYNC: Types = {
+    "role": str,
+    "interface": str,
+    "id": int,
+    "version": int,
+    "group": str,
+    "port": int,
+    "ttl": int,
+    "maxlen": int,
+    "peers": list,
+    "key_file": str,
+    "threshold": int,
+    "period": int,
+    "refresh_period": int,
+    "retries": int,
+    "persist_mode": bool,
 }
 SERVICE: Types = {
     "name": str,
@@ -212,9 +230,15 @@ def dumps(loaded: Loaded) -> str:
         "timeouts": _changed(intent.timeouts, TIMEOUTS),
         "answers": _changed(intent.answers, ANSWERS),
         "options": _changed(intent.options, OPTIONS),
+        **({"sync": _sync(intent.sync)} if intent.sync else {}),
         "service": [_service(service) for service in intent.services],
     }
     return tomli_w.dumps({key: table for key, table in document.items() if table})
+
+
+def _sync(sync: Sync) -> dict[str, Any]:
+    """Its role is always there: a table without keys would be none."""
+    return {"role": sync.role, **_changed(sync, SYNC, "role")}
 
 
 def _service(service: Service) -> dict[str, Any]:
@@ -259,7 +283,7 @@ class _Reader:
             for at, one in enumerate(top.get("service", []))
             if (service := self.service(("service", at), one))
         }
-        intent = self.intent(services, timeouts, answers, options)
+        intent = self.intent(services, timeouts, answers, options, self.sync(top))
         if self.errors:
             raise ConfigErrors(error for _, error in sorted(self.errors, key=itemgetter(0)))
         return Loaded(director, intent)
@@ -267,6 +291,12 @@ class _Reader:
     def section(self, name: str, top: dict[str, Any], known: Types, kind: Callable[..., T]) -> T:
         values = self.table((name,), top.get(name, {}), known)
         return self.make((name,), kind, values) or kind()
+
+    def sync(self, top: dict[str, Any]) -> Sync | None:
+        if "sync" not in top:
+            return None
+        values = self.table(("sync",), top["sync"], SYNC)
+        return self.make(("sync",), Sync, {**values, "peers": self.texts(("sync",), values, "peers")})
 
     def make(self, path: Path, kind: Callable[..., T], values: dict[str, Any]) -> T | None:
         """A value of the model. What it refuses is noted and left out, to see what else is wrong; None if it must not

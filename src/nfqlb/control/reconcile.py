@@ -22,7 +22,8 @@ IDENTITY = ("protocol", "address", "port", "last", "fwmark")  # of a service
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`action` is "add", "delete" or "edit"; `what` is "service", "real", "timeouts", "answers", "options" or "order".
+    """`action` is "add", "delete" or "edit"; `what` is "service", "real", "timeouts", "answers", "options", "sync" or
+    "order".
     `service` and `real` are names as they are written. `changes` has a pair for each field: its value before and after;
     of what is added the values that are not the default are there, with null before.
     """
@@ -38,6 +39,10 @@ def steps(before: Intent, after: Intent) -> list[Step]:
     """What leads from one to the other, services in the order of `after`, deleted ones first."""
     parts = ((what, _fields(getattr(before, what), getattr(after, what))) for what in GLOBAL)
     found = [Step("edit", what, changes=changes) for what, changes in parts if changes]
+    if before.sync != after.sync:
+        action = "edit" if before.sync and after.sync else "add" if after.sync else "delete"
+        changes = _fields(before.sync, after.sync) if before.sync and after.sync else {}
+        found.append(Step(action, "sync", changes=changes or _values(after.sync) if after.sync else {}))
     return [*found, *_services(before.services, after.services)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from nfqlb.errors import ExistsError, NotFoundError
-from nfqlb.model import Answers, Intent, Key, Options, Real, Service, Timeouts, endpoint
+from nfqlb.model import Answers, Intent, Key, Options, Real, Service, Sync, Timeouts, endpoint
 
 
 def find_service(intent: Intent, key: Key) -> Service:
@@ -81,6 +81,10 @@ def set_timeouts(intent: Intent, timeouts: Timeouts) -> Intent:
 
 def set_answers(intent: Intent, answers: Answers) -> Intent:
     return replace(intent, answers=answers)
+
+
+def set_sync(intent: Intent, sync: Sync | None) -> Intent:
+    return replace(intent, sync=sync)
 
 
 def set_options(intent: Intent, options: Options) -> Intent:

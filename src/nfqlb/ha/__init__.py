@@ -1,0 +1,1 @@
+"""What two directors do for each other."""
