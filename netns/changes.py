@@ -50,28 +50,54 @@ def run(
     service = f"{net.service(PORT)}/udp"
     *reals, added = (f"{server.v4}:{PORT}" for server in net.servers)
     holder = net.director.nfqlb("--vip", service, *(word for real in reals for word in ("--real", real)), *args)
-    servers = [start(server, "serve", PORT) for server in net.servers]
     client = Client(str(net.director.run_folder / net.director.instance / "api.sock"))
-    for pid in (holder.pid, net.director.director_pid(), *(server.pid for server in servers)):
+    for pid in (holder.pid, net.director.director_pid()):
         hasten(pid)
-    sender = start(net.client, "send", net.vip(), PORT, rate, within + 2 * LEAD, FLOWS)
-    hasten(sender.pid)
+    stream = Stream(net, rate, within + 2 * LEAD, hasten)
     time.sleep(LEAD)
     began = time.monotonic()
     for number in range(changes):
         time.sleep(max(0.0, began + number * PACE * within / changes - time.monotonic()))
         (step or change)(client, service, added, number)
     taken = time.monotonic() - began
-    said = json.loads(answer(sender, within + 10))
-    there = late = 0
-    for server in servers:
-        server.tell("")
-        heard = json.loads(answer(server, 10))
-        there |= int(heard["seen"], 16)
-        late += heard["late"]
+    found = stream.end()
     net.director.stop()
-    sent, back = said["sent"], int(said["seen"], 16)
-    return Outcome(sent, changes, taken, sent - there.bit_count(), sent - back.bit_count(), late, said["late"])
+    return Outcome(found.sent, changes, taken, found.lost_there, found.lost_back, found.late_there, found.late_back)
+
+
+class Arrived(NamedTuple):
+    """What became of a stream; `there` has a bit for each number that arrived at a server."""
+
+    sent: int
+    lost_there: int
+    lost_back: int
+    late_there: int
+    late_back: int
+    there: int
+
+
+class Stream:
+    """Numbered datagrams from the client to the service on PORT, which every server answers; for so many seconds."""
+
+    def __init__(self, net: Net, rate: int, seconds: float, hasten: Callable[[int], None] = lambda pid: None) -> None:
+        self._servers = [start(server, "serve", PORT) for server in net.servers]
+        for server in self._servers:
+            hasten(server.pid)
+        self.seconds = seconds
+        self._sender = start(net.client, "send", net.vip(), PORT, rate, seconds, FLOWS)
+        hasten(self._sender.pid)
+
+    def end(self) -> Arrived:
+        """Wait for the end of it."""
+        said = json.loads(answer(self._sender, self.seconds + 10))
+        there = late = 0
+        for server in self._servers:
+            server.tell("")
+            heard = json.loads(answer(server, 10))
+            there |= int(heard["seen"], 16)
+            late += heard["late"]
+        sent, back = said["sent"], int(said["seen"], 16)
+        return Arrived(sent, sent - there.bit_count(), sent - back.bit_count(), late, said["late"], there)
 
 
 def change(client: Client, service: str, real: str, number: int) -> None:

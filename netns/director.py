@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from netns import kernelstate
-from netns.host import CommandError, Host, Process, alive
+from netns.host import CommandError, Host, Process, alive, until
 from nfqlb.errors import UnreachableError
 
 OFFLOAD = os.environ.get("NFQLB_OFFLOAD", "")  # of every director that is not told otherwise
@@ -74,6 +74,27 @@ class Director(Host):
         """SIGTERM, as an operator stops it; the exit code."""
         assert self.process is not None
         return self.process.end(signal.SIGTERM, timeout)
+
+    def renew(self, timeout: float = 15.0) -> None:
+        """SIGUSR2, and wait until a new director says ready."""
+        assert self.process is not None
+        said = self.readies()
+        self.run(["kill", "-USR2", str(self.process.pid)])
+        until(lambda: self.readies() > said, timeout, lambda: f"no new director:\n{self.process and self.process.text}")
+
+    def take_over(self, *args: str) -> None:
+        """Start another holder, which takes over from the one that runs."""
+        old = self.process
+        assert old is not None
+        self.nfqlb(*args, "--takeover")
+        code = old.wait()
+        if code:
+            raise CommandError(f"the holder that handed over ended with {code}:\n{old.text}")
+
+    def readies(self) -> int:
+        """How many directors of this holder have said ready."""
+        assert self.process is not None
+        return self.process.text.splitlines().count("ready")
 
     def kill_director(self) -> int:
         """kill -9 of the child that takes the packets; its pid."""

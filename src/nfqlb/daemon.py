@@ -10,7 +10,9 @@ kernel. Blocking steps run in a thread, everything else on the loop.
 SIGHUP reads the configuration file again; a director without one takes it as a stop, for its terminal is gone.
 
 Ends: a stop withdraws everything (exit 0). Any other end leaves rules, queues and table to the next director, so it
-must not run destructors that unbind queues: `os._exit`.
+must not run destructors that unbind queues: `os._exit`. SIGUSR2 asks for the best of these: the API closes, workers
+answer what they have taken, and nothing is lost. A director that takes over prepares itself (`rehearse`) and waits for
+that moment.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import msgspec
 
 import nfqlb
 from nfqlb import runconfig, state
-from nfqlb._core.connection import Table
+from nfqlb._core.connection import Table, unfit
 from nfqlb._core.datapath import Datapath, Drained
 from nfqlb._core.mirror import Mirror
 from nfqlb.advising import Advisors, Use
@@ -92,10 +94,15 @@ HANDSHAKE_SECONDS = 0.05  # between looks at how clients fare
 HANDSHAKE_PAUSE = 9  # times as long as a look took, at least: ten thousand servers do not take a CPU
 BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT)
+LETS_GO = signal.SIGUSR2
 CRASHED = 70  # exit code (EX_SOFTWARE)
+LEFT = 75  # exit code (EX_TEMPFAIL) of a director that let go
+PREPARED, READY = b"p", b"1"
+STATE_TRIES = 5  # to read the state that another one writes
 PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger("nfqlb")
+Result = TypeVar("Result")
 
 
 class Kernel(Protocol):
@@ -127,10 +134,11 @@ class Director:
         queues: Sequence[Sequence[Queue]],
         holder: int,
         starts: int = 0,
+        takeover: bool = False,
         marks: Mapping[str, int] | None = None,  # by which a predecessor steered
         scripts: socket.socket | None = None,  # to what runs them
     ) -> None:
-        self.config, self.holder, self.starts = config, holder, starts
+        self.config, self.holder, self.starts, self._takeover = config, holder, starts, takeover
         self._store = Store(state_file)
         self._state_file, self._table, self._datapath, self._compiler = state_file, table, datapath, compiler
         self._load_kernel, self._advisors = kernel, advisors
@@ -168,7 +176,7 @@ class Director:
         self._ill = asyncio.Event()  # a real server may be out, or back
         self._sweeping = asyncio.Lock()  # of connections that end without a packet
         self._left = asyncio.Event()  # connections may have to end that no packet will come to
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._offloading: Offloading | None = None
         self._without_offload = ""  # why there is none
         self._mirror: Mirror | None = None  # there once sync was on
@@ -181,7 +189,7 @@ class Director:
         saved = self._store.load()
         given = self.config.intent
         self.state, restored, remark = state.choose(
-            saved, given, self.config.vip_dev or "", restore=self.config.restore
+            saved, given, self.config.vip_dev or "", restore=self.config.restore, takeover=self._takeover
         )
         self._origin = "saved state" if restored and given is None else self.config.origin
         if remark:
@@ -223,6 +231,10 @@ class Director:
         self._settle(view)
         self._offload()
         self._sync(None, intent)
+        if saved and lets_go(saved.intent, intent):
+            self._left.set()
+        if self._table.lost:
+            log.warning("connections of the last director are lost: its table cannot be used, %s", self._table.lost)
         if self._table.adopted:
             log.info("connections of the last director that go on: %d", self._table.adopted)
 
@@ -285,9 +297,15 @@ class Director:
 
         `alive` is called again and again, as long as the loop runs and packets that wait are taken.
         """
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        loop, stop, leaving = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+        def leave() -> None:
+            leaving.set()
+            stop.set()
+
         for number in STOPS:
             loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(LETS_GO, leave)
         loop.add_signal_handler(signal.SIGHUP, self._reload if self.applier.file else stop.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPS, signal.SIGHUP))
         runners: list[AppRunner] = []
@@ -316,7 +334,16 @@ class Director:
         await self.notices.close()
         await self.scripts.close()
         await _close(runners)
-        return await asyncio.to_thread(self.finish)
+        return await asyncio.to_thread(self.let_go if leaving.is_set() else self.finish)
+
+    def let_go(self) -> int:
+        """Answer every packet that was taken, and touch nothing any more; the exit code. Whatever waits is for the next
+        director, so this process must end without destructors.
+        """
+        for worker in self._workers:
+            worker.let_go()
+        self._table.close(False)
+        return LEFT
 
     def finish(self) -> int:
         """Take everything back and say so in the state; the exit code."""
@@ -398,16 +425,26 @@ class Director:
         ConflictError where there is another revision than the one that is named, or one waits to be confirmed. `kept`
         are further fields of the state, which change with it.
         """
-        task = asyncio.create_task(self._change(edit, revision, kept))
-        return await asyncio.shield(task)  # whoever asked may go away
+        return await self._through(self._change(edit, revision, kept))
+
+    async def _through(self, step: Coroutine[Any, Any, Result]) -> Result:
+        """Do it to its end, although whoever asked may go away: a thread that it waits for cannot be called back."""
+        task = asyncio.create_task(step)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
         """Give the real server weight 0, and remove it when it is empty or time is up, unless it is kept."""
         await self.change(lambda intent: drains.quiesce(intent, key, real), revision)
         drain = drains.Drain(str(key), str(real), time.time() + seconds, keep)
         self._drained.pop((drain.service, drain.real), None)
-        async with self._lock:
-            await self._keep(drains=(*(one for one in self.state.drains if not _same(one, drain)), drain))
+
+        async def remember() -> None:
+            async with self._lock:
+                await self._keep(drains=(*(one for one in self.state.drains if not _same(one, drain)), drain))
+
+        await self._through(remember())
         return self._drain_view(drain, Phase.DRAINING)
 
     def drains(self) -> list[DrainView]:
@@ -672,7 +709,12 @@ class Director:
 
     async def maintain(self, key: Key, real: Real, on: bool, why: str = "") -> None:
         """Take a real server out, or back in; it stays so through restarts. NotFoundError where there is none."""
+        await self._through(self._maintain(key, real, on, why))
+
+    async def _maintain(self, key: Key, real: Real, on: bool, why: str) -> None:
         async with self._lock:
+            if self._closing:
+                raise UnreachableError("the director is stopping")
             registry.find_real(registry.find_service(self.state.intent, key), real.address, real.port)
             end = key, real.address, real.port
             self.serving.maintenance.pop(end, None)
@@ -912,9 +954,48 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> Director:
         queues=assign(inherited(arguments.queue_fds), config.queue, listeners()),
         holder=arguments.holder,
         starts=arguments.start,
+        takeover=arguments.go_fd is not None,
         marks=marks(numbers(paths(config.name).kernel), config.dr_mask),
         scripts=None if arguments.scripts_fd is None else socket.socket(fileno=arguments.scripts_fd),
     )
+
+
+def rehearse(config: RunConfig, arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused, and load what loads slowly, while the predecessor takes the packets."""
+    from nfqlb.api import server  # noqa: F401
+
+    if why := unfit(arguments.table_fd, config.connections):
+        fix = "stop it, and start this one; its connections end"
+        raise ConfigError("table", paths(config.name).table, f"cannot be taken over: {why}", fix)
+    if config.engine != "fast":
+        raise ConfigError("engine", config.engine, "loses what waits in its queues", "stop it, and start anew")
+    lanes = assign(inherited([os.dup(fd) for fd in arguments.queue_fds]), config.queue, listeners())
+    if not all(queue.bound for lane in lanes for queue in lane):
+        raise KernelError("the queues of the director that runs are not bound: there is nothing to take over")
+    kept = state.choose(
+        load_state(paths(config.name).state), config.intent, config.vip_dev or "", restore=config.restore, takeover=True
+    ).state
+    scripts = Scripts(socket.socket(fileno=os.dup(arguments.scripts_fd)) if arguments.scripts_fd is not None else None)
+    serving = Serving(kept, lambda: None, scripts)
+    serving.health.require(kept.intent)
+    Notices(config, scripts).require(kept.intent)
+    advisors, numbered = Advisors(), itertools.count(1)
+    advisors.load(kept.intent, frozenset(kept.intent.by_key))
+    Compiler(lambda *_: next(numbered), advise=advisors.advisor).snapshot(*serving.look(kept.intent).asks)
+    load_kernel(config.name).require(
+        Plan(config.name, diverter=config.diverter, firewall=config.firewall, vip_dev=kept.vip_dev or None)
+    )
+
+
+def load_state(path: Path) -> State | None:
+    """The state that a director writes at this moment, perhaps: between its two files a reader may see what does not
+    fit together.
+    """
+    for _ in range(STATE_TRIES - 1):
+        with contextlib.suppress(ConfigError):
+            return state.load(path)
+        time.sleep(0.01)
+    return state.load(path)
 
 
 def load_kernel(name: str) -> Kernel:
@@ -969,6 +1050,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(option, type=int, required=True)
     parser.add_argument("--queue-fds", type=lambda text: [int(fd) for fd in text.split(",")], required=True)
     parser.add_argument("--scripts-fd", type=int, help="leads to the spawner; absent where no script can be run")
+    parser.add_argument("--go-fd", type=int, help="says when a predecessor has let go; absent where there is none")
     parser.add_argument("--start", type=int, default=0, help="starts before this one")
     parser.add_argument("--withdraw", action="store_true", help="only remove what a killed director left")
     return parser.parse_args(argv)
@@ -985,6 +1067,12 @@ def main(argv: Sequence[str]) -> int:
         voice.form, voice.name = config.log_format, config.name
         if arguments.withdraw:
             return withdraw(config.name)
+        os.set_blocking(arguments.ready_fd, False)
+        if arguments.go_fd is not None:
+            rehearse(config, arguments)
+            os.write(arguments.ready_fd, PREPARED)
+            if not os.read(arguments.go_fd, 16):  # the predecessor goes on
+                return 1
         director = build(config, arguments)
         director.start()
     except NfqlbError as error:
@@ -995,7 +1083,7 @@ def main(argv: Sequence[str]) -> int:
 
     def tell() -> None:
         with contextlib.suppress(OSError):  # a holder that is stopped reads nothing
-            os.write(arguments.ready_fd, b"1")
+            os.write(arguments.ready_fd, READY)
 
     def ready() -> None:
         voice.ready()
@@ -1003,9 +1091,12 @@ def main(argv: Sequence[str]) -> int:
         if not watched:
             os.close(arguments.ready_fd)
 
-    os.set_blocking(arguments.ready_fd, False)
     try:
-        return asyncio.run(director.run(ready, tell if watched else None))
+        code = asyncio.run(director.run(ready, tell if watched else None))
+        if code == LEFT:
+            logging.shutdown()
+            os._exit(LEFT)
+        return code
     except BaseException:
         log.exception("the director fails")
         crash("it is left to the next one")

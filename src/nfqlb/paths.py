@@ -18,11 +18,14 @@ DEFAULT_NAME = "main"
 
 
 class Paths(NamedTuple):
-    """`run` is the folder of what lives as long as the director; `kernel` keeps what it changed as it was found."""
+    """`run` is the folder of what lives as long as the director; at `door` a successor knocks; `kernel` keeps what it
+    changed as it was found.
+    """
 
     run: Path
     api: Path
     lock: Path
+    door: Path
     kernel: Path
     state: Path
     table: Path
@@ -37,6 +40,7 @@ def paths(name: str = DEFAULT_NAME, environ: Mapping[str, str] = os.environ) -> 
         run=api.parent,
         api=api,
         lock=api.parent / "lock",
+        door=api.parent / "heir",
         kernel=api.parent / "kernel.json",
         state=Path(environ.get("NFQLB_STATE_DIR") or "/var/lib/nfqlb", name, "state.toml"),
         table=Path(environ.get("NFQLB_TABLE_DIR") or "/dev/shm", f"nfqlb-{name}"),

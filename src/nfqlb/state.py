@@ -327,13 +327,26 @@ def digest(intent: Intent | None) -> str:
     return "" if intent is None else hashlib.sha256(msgspec.json.encode(intent)).hexdigest()[:16]
 
 
-def choose(saved: State | None, given: Intent | None, vip_dev: str, *, restore: bool) -> Choice:
-    """Which intent a start begins with: the saved one or the command's. `vip_dev` counts in any case where given."""
+def choose(saved: State | None, given: Intent | None, vip_dev: str, *, restore: bool, takeover: bool = False) -> Choice:
+    """Which intent a start begins with: the saved one or the command's. `vip_dev` counts in any case where given. At a
+    takeover another intent is a change of the saved state.
+    """
     origin = digest(given)
     crashed = saved is not None and not saved.clean
     if saved is not None and (restore or (crashed and (given is None or origin in (saved.origin, saved.reloaded)))):
         after = msgspec.structs.replace(saved, clean=False, vip_dev=vip_dev or saved.vip_dev)
         return Choice(after, True, None)
+    if saved is not None and crashed and takeover and given is not None:
+        after = msgspec.structs.replace(
+            saved,
+            revision=saved.revision + (given != saved.intent),
+            origin=origin,
+            intent=given,
+            vip_dev=vip_dev or saved.vip_dev,
+            reloaded="",
+            pending=None,
+        )
+        return Choice(after, False, None)
     remark = None
     if saved is None and restore:
         remark = "nothing was saved under this name: starting empty"

@@ -144,12 +144,16 @@ class Worker:
         self._thread.start()
         return warnings
 
-    def stop(self) -> None:
-        """End the thread and unbind the queues."""
+    def let_go(self) -> None:
+        """End the thread after the batch that it has in hand; the queues stay bound, and packets wait in them."""
         self._stopping = True
         if self._engine and self._thread:
             self._engine.stop()
             self._thread.join(5)
+
+    def stop(self) -> None:
+        """End the thread and unbind the queues."""
+        self.let_go()
         while self._bindings:
             self._bindings.pop().unbind()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nfqlb._core.connection import Table
+from nfqlb._core.connection import Table, unfit
 from nfqlb.testing import FORWARD, FakeClock, endpoint, tcp, udp
 from tests.core.lab import CLIENT, REAL, TICK, VIP, Lab, Virtual, clients, served
 from tests.sizes import GARBLINGS
@@ -102,11 +102,26 @@ def test_a_table_can_be_inherited_many_times(path: Path, clock: FakeClock) -> No
             lab.open(f"192.0.2.200:{1000 + generation}")
 
 
-@pytest.mark.parametrize("where", ["magic", "layout", "capacity", "slots", "boot"])
-def test_a_header_that_does_not_fit_clears_all(path: Path, clock: FakeClock, where: str) -> None:
-    at = {"magic": 0, "layout": 8, "capacity": 16, "slots": 24, "boot": 48}[where]
+@pytest.mark.parametrize(
+    ("at", "why"),
+    [
+        (0, "it is no table"),
+        (8, "its layout is 2 "),
+        (14, "its layout is 3 "),
+        (16, "it has 257 places for connections and 1024 for real servers, not 256 and 1024"),
+        (24, "it has 256 places for connections and 1025 for real servers, not 256 and 1024"),
+        (48, "it was made before the machine was started"),
+    ],
+    ids=["magic", "size of a struct", "layout", "capacity", "slots", "boot"],
+)
+def test_a_header_that_does_not_fit_is_told_and_clears_all(path: Path, clock: FakeClock, at: int, why: str) -> None:
+    with path.open("rb") as file:
+        assert unfit(file.fileno(), CAPACITY) == ""
     patch(path, at, bytes([path.read_bytes()[at] ^ 1]))
+    with path.open("rb") as file:
+        assert unfit(file.fileno(), CAPACITY).startswith(why)
     with lab_on(path, clock) as lab:
+        assert lab.table.lost.startswith(why)
         assert (lab.table.adopted, lab.table.used, lab.connections()) == (0, 0, [])
         assert served(lab, list(clients(4))) == [OTHER, REAL, OTHER, REAL]
 

@@ -18,7 +18,7 @@ LOOK_AROUND = {  # commands about the machine that they run on
     "nfqlb.cli.real_server": {"nfqlb.kernel.realserver"},
     "nfqlb.cli.doctor": {"nfqlb.kernel.doctor", "nfqlb.kernel.queues"},
 }
-HOLDER = {"nfqlb.errors", "nfqlb.kernel.capabilities", "nfqlb.logs", "nfqlb.paths"}
+HOLDER = {"nfqlb.errors", "nfqlb.handover", "nfqlb.kernel.capabilities", "nfqlb.logs", "nfqlb.paths"}
 USERS_OF_THE_CORE = {"nfqlb.advising", "nfqlb.aiming", "nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.offloading"}
 USERS_OF_THE_CORE |= {"nfqlb.reference", "nfqlb.testing", "nfqlb.worker", "nfqlb.ha"}
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nfqlb.holder import LEAVE
+from nfqlb.runconfig import QUEUES_PER_WORKER, WORKERS_MAX
+
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "nfqlb@.service"
 
@@ -42,6 +45,8 @@ def test_it_is_told_of_ready_and_of_life() -> None:
     service = parser["Service"]
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) > 0
+    assert service["RestartKillSignal"] == LEAVE.name
+    assert int(service["FileDescriptorStoreMax"]) >= 2 + WORKERS_MAX * QUEUES_PER_WORKER
     assert service["CapabilityBoundingSet"].split() == [
         f"CAP_{name}" for name in ("NET_ADMIN", "NET_RAW", "BPF", "PERFMON", "SETUID", "SETGID")
     ]

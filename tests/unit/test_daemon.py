@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ class Fakes:
         self.swept = 0
         self.defences = {"drop_entry": 0, "drop_packet": 0, "secure_tcp": 0, "evicted": 0}
         self.wrong: list[str] = []  # warnings
-        self.adopted, self.used, self.capacity = 0, 0, 64
+        self.adopted, self.used, self.capacity, self.lost = 0, 0, 64, ""
         self.loads: dict[int, tuple[int, int]] = {}  # connections by slot
 
     def step(self, what: object) -> None:
@@ -123,6 +124,9 @@ class Fakes:
     def stop(self) -> None:
         self.step("stop")
 
+    def let_go(self) -> None:
+        self.step("let go")
+
     def info(self, seen: object) -> list[dict[str, object]]:
         return []
 
@@ -131,7 +135,15 @@ class Made:
     """A director with its fakes."""
 
     def __init__(
-        self, folder: Path, fakes: Fakes, *, bound: bool = False, starts: int = 0, marks: Any = None, **config: Any
+        self,
+        folder: Path,
+        fakes: Fakes,
+        *,
+        bound: bool = False,
+        starts: int = 0,
+        takeover: bool = False,
+        marks: Any = None,
+        **config: Any,
     ) -> None:
         self.fakes, self.file = fakes, folder / "state" / "state.toml"
         self.director = Director(
@@ -145,6 +157,7 @@ class Made:
             queues=[[Queue(cast(Any, None), 4096 + at, kind, bound) for at, kind in enumerate(QUEUES)]],
             holder=1,
             starts=starts,
+            takeover=takeover,
             marks=marks,
         )
 
@@ -789,6 +802,76 @@ def test_a_stop_ends_the_api_then_the_rules_then_the_queues(made: Made, number: 
     assert made.saved() == State(1, True, state.digest(INTENT), INTENT)
     with pytest.raises(UnreachableError):
         made.change(add)
+
+
+def test_who_lets_go_closes_the_api_answers_and_touches_nothing(made: Made) -> None:
+    async def live() -> int:
+        ready = asyncio.Event()
+        running = asyncio.create_task(made.director.run(ready.set))
+        await ready.wait()
+        os.kill(os.getpid(), daemon.LETS_GO)
+        return await running
+
+    assert asyncio.run(live()) == daemon.LEFT
+    assert made.fakes.done == ["let go", "close False"]
+    assert not Path(made.director.config.api).exists()
+    assert made.saved().clean is False
+    with pytest.raises(UnreachableError):
+        made.change(add)
+
+
+def test_a_takeover_with_another_intent_is_a_change(tmp_path: Path, fakes: Fakes, made: Made) -> None:
+    made.change(add)
+    heir = Made(tmp_path, fakes, bound=True, starts=1, takeover=True, intent=move(INTENT))
+    heir.director.start()
+    assert (heir.director.revision, heir.director.intent()) == (3, move(INTENT))
+    assert heir.director._left.is_set()
+
+
+def test_a_table_that_could_not_be_used_is_told_of(
+    tmp_path: Path, fakes: Fakes, caplog: pytest.LogCaptureFixture
+) -> None:
+    fakes.lost = "its layout is 1"
+    Made(tmp_path, fakes, bound=True, starts=1).director.start()
+    assert caplog.messages == ["connections of the last director are lost: its table cannot be used, its layout is 1"]
+
+
+def test_who_asks_for_maintenance_and_goes_away_lets_nobody_in_half_way(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is cancelled while a thread compiles: the next change waits for that thread, not for the request."""
+    made = Made(tmp_path, fakes)
+    made.director.start()
+    begun, go_on = threading.Event(), threading.Event()
+    compile_, running = made.director._compile, []
+
+    def slow(view: Any) -> Any:
+        running.append("one at a time")
+        assert len(running) == 1
+        begun.set()
+        assert go_on.wait(10)
+        running.pop()
+        return compile_(view)
+
+    async def live() -> None:
+        monkeypatch.setattr(made.director, "_compile", slow)
+        asked = asyncio.create_task(made.director.maintain(WEB.key, OLD, True))
+        await asyncio.to_thread(begun.wait, 10)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        change = asyncio.create_task(made.director.change(add))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert made.director._lock.locked()
+        assert not change.done()
+        go_on.set()
+        await change
+
+    asyncio.run(live())
+    assert made.director.serving.maintenance
+    assert made.director.intent() == add(INTENT)
+    assert servers(fakes) == {"10.0.1.12", "10.0.1.13"}
 
 
 def test_a_first_start_without_its_api_is_taken_back(made: Made, caplog: pytest.LogCaptureFixture) -> None:

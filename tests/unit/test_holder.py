@@ -5,8 +5,10 @@ Real processes and signals throughout; the stand-in director writes down how it 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import queue
 import re
 import signal
 import socket
@@ -19,19 +21,23 @@ from typing import Any
 
 import pytest
 
+from netns.systemd import Systemd, launched
+
 HOLDER = """
-import functools, json, sys
+import functools, json, os
 import nfqlb.holder
-nfqlb.holder.Holder = functools.partial(nfqlb.holder.Holder, **json.loads(sys.argv.pop()))
+nfqlb.holder.Holder = functools.partial(nfqlb.holder.Holder, **json.loads(os.environ["HOLDER_OPTIONS"]))
 nfqlb.holder.main()
 """
 
 # What to do comes as a list of orders, one per start: "ready" says so, "beat" that
 # it is well, a number exits, "kill" dies of SIGKILL, "serve"
 # ends well on a stop, "deaf" never ends, "script" has its
-# own status read by a script. --withdraw takes its order from the end of the list.
+# own status read by a script, "prepare" says that it is prepared and waits for its
+# predecessor to let go, which "serve" does when it is asked to. --withdraw takes its order from the end of the list.
 DIRECTOR = """
 import fcntl, json, os, signal, socket, struct, sys, termios
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 log, orders, arguments = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
 option = lambda name: arguments[arguments.index(name) + 1]
 withdraw = "--withdraw" in arguments
@@ -61,9 +67,16 @@ for word in order.split():
         with open(log, "a") as file:
             print(json.dumps(answer), file=file)
     elif word == "serve":
-        got = signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        got = signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
         with open(log, "a") as file:
             print(json.dumps({"got": got}), file=file)
+        if got == signal.SIGUSR2:
+            os._exit(75)
+    elif word == "prepare":
+        os.write(int(option("--ready-fd")), b"p")
+        went = os.read(int(option("--go-fd")), 16)
+        with open(log, "a") as file:
+            print(json.dumps({"go": went.decode()}), file=file)
     else:
         sys.exit(int(word))
 """
@@ -83,16 +96,31 @@ class Bench:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.pids: set[int] = set()
 
-    def start(self, *orders: str, env: dict[str, str] | None = None, config: bytes = b"", **timing: float) -> Any:
+    def start(
+        self,
+        *orders: str,
+        env: dict[str, str] | None = None,
+        config: bytes = b"",
+        takeover: bool = False,
+        kept: dict[str, int] | None = None,
+        **timing: Any,
+    ) -> Any:
         config = config or json.dumps({"name": self.name, "api": str(self.api), "workers": 2, "more": 1}).encode()
-        fd = os.memfd_create("config")
-        os.write(fd, config)
+        memory = os.memfd_create("config")
+        os.write(memory, config)
+        fd = fcntl.fcntl(memory, fcntl.F_DUPFD, 300)  # out of the way of what systemd kept
+        os.close(memory)
         director = [sys.executable, "-S", str(self.program), str(self.log), json.dumps(orders)]
-        options = {"director": director, "patience": 0.1, "first_pause": 0.02, **timing}
-        command = [sys.executable, "-S", "-c", HOLDER, "--config-fd", str(fd), json.dumps(options)]
+        program = [sys.executable, "-S", "-c", HOLDER]
+        options = {"director": director, "program": program, "patience": 0.1, "first_pause": 0.02, **timing}
+        command = [*program, *(["--takeover"] if takeover else []), "--config-fd", str(fd)]
         environ = {"NFQLB_RUN_DIR": str(self.folder / "run"), "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})}
+        environ["HOLDER_OPTIONS"] = json.dumps(options)
+        if kept:
+            command, names = launched(command, kept)
+            environ |= names
         with self.errors.open("ab") as errors:
-            process = subprocess.Popen(command, pass_fds=[fd], stderr=errors, env=environ)
+            process = subprocess.Popen(command, pass_fds=[fd, *(kept or {}).values()], stderr=errors, env=environ)
         os.close(fd)
         self.processes.append(process)
         return process
@@ -111,6 +139,12 @@ class Bench:
 
     def said(self) -> str:
         return self.errors.read_text()
+
+    def until_said(self, words: str, times: int = 1) -> None:
+        end = time.monotonic() + 10
+        while self.said().count(words) < times:
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.005)
 
     def left(self) -> list[Path]:
         return [path for path in (self.run_dir, self.table) if path.exists()]
@@ -304,34 +338,188 @@ def test_a_table_that_is_in_use_under_another_run_folder_is_refused(bench: Bench
     assert first.poll() is None
 
 
-def test_ready_is_told_to_systemd_once(bench: Bench) -> None:
-    path = str(bench.folder / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(path)
-        notified.settimeout(10)
-        bench.start("ready kill", "ready serve", env={"NOTIFY_SOCKET": path})
-        bench.events(2)
-        assert notified.recv(100) == b"READY=1"
-        notified.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            notified.recv(100)
+# --- handing over -----------------------------------------------------------------------------------------------------
 
 
-def test_signs_of_life_and_the_stop_are_passed_on_to_systemd(bench: Bench) -> None:
-    path = str(bench.folder / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(path)
-        notified.settimeout(10)
-        env = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "10000000"}
-        holder = bench.start("ready beat kill", "ready serve", env=env)
-        bench.events(2)
-        heard = [notified.recv(100)]
-        while len(heard) < 4:  # ready, a beat, the crash is in hand, the next one's ready is a sign of life
-            heard.append(notified.recv(100))
-        assert heard == [b"READY=1", *[b"WATCHDOG=1"] * 3]
-        holder.terminate()
-        assert notified.recv(100) == b"STOPPING=1"
-        assert holder.wait(10) == 0
+def test_a_renewed_holder_is_the_same_process_with_the_same_things(bench: Bench) -> None:
+    holder = bench.start("ready serve", "prepare ready serve")
+    [first] = bench.events(1)
+    holder.send_signal(signal.SIGUSR2)
+    _, second, let_go, go = bench.events(4)
+    assert (let_go, go) == ({"got": signal.SIGUSR2}, {"go": "go"})
+    assert second["pid"] != first["pid"]
+    assert (second["holder"], second["config"]) == (holder.pid, first["config"])
+    assert inodes(second) == inodes(first)
+    assert bench.said() == "nfqlb: becoming the program that is installed now\n"
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert bench.events(5)[4] == {"got": signal.SIGTERM}
+    assert bench.left() == []
+
+
+def test_a_director_that_renews_badly_leaves_the_old_one_serving(bench: Bench) -> None:
+    holder = bench.start("ready serve", "2")
+    [first] = bench.events(1)
+    for times in (1, 2):  # one that was none does not count
+        holder.send_signal(signal.SIGUSR2)
+        bench.until_said(f"the new director is not prepared: director {first['pid']} goes on", times)
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert bench.events(4)[-1] == {"got": signal.SIGTERM}
+    assert bench.left() == []
+
+
+def test_a_program_that_does_not_load_changes_nothing(bench: Bench) -> None:
+    holder = bench.start("ready serve", program=["/bin/false"])
+    bench.events(1)
+    holder.send_signal(signal.SIGUSR2)
+    bench.until_said("does not even load")
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert bench.events(2)[1] == {"got": signal.SIGTERM}
+
+
+def test_another_holder_takes_over_everything(bench: Bench) -> None:
+    old = bench.start("ready serve")
+    [first] = bench.events(1)
+    new = bench.start("", "prepare ready serve", takeover=True)
+    assert old.wait(10) == 0
+    _, second, let_go, go = bench.events(4)
+    assert (let_go, go) == ({"got": signal.SIGUSR2}, {"go": "go"})
+    assert (second["holder"], inodes(second)[1:]) == (new.pid, inodes(first)[1:])  # the configuration is its own
+    assert bench.said() == "nfqlb: everything is handed over\n"
+    third = bench.start("", "", "prepare ready serve", takeover=True)
+    assert new.wait(10) == 0
+    assert (bench.run_dir / "lock").read_text() == f"{third.pid}\n"
+    third.terminate()
+    assert third.wait(10) == 0
+    assert bench.left() == []
+
+
+@pytest.mark.parametrize(("order", "code"), [("2", 2), ("kill", 128 + signal.SIGKILL)])
+def test_an_heir_that_does_not_get_prepared_leaves_the_old_one_serving(bench: Bench, order: str, code: int) -> None:
+    old = bench.start("ready serve")
+    bench.events(1)
+    assert bench.start("", order, takeover=True).wait(10) == code
+    bench.until_said("has given up: everything stays")
+    assert bench.start("", "prepare ready serve", takeover=True).poll() is None
+    assert old.wait(10) == 0  # the next one succeeds
+
+
+def test_an_heir_that_dies_too_late_has_the_old_holder_start_again(bench: Bench) -> None:
+    old = bench.start("ready serve", "ready serve")
+    bench.events(1)
+    assert bench.start("", "prepare kill", takeover=True).wait(10) == 128 + signal.SIGKILL
+    events = bench.events(5)
+    assert (events[4]["holder"], inodes(events[4])) == (old.pid, inodes(events[0]))
+    assert "the one that took over has failed" in bench.said()
+    old.terminate()
+    assert old.wait(10) == 0
+    assert bench.left() == []
+
+
+def test_a_takeover_cannot_change_queues_or_table(bench: Bench) -> None:
+    old = bench.start("ready serve")
+    bench.events(1)
+    config = json.dumps({"name": bench.name, "api": str(bench.api), "workers": 3}).encode()
+    assert bench.start("ready serve", config=config, takeover=True).wait(10) == 2
+    assert "workers '3': is 2 in the director that runs; a takeover keeps that" in bench.said()
+    assert old.poll() is None
+
+
+def test_a_takeover_from_nobody_is_a_start(bench: Bench) -> None:
+    holder = bench.start("ready serve", takeover=True)
+    bench.events(1)
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert bench.left() == []
+
+
+def test_a_stop_while_a_successor_prepares_itself_stops(bench: Bench) -> None:
+    holder = bench.start("ready serve", "deaf")
+    bench.events(1)
+    holder.send_signal(signal.SIGUSR2)
+    bench.events(2)
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert bench.events(3)[2] == {"got": signal.SIGTERM}
+    assert bench.left() == []
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    systemd = Systemd(tmp_path / "notify")
+    yield systemd
+    systemd.end()
+
+
+STORED = ["lock", "table", *(f"queue-{number}" for number in range(8))]
+
+
+@pytest.mark.parametrize("how", [signal.SIGUSR1, signal.SIGKILL], ids=["a restart", "a crash of the holder"])
+def test_what_systemd_kept_is_found_by_the_next_start(bench: Bench, systemd: Systemd, how: signal.Signals) -> None:
+    env = {"NOTIFY_SOCKET": systemd.path}
+    holder = bench.start("ready serve", env=env)
+    [first] = bench.events(1)
+    assert systemd.hear() == "READY=1"
+    assert list(systemd.kept) == STORED
+    assert systemd.unpolled == set(STORED)
+    holder.send_signal(how)
+    holder.wait(10)
+    if how == signal.SIGUSR1:
+        assert holder.returncode == 0
+        assert bench.events(2)[1] == {"got": signal.SIGUSR2}
+    else:
+        os.kill(first["pid"], signal.SIGKILL)
+    again = bench.start("ready serve", env=env, kept=systemd.kept)
+    second = bench.events(3 if how == signal.SIGUSR1 else 2)[-1]
+    assert inodes(second)[1:] == inodes(first)[1:]
+    assert systemd.hear() == "READY=1"
+    assert "LISTEN" not in Path(f"/proc/{second['pid']}/environ").read_text()
+    again.terminate()
+    assert systemd.hear() == "STOPPING=1"
+    assert again.wait(10) == 0
+    assert bench.left() == []
+
+
+def test_what_systemd_kept_for_nothing_goes(bench: Bench, systemd: Systemd) -> None:
+    reader, writer = os.pipe()
+    fds = {"queue-0": reader, "queue-8": writer, "lock": os.dup(reader), "other": os.dup(reader)}
+    for name, fd in fds.items():
+        systemd.kept[name] = os.dup(fd)
+    bench.start("ready serve", env={"NOTIFY_SOCKET": systemd.path}, kept=fds)
+    bench.events(1)
+    for fd in fds.values():
+        os.close(fd)
+    assert systemd.hear() == "READY=1"
+    assert list(systemd.kept) == STORED
+
+
+def inodes(start: dict[str, Any]) -> list[int]:
+    """Of the configuration, the table and the queues."""
+    return [inode for _, inode in start["fds"]]
+
+
+# --- systemd ----------------------------------------------------------------------------------------------------------
+
+
+def test_ready_is_told_to_systemd_once(bench: Bench, systemd: Systemd) -> None:
+    bench.start("ready kill", "ready serve", env={"NOTIFY_SOCKET": systemd.path})
+    bench.events(2)
+    assert systemd.hear() == "READY=1"
+    with pytest.raises(queue.Empty):
+        systemd.hear(0.0)
+
+
+def test_signs_of_life_and_the_stop_are_passed_on_to_systemd(bench: Bench, systemd: Systemd) -> None:
+    env = {"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": "10000000"}
+    holder = bench.start("ready beat kill", "ready serve", env=env)
+    bench.events(2)
+    heard = [systemd.hear() for _ in range(4)]  # ready, a beat, the crash is in hand, the next one's ready is a beat
+    assert heard == ["READY=1", *["WATCHDOG=1"] * 3]
+    holder.terminate()
+    assert systemd.hear() == "STOPPING=1"
+    assert holder.wait(10) == 0
 
 
 def test_the_director_gets_two_capabilities_at_most_and_its_programs_no_more(bench: Bench) -> None:

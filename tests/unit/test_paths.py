@@ -14,6 +14,7 @@ def test_all_files_follow_from_the_name() -> None:
         run=Path("/run/nfqlb/web"),
         api=Path("/run/nfqlb/web/api.sock"),
         lock=Path("/run/nfqlb/web/lock"),
+        door=Path("/run/nfqlb/web/heir"),
         kernel=Path("/run/nfqlb/web/kernel.json"),
         state=Path("/var/lib/nfqlb/web/state.toml"),
         table=Path("/dev/shm/nfqlb-web"),

@@ -286,3 +286,15 @@ def test_a_second_crash_still_knows_its_command() -> None:
 def test_after_a_crash_the_vips_stay_on_their_device_unless_another_is_named(given: str, used: str) -> None:
     crashed = State(7, False, "", WEB, "eth0")
     assert state.choose(crashed, None, given, restore=False).state.vip_dev == used
+
+
+def test_at_a_takeover_another_intent_is_a_change_of_what_was_saved() -> None:
+    drain = Drain(str(WEB.services[0].key), "10.0.0.1:80", 1e9, False)
+    running = replace(CRASHED, drains=(drain,), vip_dev="eth0", reloaded="0123")
+    choice = state.choose(running, OTHER, "", restore=False, takeover=True)
+    changed = {"revision": 8, "origin": state.digest(OTHER), "intent": OTHER, "reloaded": ""}
+    assert choice.state == replace(running, **changed)
+    assert (choice.restored, choice.remark) == (False, None)
+    same = state.choose(running, running.intent, "eth1", restore=False, takeover=True).state
+    assert (same.revision, same.vip_dev, same.drains) == (running.revision, "eth1", (drain,))
+    assert state.choose(running, None, "", restore=False, takeover=True).state == running

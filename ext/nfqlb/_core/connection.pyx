@@ -18,7 +18,7 @@ list.
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 from posix.fcntl cimport posix_fallocate
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
 from posix.unistd cimport ftruncate
@@ -512,12 +512,43 @@ cdef uint32_t sound_template(const table_t* table, const connection_t* entry, ui
     return LIVE | state << STATE_SHIFT | INACTIVE
 
 
+cdef uint64_t slots_of(int capacity) noexcept:
+    """How many real servers a table of that capacity knows."""
+    return min(1 << 17, max(1024, capacity // 4))
+
+
+cdef bytes boot_id():
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+
+
+def unfit(int fd, int capacity) -> str:
+    """Why a table of that capacity finds no connections in the file although something is there; else nothing."""
+    cdef header_t header
+    cdef bytes data = os.pread(fd, sizeof(header_t), 0) if fd >= 0 else b""
+    if not data.strip(b"\0"):
+        return ""
+    memset(&header, 0, sizeof(header_t))
+    memcpy(&header, <const char*>data, len(data))
+    if header.magic != MAGIC:
+        return "it is no table"
+    if header.layout != LAYOUT:
+        return f"its layout is {header.layout >> 48} ({header.layout:#x}), not {VERSION} ({LAYOUT:#x})"
+    if header.capacity != <uint64_t>capacity or header.slots != slots_of(capacity):
+        return (
+            f"it has {header.capacity} places for connections and {header.slots} for real servers, "
+            f"not {capacity} and {slots_of(capacity)}"
+        )
+    if (<char*>header.boot)[:16] != boot_id():
+        return "it was made before the machine was started"
+    return ""
+
+
 cdef class Table:
     """All connections of one director.
 
     `fd` is a file of shared memory that this table owns alone, or -1 for private memory. A file that was written in
     this boot, with this layout and capacity, is adopted: its live connections and slots are found again. Any other
-    content is cleared. Raises OSError where the memory cannot be had (the file is allocated whole, never sparse),
+    content is cleared, and `lost` says why. Raises OSError where the memory cannot be had (the file is allocated whole, never sparse),
     ValueError for a capacity out of range. `now` is CLOCK_BOOTTIME in nanoseconds.
     """
 
@@ -538,7 +569,8 @@ cdef class Table:
         self.groups = {}
         self.next_slot = 1
         self.table.capacity = capacity
-        self.table.slot_count = min(1 << 17, max(1024, capacity // 4))
+        self.table.slot_count = slots_of(capacity)
+        self.lost = unfit(fd, capacity)
         slots_size = (self.table.slot_count * sizeof(slot_t) + PAGE - 1) // PAGE * PAGE
         self.size = PAGE + slots_size + (<size_t>capacity + 1) * sizeof(connection_t)
         if fd >= 0:
@@ -579,9 +611,8 @@ cdef class Table:
     def _open(self, uint32_t now, bint fresh):
         """Take over what the file holds, or clear it; a `fresh` one is all zeros."""
         cdef header_t* header = self.table.header
-        cdef bytes boot = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
-        if header.magic == MAGIC and header.layout == LAYOUT and header.capacity == self.table.capacity \
-                and header.slots == self.table.slot_count and memcmp(header.boot, <const char*>boot, 16) == 0:
+        cdef bytes boot = boot_id()
+        if not fresh and not self.lost and header.magic == MAGIC:
             self._adopt(now)
         elif not fresh:
             memset(self.memory, 0, self.size)

@@ -1,9 +1,12 @@
 from typing import Self
 
+def unfit(fd: int, capacity: int) -> str: ...
+
 class Table:
     ENTRY: int
     capacity: int
     adopted: int
+    lost: str
     def __new__(cls, fd: int, capacity: int, now: int) -> Self: ...
     @property
     def used(self) -> int: ...

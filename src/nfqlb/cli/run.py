@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 @click.option("--queue", type=int, metavar="N", help="The first queue number [default: chosen from free ones].")
 @click.option("--config", "file", metavar="FILE", help="Take services and settings from a TOML file.")
 @click.option("--restore", is_flag=True, help="Go on with the services that a director of this name had.")
+@click.option("--takeover", is_flag=True, help="Take over from the director of this name that runs, without a gap.")
 @click.option("--engine", metavar="fast|reference", help="How packets are taken [default: fast].")
 @click.option("--diverter", metavar="auto|nft|iptables", help="What brings packets to the queues [default: auto].")
 @click.option(
@@ -97,6 +98,7 @@ def command(
     sloppy_sctp: bool,
     file: str | None,
     restore: bool,
+    takeover: bool,
     api: str | None,
     name: str | None,
     dr_mask: str | None,
@@ -134,7 +136,7 @@ def command(
     config = runconfig.RunConfig(**director, intent=intent, restore=restore, origin=origin)
     if env.euid() != 0:
         raise MissingError("`nfqlb run` needs root: it changes packet rules of the kernel; use sudo or a root shell")
-    _become_holder(env, runconfig.encode(config))
+    _become_holder(env, runconfig.encode(config), takeover)
 
 
 def _bits(text: str) -> int:
@@ -173,9 +175,10 @@ def _intent(
     return Intent(services, answers=Answers(**answers))
 
 
-def _become_holder(env: Env, config: bytes) -> None:
+def _become_holder(env: Env, config: bytes, takeover: bool) -> None:
     fd = os.memfd_create("nfqlb-config")
     os.write(fd, config)
     os.set_inheritable(fd, True)
     # -P: a file in the current folder must not become a module of a program that runs as root
-    env.execv(sys.executable, [sys.executable, "-P", "-m", "nfqlb.holder", "--config-fd", str(fd)])
+    words = [*(["--takeover"] if takeover else []), "--config-fd", str(fd)]
+    env.execv(sys.executable, [sys.executable, "-P", "-m", "nfqlb.holder", *words])

@@ -1,9 +1,9 @@
 """The nft diverter: an own table per family, made, changed and replaced in one netlink batch each.
 
-Strategy: the table is ours alone, so nothing in it is ever merged. It is replaced as a whole, atomically, when its
-rules have to change or somebody changed it; when only members changed, their elements are added and removed. What was
-installed is remembered as the kernel shows it, and as long as nftables' generation takes no other steps than ours,
-nothing is compared.
+Strategy: the table is ours alone, so nothing in it is ever merged. All that is in it is replaced, atomically, when its
+rules have to change or somebody changed it, and its hooks stay, so that packets which wait in queues do; when only
+members changed, their elements are added and removed. What was installed is remembered as the kernel shows it, and as
+long as nftables' generation takes no other steps than ours, nothing is compared.
 """
 
 from __future__ import annotations
@@ -40,14 +40,20 @@ class Nft:
             )
 
     def apply(self, plan: Plan, *, afresh: bool = False) -> None:
-        old = None if afresh else self._installed
+        self._apply(plan, None if afresh else self._installed)
+
+    def _apply(self, plan: Plan, old: Plan | None, *, anew: bool = False) -> None:
+        """`old` is installed, as far as is known; `anew`: not even the hooks that are there will do."""
         messages, replaced = [], []
         for family in plan.families:
             if old and family in old.families and _shape(family, old) == _shape(family, plan):
                 messages += ruleset.changes(self.table, family, old.members(family), plan.members(family))
             else:
                 learned = _learned(self.table, family) if plan.members(family).learns else None
-                messages += ruleset.replace(self.table, family, plan, reassemble=reassembles(), learned=learned)
+                there = None if anew else self._standing(family)
+                messages += ruleset.replace(
+                    self.table, family, plan, reassemble=reassembles(), learned=learned, there=there
+                )
                 replaced.append(family)
         if not messages:
             self._installed = plan
@@ -56,15 +62,22 @@ class Nft:
             before = nl.generation()
             nl.batch(messages)
         except OSError as error:
-            if old is None:
+            if anew:
                 raise KernelError(f"the kernel refused the nftables table {self.table}: {error.strerror}") from error
-            self.apply(plan, afresh=True)  # somebody changed a set of ours under us
+            self._apply(plan, None, anew=old is None)  # somebody changed a set of ours under us
             return
         for family in replaced:
             self._fingerprints[family] = _fingerprint(self.table, family)
         known = before == self._generation or len(replaced) == len(plan.families)
         ours = nl.generation() == before + 1  # a batch is one step: nobody else took one
         self._installed, self._generation = plan, before + 1 if known and ours else -1
+
+    def _standing(self, family: int) -> ruleset.Standing | None:
+        try:
+            titles = nl.dump(nl.GETSET, family, nl.text(1, self.table))
+        except FileNotFoundError:
+            return None
+        return ruleset.standing(self.table, nl.dump(nl.GETCHAIN, family), titles)
 
     def prune(self, plan: Plan) -> None:
         gone = [family for family in (4, 6) if family not in plan.families and self.table in tables(family)]

@@ -29,6 +29,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from nfqlb.kernel import expressions as x
 from nfqlb.kernel import netlink as nl
@@ -76,18 +77,56 @@ def remove(table: str, family: int) -> nl.Message:
     return nl.Message(nl.DELTABLE, 0, family, nl.text(1, table))
 
 
+class Standing(NamedTuple):
+    """What a table has beside its base chains, which are those that it has to have."""
+
+    chains: Sequence[str]
+    sets: Sequence[str]
+
+
+def standing(table: str, chains: Iterable[bytes], sets: Iterable[bytes]) -> Standing | None:
+    """What there is of the table, from the kernel's list of chains and of sets; None where its base chains differ."""
+    base, names = set(), []
+    for body in chains:
+        found = dict(nl.attributes(body))
+        if found[1][:-1].decode() != table:
+            continue
+        name = found[3][:-1].decode()
+        if 4 in found:
+            hook = dict(nl.attributes(found[4]))
+            base.add((name, found[7][:-1].decode(), *struct.unpack("!Ii", hook[1] + hook[2])))
+        else:
+            names.append(name)
+    titles = [dict(nl.attributes(body))[2][:-1].decode() for body in sets]
+    return Standing(names, titles) if base == {chain[:4] for chain in BASE_CHAINS} else None
+
+
 def replace(
-    table: str, family: int, plan: Plan, *, reassemble: bool, learned: Mapping[bytes, int] | None = None
+    table: str,
+    family: int,
+    plan: Plan,
+    *,
+    reassemble: bool,
+    learned: Mapping[bytes, int] | None = None,
+    there: Standing | None = None,
 ) -> list[nl.Message]:
     """The whole table, in place of what bore its name; `reassemble` where the kernel has the socket match. `learned`
     are keys of the set of clients and the milliseconds that they have left.
+
+    Base chains of what is `there` stay: when a hook goes, the kernel drops every packet that waits in any queue
+    (net/netfilter/nfnetlink_queue.c, nfqnl_nf_hook_drop).
     """
     name = nl.text(1, table)
     create = nl.Message(nl.NEWTABLE, nl.CREATE, family, name)
     queues = {f"{kind}-{i}": queue for kind in CLASSES for i, queue in enumerate(getattr(plan, kind))}
-    messages = [create, remove(table, family), create]  # created first: what is not there cannot be removed
+    if there:
+        messages = [nl.Message(nl.DELRULE, 0, family, name)]
+        messages += [nl.Message(nl.DELSET, 0, family, name + nl.text(2, title)) for title in there.sets]
+        messages += [nl.Message(nl.DELCHAIN, 0, family, name + nl.text(3, chain)) for chain in there.chains]
+    else:
+        messages = [create, remove(table, family), create]  # created first: what is not there cannot be removed
     messages += [nl.Message(nl.NEWCHAIN, nl.CREATE, family, name + nl.text(3, c)) for c in (*queues, *CHAINS)]
-    for chain, kind, hook, priority, _ in BASE_CHAINS:
+    for chain, kind, hook, priority, _ in BASE_CHAINS if not there else ():
         where = nl.nested(4, nl.number(1, hook), nl.number(2, priority))
         body = name + nl.text(3, chain) + where + nl.number(5, x.ACCEPT) + nl.text(7, kind)
         messages.append(nl.Message(nl.NEWCHAIN, nl.CREATE, family, body))
