@@ -548,8 +548,8 @@ cdef class Table:
 
     `fd` is a file of shared memory that this table owns alone, or -1 for private memory. A file that was written in
     this boot, with this layout and capacity, is adopted: its live connections and slots are found again. Any other
-    content is cleared, and `lost` says why. Raises OSError where the memory cannot be had (the file is allocated whole, never sparse),
-    ValueError for a capacity out of range. `now` is CLOCK_BOOTTIME in nanoseconds.
+    content is cleared, and `lost` says why. Raises OSError where the memory cannot be had (the file is allocated whole,
+    never sparse), ValueError for a capacity out of range. `now` is CLOCK_BOOTTIME in nanoseconds.
     """
 
     ENTRY = sizeof(connection_t)             # bytes of a connection

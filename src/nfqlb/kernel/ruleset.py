@@ -125,11 +125,11 @@ def replace(
         messages += [nl.Message(nl.DELCHAIN, 0, family, name + nl.text(3, chain)) for chain in there.chains]
     else:
         messages = [create, remove(table, family), create]  # created first: what is not there cannot be removed
-    messages += [nl.Message(nl.NEWCHAIN, nl.CREATE, family, name + nl.text(3, c)) for c in (*queues, *CHAINS)]
     for chain, kind, hook, priority, _ in BASE_CHAINS if not there else ():
         where = nl.nested(4, nl.number(1, hook), nl.number(2, priority))
         body = name + nl.text(3, chain) + where + nl.number(5, x.ACCEPT) + nl.text(7, kind)
         messages.append(nl.Message(nl.NEWCHAIN, nl.CREATE, family, body))
+    messages += [nl.Message(nl.NEWCHAIN, nl.CREATE, family, name + nl.text(3, c)) for c in (*queues, *CHAINS)]
     for title, keys in sets(family, plan).items():
         body = _set(name, title, family)
         values = {}
