@@ -31,6 +31,8 @@ PACKAGES := build-essential python3-dev python3-venv libnetfilter-queue-dev ipta
 	nginx-light wrk curl tcpdump conntrack procps systemd
 # The real servers' mail, files and names, and the storage that they mount.
 PACKAGES += openssl openssh-server sshfs postfix dovecot-imapd vsftpd bind9 bind9-dnsutils
+# Two directors, and directors that announce their VIPs by BGP.
+PACKAGES += keepalived bird2
 BENCH_PACKAGES := haproxy libnginx-mod-stream ipvsadm kmod
 VM_PACKAGES := ipvsadm kmod
 export CLANG := clang-16
@@ -175,6 +177,7 @@ bench: setup
 	$(BIN)/python -m bench.overload
 	$(BIN)/python -m bench.health
 	$(BIN)/python -m bench.failure
+	$(BIN)/python -m bench.failover
 	$(BIN)/python -m bench.flood
 	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.workers

@@ -70,6 +70,10 @@ class Director(Host):
         found = [real for service in self.show("services")["services"] for real in service["reals"]]
         return next(real for real in found if real["endpoint"] == endpoint)
 
+    def addresses(self, device: str = "eth0") -> str:
+        """What `ip` says of them."""
+        return self.run(["ip", "-o", "addr", "show", "dev", device]).stdout
+
     def stop(self, timeout: float = 15.0) -> int:
         """SIGTERM, as an operator stops it; the exit code."""
         assert self.process is not None

@@ -20,7 +20,7 @@ from nfqlb.errors import ConfigError, ConflictError, NfqlbError, NotFoundError
 from nfqlb.feed import Feed
 from nfqlb.model import Intent
 from nfqlb.paths import api_socket
-from nfqlb.runconfig import SETTINGS, RunConfig
+from nfqlb.runconfig import SETTINGS, Ha, RunConfig
 from nfqlb.state import Pending, State
 
 CONFIRM_MAX = 86400  # seconds
@@ -63,8 +63,8 @@ class Applier:
         pending = self._host.state.pending
         return pending.until if pending else None
 
-    def settings(self) -> dict[str, str | int]:
-        """What a [director] section would say: all that is not so by default."""
+    def settings(self) -> dict[str, str | int | Ha]:
+        """What [director] and [ha] would say: all that is not so by default."""
         config = self._host.config
         default = RunConfig(api=api_socket(config.name), vip_dev=None)
         found = {name: getattr(config, name) for name in SETTINGS if getattr(config, name) != getattr(default, name)}
@@ -180,4 +180,4 @@ def _read(file: str) -> tuple[dict[str, Any], Intent]:
 
 
 def _told(value: object) -> str:
-    return "nothing" if value in (None, "") else str(value)
+    return "nothing" if value in (None, "") else "another" if isinstance(value, Ha) else str(value)

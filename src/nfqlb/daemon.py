@@ -54,6 +54,7 @@ from nfqlb.control.reconcile import steps
 from nfqlb.control.registry import differing, lets_go
 from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
+from nfqlb.ha.failover import Failover
 from nfqlb.ha.sync import Syncing, require
 from nfqlb.health.runner import Runner
 from nfqlb.health.scripts import Scripts
@@ -155,6 +156,7 @@ class Director:
         self._warned_for = -1  # the revision that the warnings are about
         self._repairs = 0
         self._failure = ""  # of the last repair
+        self._lacks = ""  # without which there is no failover
         mask = config.dr_mask if config.dr_by != "frame" else 0
         gso, plain, head, syn = (tuple(queue.number for queue in self._queues if queue.kind == kind) for kind in QUEUES)
         self._planner = Planner(
@@ -167,6 +169,7 @@ class Director:
                 bypass=bypass,
                 diverter=config.diverter,
                 firewall=config.firewall,
+                shared=config.ha is not None,
             )
         )
         self._aiming = Aiming(
@@ -177,6 +180,10 @@ class Director:
         self._sweeping = asyncio.Lock()  # of connections that end without a packet
         self._left = asyncio.Event()  # connections may have to end that no packet will come to
         self._tasks: set[asyncio.Task[Any]] = set()
+        run = paths(config.name).run
+        self.failover = (
+            Failover(config.ha, config.name, run / "ha", config.log_format, self._turned) if config.ha else None
+        )
         self._offloading: Offloading | None = None
         self._without_offload = ""  # why there is none
         self._mirror: Mirror | None = None  # there once sync was on
@@ -191,6 +198,8 @@ class Director:
         self.state, restored, remark = state.choose(
             saved, given, self.config.vip_dev or "", restore=self.config.restore, takeover=self._takeover
         )
+        if self.failover:  # the VIPs are keepalived's
+            self.state = msgspec.structs.replace(self.state, vip_dev="")
         self._origin = "saved state" if restored and given is None else self.config.origin
         if remark:
             log.warning(remark)
@@ -324,12 +333,15 @@ class Director:
         minding += [self._mind_rates(), self._mind_state(), self._mind_pending(), self._mind_health()]
         minding += [self._mind_handshakes(), self._mind_leftovers(), self._mind_defences(), self._mind_advisors()]
         minding += [self._beat(alive)] if alive else []
-        minders = [asyncio.create_task(one) for one in minding]
+        minders: list[asyncio.Task[None]] = [asyncio.create_task(one) for one in minding]
+        minders += [asyncio.create_task(self._mind_failover(self.failover))] if self.failover else []
         await stop.wait()
         async with self._lock:
             self._closing = True
         for minder in minders:
             minder.cancel()
+        if self.failover:
+            await self.failover.stop()  # another director takes over before this one takes no packets
         await self.health.close()
         await self.notices.close()
         await self.scripts.close()
@@ -487,6 +499,7 @@ class Director:
             "on_failure": config.on_failure,
             "offload": {"state": "on" if self._offloading else self._without_offload}
             | (self._offloading.statistics() if self._offloading else {}),
+            "ha": self.failover.statistics if self.failover else None,
             "vip_dev": self.state.vip_dev or None,
             "origin": self._origin,
             "edited": self._edited(),
@@ -495,7 +508,7 @@ class Director:
             "table": {"capacity": self._table.capacity, "used": self._table.used, "adopted": self._table.adopted},
             "defences": self._datapath.defences,
             "queues": [queue for worker in self._workers for queue in worker.info(seen)],
-            "warnings": [*self._warnings, *([self._failure] if self._failure else [])],
+            "warnings": [*self._warnings, *filter(None, (self._failure, self._lacks))],
             "notices": {
                 name: {"sent": one.sent, "failed": one.failed, "lost": one.lost}
                 for name, one in self.notices.channels.items()
@@ -587,6 +600,8 @@ class Director:
                 self._aiming.marks = await asyncio.to_thread(self._kernel.marks, plan)
             await asyncio.to_thread(self._kernel.apply, plan)
             self._plan = plan
+            if self.failover:
+                self.failover.wants(plan.held)
 
     def _save(self, value: State, *, whole: bool = False) -> None:
         try:
@@ -767,6 +782,24 @@ class Director:
             log.log(logging.INFO if turn.well else logging.WARNING, "%s%s", what, turn.message)
             self.feed.say("health", turn.message, self.revision)
             self.notices.tell(turn, view.intent)
+
+    # --- failover -----------------------------------------------------------------------------------------------------
+
+    async def _mind_failover(self, failover: Failover) -> None:
+        """Packets are taken: this director may be master."""
+        try:
+            failover.require()
+        except NfqlbError as error:
+            log.error("%s", error)
+            self._lacks = str(error)
+            return
+        failover.wants(self._plan.held)
+        await failover.mind()
+
+    def _turned(self, role: str) -> None:
+        if role != "unknown":
+            log.info("failover: this director is %s", role)
+            self.feed.say("failover", f"this director is {role}", self.revision)
 
     # --- files and confirmations --------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from nfqlb.api.director import Director
 from nfqlb.api.schema import Counters
 from nfqlb.errors import ConfigError
+from nfqlb.ha.failover import ROLES
 from nfqlb.health.runner import Lateness
 from nfqlb.model import endpoint, parse_listener
 
@@ -199,6 +200,14 @@ def _daemon(info: Mapping[str, Any]) -> Iterator[Metric]:
             told.add_metric([channel, fate], count)
     yield told
     yield GaugeMetricFamily("nfqlb_warnings", "What looks wrong now; `nfqlb doctor` says more.", len(info["warnings"]))
+    if ha := info.get("ha"):
+        role = GaugeMetricFamily(
+            "nfqlb_ha_role", "1 for what this director is among those for its VIPs.", None, ["role"]
+        )
+        for one in ROLES:
+            role.add_metric([one], one == ha["role"])
+        yield role
+        yield CounterMetricFamily("nfqlb_ha_changes", "Times that it became something else.", ha["changes"])
     yield GaugeMetricFamily("nfqlb_table_capacity", "The most connections at a time.", info["table"]["capacity"])
     up = GaugeMetricFamily("nfqlb_defence_up", "Whether the table defends itself so.", None, ["defence"])
     for defence in ("drop_entry", "drop_packet", "secure_tcp"):

@@ -12,7 +12,7 @@ import msgspec
 
 from nfqlb.errors import ConfigError
 from nfqlb.logs import FORMATS
-from nfqlb.model import Intent, check_choice, check_range, parse_listener, parse_name
+from nfqlb.model import Intent, canonical, check_choice, check_range, family, parse_listener, parse_name
 
 ENGINES = ("fast", "reference")
 DIVERTERS = ("auto", "nft", "iptables")
@@ -28,6 +28,90 @@ DEVICE = re.compile(r"[^/\s]{1,15}")  # IFNAMSIZ - 1
 USER = re.compile(r"[a-z_][a-z0-9_.-]*", re.IGNORECASE)
 MAIL = re.compile(r"[^@\s,<>]+@[^@\s,<>]+")
 SOCKET_PATH_MAX = 107  # sun_path without its zero byte
+KEEPALIVED = ("start", "join")
+VRRP_DEVICE = re.compile(r"[\w.:@-]{1,15}", re.ASCII)  # nothing that means something to keepalived's parser
+ADVERT_SECONDS = 0.01, 40.95  # twelve bits of centiseconds (RFC 9568, 5.2.7)
+PREEMPT_DELAY_MAX, PATIENCE_MAX = 1000, 60
+
+
+class Ha(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """This director and others have the VIPs in turn, by VRRP version 3 on `interface`, which keepalived speaks.
+
+    Of those that are ready the one with the highest `priority` is master: it has the VIPs, or `addresses`, on `device`
+    (that of VRRP where none is given), and what its real servers send replies to, the `gateways` (ADDRESS[%DEVICE]).
+    Adverts come every `interval` seconds, to `peers` or to the multicast group, from `source`; its family, or that of
+    the peers, is the one of VRRP. A director that comes back takes over from one of lower priority after
+    `preempt_delay` seconds, and not at all without `preempt`. One that crashed has `patience` seconds to be there again
+    before another takes over.
+
+    keepalived: "start" one for this director, or "join" the one of this machine, whose process stands in `pid_file`.
+    """
+
+    interface: str
+    vrid: int
+    priority: int = 100
+    interval: float = 1
+    peers: tuple[str, ...] = ()
+    source: str = ""
+    preempt: bool = True
+    preempt_delay: int = 0
+    patience: float = 1
+    addresses: tuple[str, ...] = ()
+    device: str = ""
+    gateways: tuple[str, ...] = ()
+    keepalived: str = "start"
+    pid_file: str = "/run/keepalived.pid"
+
+    def __post_init__(self) -> None:
+        for field in ("interface", "device"):
+            name = getattr(self, field)
+            if not VRRP_DEVICE.fullmatch(name) and (name or field == "interface"):
+                raise ConfigError(f"ha {field}", name, "is not the name of a network device", "see `ip link`")
+        check_range("ha vrid", self.vrid, 1, 255)
+        check_range("ha priority", self.priority, 1, 254)
+        _check_seconds("ha interval", self.interval, *ADVERT_SECONDS)
+        _check_seconds("ha patience", self.patience, 0, PATIENCE_MAX)
+        check_range("ha preempt_delay", self.preempt_delay, 0, PREEMPT_DELAY_MAX)
+        if self.preempt_delay and not self.preempt:
+            raise ConfigError(
+                "ha preempt_delay", self.preempt_delay, "is there without preempt", "leave out one of them"
+            )
+        for field in ("peers", "addresses"):
+            found = tuple(canonical(f"ha {field}", one) for one in getattr(self, field))
+            msgspec.structs.force_setattr(self, field, found)
+        msgspec.structs.force_setattr(self, "gateways", tuple(map(_gateway, self.gateways)))
+        if self.source:
+            msgspec.structs.force_setattr(self, "source", canonical("ha source", self.source))
+        for peer in self.peers:
+            if family(peer) != self.family:
+                other = self.source or self.peers[0]
+                fix = "VRRP speaks one of them; VIPs may be of both"
+                raise ConfigError("ha peers", peer, f"is not of the family of {other}", fix)
+        if self.source in self.peers and self.source:
+            raise ConfigError("ha peers", self.source, "is this director's own source", "name the others only")
+        check_choice("ha keepalived", self.keepalived, KEEPALIVED)
+        if not self.pid_file.startswith("/"):
+            raise ConfigError(
+                "ha pid_file", self.pid_file, "is not an absolute path", "write it like /run/keepalived.pid"
+            )
+
+    @property
+    def family(self) -> int:
+        """Of VRRP itself."""
+        known = (self.source, *self.peers)
+        return family(next(filter(None, known), "0.0.0.0"))
+
+
+def _gateway(text: str) -> str:
+    address, mark, device = text.partition("%")
+    if mark and not VRRP_DEVICE.fullmatch(device):
+        raise ConfigError("ha gateways", text, "does not end with a device", "write it like 10.0.0.1%eth1")
+    return canonical("ha gateways", address) + mark + device
+
+
+def _check_seconds(field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(field, f"{value:g}", "out of range", f"use {low:g} to {high:g} seconds")
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +143,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     mail_from: str = ""
     smtp: str = "localhost:25"
     smtp_login: str = ""  # the file with USER:PASSWORD
+    ha: Ha | None = None  # how it has the VIPs in turn with others
 
     def __post_init__(self) -> None:
         parse_name(self.name)
@@ -82,6 +167,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.script_user and not USER.fullmatch(self.script_user):
             raise ConfigError("script_user", self.script_user, "is not the name of a user", "see /etc/passwd")
         self._check_notices()
+        if self.ha and self.vip_dev:
+            fix = "keepalived adds the VIPs on the master alone: leave it out, or give it as device of [ha]"
+            raise ConfigError("vip_dev", self.vip_dev, "is there with [ha]", fix)
 
     def _check_notices(self) -> None:
         if self.webhook:

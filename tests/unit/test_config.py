@@ -16,6 +16,7 @@ from nfqlb.config.schema import WORDS, schema
 from nfqlb.config.toml import (
     ANSWERS,
     DIRECTOR,
+    HA,
     HEALTH,
     OPTIONS,
     PERSISTENCE,
@@ -158,7 +159,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         (
             "name = 1\n",
-            "f.toml:1: name '1': is not known here; the keys are director, timeouts, answers, options, sync, service",
+            "f.toml:1: name '1': is not known here; the keys are director, ha, timeouts, answers, options, sync, service",
         ),
         ("director = 1\n", "f.toml:1: director '1': is not a table"),
         ("\n[service]\n", "f.toml:2: service '{}': is not a list"),
@@ -487,6 +488,7 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
     service = tables["service"]["items"]
     shown = {
         "director": tables["director"],
+        "ha": tables["ha"],
         "timeouts": tables["timeouts"],
         "answers": tables["answers"],
         "options": tables["options"],
@@ -497,8 +499,8 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
         "quorum": service["properties"]["quorum"],
         "real": service["properties"]["real"]["items"],
     }
-    read = {"director": DIRECTOR, "timeouts": TIMEOUTS, "answers": ANSWERS, "options": OPTIONS, "service": SERVICE_KEYS}
-    read |= {"sync": SYNC}
+    read = {"director": DIRECTOR, "ha": HA, "timeouts": TIMEOUTS, "answers": ANSWERS, "options": OPTIONS}
+    read |= {"sync": SYNC, "service": SERVICE_KEYS}
     read |= {"persistence": PERSISTENCE, "health": HEALTH, "quorum": QUORUM, "real": REAL}
     assert {name: list(table["properties"]) for name, table in shown.items()} == {n: list(k) for n, k in read.items()}
     wordless = [(name, key) for name, known in read.items() for key in known if (name, key) not in WORDS]

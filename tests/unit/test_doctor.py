@@ -53,6 +53,12 @@ def test_a_reading_means(machine: dict[str, object], findings: list[tuple[str, s
     assert found(**machine) == findings
 
 
+def test_a_backup_has_no_vip_and_another_machine_has() -> None:
+    machine = {"holders": {}, "ways": {SERVER: SOUND.ways[SERVER]}, "claims": {VIP: {b"\2\0\0\0\0\1"}}}
+    assert found(SERVED._replace(role="backup"), **machine) == []
+    assert [one for one, *_ in found(SERVED._replace(role="master"), **machine)] == ["vip", "arp"]
+
+
 @pytest.mark.parametrize(
     ("service", "gro", "ids"),
     [

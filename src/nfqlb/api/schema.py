@@ -33,6 +33,7 @@ from nfqlb.model import (
     Timeouts,
     endpoint,
 )
+from nfqlb.runconfig import Ha
 from nfqlb.serving import Serving
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Changed(msgspec.Struct):
 class Configuration(msgspec.Struct, forbid_unknown_fields=True):
     """What the configuration file says. `director` is for the next start: it is compared with what runs, no more."""
 
-    director: dict[str, str | int] = {}
+    director: dict[str, str | int | Ha] = {}
     timeouts: Timeouts = Timeouts()
     answers: Answers = Answers()
     options: Options = Options()
@@ -138,7 +139,7 @@ class ConfigurationView(msgspec.Struct):
 
     revision: int
     confirm_by: float | None
-    director: dict[str, str | int]
+    director: dict[str, str | int | Ha]
     timeouts: Timeouts
     answers: Answers
     options: Options

@@ -35,9 +35,9 @@ def command(
 
     director, intent = read(file)
     within = seconds("--confirm-within", confirm_within) if confirm_within else 0
-    wanted = {"director": director, **msgspec.to_builtins(intent)}
     if "api" in director:
         director["api"] = os.path.abspath(director["api"])
+    wanted = {"director": msgspec.to_builtins(director), **msgspec.to_builtins(intent)}
     chosen = client(env, api, name or director.get("name"))
     answer = chosen.apply(wanted, plan=plan, confirm_within=within, file=os.path.abspath(file))
     steps.tell(answer, as_json)

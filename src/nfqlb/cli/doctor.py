@@ -109,6 +109,7 @@ def _asked(client: Client, here: int) -> Served:
         reasons=reasons,
         diverter=daemon["diverter"],
         firewall=daemon["firewall"],
+        role=(daemon.get("ha") or {}).get("role", ""),
     )
 
 

@@ -15,6 +15,7 @@ from nfqlb.config.toml import (
     CHECK,
     DIRECTOR,
     FAMILIES,
+    HA,
     HEALTH,
     OPTIONS,
     PERSISTENCE,
@@ -69,15 +70,20 @@ from nfqlb.model import (
     Timeouts,
 )
 from nfqlb.runconfig import (
+    ADVERT_SECONDS,
     CONNECTIONS_MAX,
     CONNECTIONS_MIN,
     DIVERTERS,
     DR_BY,
     ENGINES,
     FIREWALLS,
+    KEEPALIVED,
     OFFLOADS,
     ON_FAILURE,
+    PATIENCE_MAX,
+    PREEMPT_DELAY_MAX,
     WORKERS_MAX,
+    Ha,
     RunConfig,
 )
 
@@ -126,6 +132,41 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("director", "mail_from"): {"description": "Whom mail comes from."},
     ("director", "smtp"): {"description": "NAME:PORT of the mail server."},
     ("director", "smtp_login"): {"description": "The file with USER:PASSWORD for it."},
+    ("ha", "interface"): {"description": "The device that VRRP is spoken on."},
+    ("ha", "vrid"): {"description": "The number of the group.", "minimum": 1, "maximum": 255},
+    ("ha", "priority"): {"description": "The highest is master.", "minimum": 1, "maximum": 254},
+    ("ha", "interval"): {
+        "description": "Seconds between adverts.",
+        "minimum": ADVERT_SECONDS[0],
+        "maximum": ADVERT_SECONDS[1],
+    },
+    ("ha", "peers"): {
+        "description": "The other directors; none: the multicast group.",
+        "items": {"type": "string"},
+    },
+    ("ha", "source"): {"description": "The address that adverts come from, if not the device's first."},
+    ("ha", "preempt"): {"description": "Whether it takes over from a master of lower priority when it comes back."},
+    ("ha", "preempt_delay"): {
+        "description": "Seconds that it waits with that.",
+        "minimum": 0,
+        "maximum": PREEMPT_DELAY_MAX,
+    },
+    ("ha", "patience"): {
+        "description": "Seconds that a director that crashed has to be there again.",
+        "minimum": 0,
+        "maximum": PATIENCE_MAX,
+    },
+    ("ha", "addresses"): {
+        "description": "What the master has; none: the VIPs of the services.",
+        "items": {"type": "string"},
+    },
+    ("ha", "device"): {"description": "Where it has them, if not on interface."},
+    ("ha", "gateways"): {
+        "description": "ADDRESS[%DEVICE], what the master has for its real servers to send replies to.",
+        "items": {"type": "string"},
+    },
+    ("ha", "keepalived"): {"description": "Start one, or join that of the machine.", "enum": [*KEEPALIVED]},
+    ("ha", "pid_file"): {"description": "Where the number of that one's process stands."},
     ("timeouts", "tcp"): {"description": "Seconds, of established TCP.", **SECONDS},
     ("timeouts", "tcp_fin"): {"description": "Seconds, of TCP after a FIN.", **SECONDS},
     ("timeouts", "udp"): {"description": "Seconds, of UDP.", **SECONDS},
@@ -382,6 +423,7 @@ def schema() -> dict[str, Any]:
     sync = _table("sync", SYNC, Sync)
     tables = {
         "director": _table("director", DIRECTOR, RunConfig),
+        "ha": _table("ha", HA, Ha, required=["interface", "vrid"]),
         "timeouts": _table("timeouts", TIMEOUTS, Timeouts),
         "answers": _table("answers", ANSWERS, Answers),
         "options": _table("options", OPTIONS, Options),

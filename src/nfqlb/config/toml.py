@@ -43,13 +43,21 @@ from nfqlb.model import (
     parse_real,
     parse_vip,
 )
-from nfqlb.runconfig import RunConfig
+from nfqlb.runconfig import Ha, RunConfig
 
 Path = tuple[str | int, ...]
 Types = Mapping[str, type]
 T = TypeVar("T")
 
-TOP: Types = {"director": dict, "timeouts": dict, "answers": dict, "options": dict, "sync": dict, "service": list}
+TOP: Types = {
+    "director": dict,
+    "ha": dict,
+    "timeouts": dict,
+    "answers": dict,
+    "options": dict,
+    "sync": dict,
+    "service": list,
+}
 DIRECTOR: Types = {
     "name": str,
     "api": str,
@@ -74,6 +82,22 @@ DIRECTOR: Types = {
     "mail_from": str,
     "smtp": str,
     "smtp_login": str,
+}
+HA: Types = {
+    "interface": str,
+    "vrid": int,
+    "priority": int,
+    "interval": float,
+    "peers": list,
+    "source": str,
+    "preempt": bool,
+    "preempt_delay": int,
+    "patience": float,
+    "addresses": list,
+    "device": str,
+    "gateways": list,
+    "keepalived": str,
+    "pid_file": str,
 }
 TIMEOUTS: Types = dict.fromkeys(Timeouts.__struct_fields__, int)
 ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool, "sloppy_sctp": bool}
@@ -199,7 +223,14 @@ TYPE_NAMES = {
     list: "a list",
 }
 KEY_OF_FIELD = {"vip port": "vip", "protocol": "vip", "real": "address", "real port": "address"}
-SECTIONS = "timeout ", "timeouts ", "persistence ", "health ", "quorum "  # what the model puts before a field of theirs
+SECTIONS = (
+    "timeout ",
+    "timeouts ",
+    "persistence ",
+    "health ",
+    "quorum ",
+    "ha ",
+)  # what the model puts before a field of theirs
 STAND_IN = Key("tcp", "192.0.2.1", 0)  # for a service whose address is wrong, so that the rest of it is looked at
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
@@ -207,7 +238,7 @@ KEY = re.compile(r"\s*([\w.-]+)\s*=")
 
 
 class Loaded(NamedTuple):
-    """`director` holds the keys of the section that are there; each is a field of RunConfig."""
+    """`director` holds the keys of the section that are there, and `ha`; each is a field of RunConfig."""
 
     director: dict[str, Any]
     intent: Intent
@@ -227,6 +258,7 @@ def dumps(loaded: Loaded) -> str:
     director, intent = loaded
     document = {
         "director": {key: director[key] for key in DIRECTOR if key in director},
+        "ha": msgspec.to_builtins(director.get("ha", {})),
         "timeouts": _changed(intent.timeouts, TIMEOUTS),
         "answers": _changed(intent.answers, ANSWERS),
         "options": _changed(intent.options, OPTIONS),
@@ -274,6 +306,8 @@ class _Reader:
     def load(self, tables: dict[str, Any]) -> Loaded:
         top = self.table((), tables, TOP)
         director = self.table(("director",), top.get("director", {}), DIRECTOR)
+        if "ha" in top and (ha := self.ha(top["ha"])):
+            director["ha"] = ha
         self.make(("director",), RunConfig, {"api": "", **director})
         timeouts = self.section("timeouts", top, TIMEOUTS, Timeouts)
         answers = self.section("answers", top, ANSWERS, Answers)
@@ -287,6 +321,16 @@ class _Reader:
         if self.errors:
             raise ConfigErrors(error for _, error in sorted(self.errors, key=itemgetter(0)))
         return Loaded(director, intent)
+
+    def ha(self, table: object) -> Ha | None:
+        values = self.table(("ha",), table, HA)
+        missing = [key for key in ("interface", "vrid") if isinstance(table, dict) and key not in table]
+        for key in missing:
+            self.refuse(("ha", key), "", "is not there", "every director of the group says it")
+        for key in ("peers", "addresses", "gateways"):
+            values |= {key: self.texts(("ha",), values, key)} if key in values else {}
+        made = self.make(("ha",), partial(Ha, interface="lo", vrid=1), values)
+        return None if missing else made
 
     def section(self, name: str, top: dict[str, Any], known: Types, kind: Callable[..., T]) -> T:
         values = self.table((name,), top.get(name, {}), known)

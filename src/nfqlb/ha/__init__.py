@@ -1,1 +1,1 @@
-"""What two directors do for each other."""
+"""Several directors for the same VIPs: which of them has these now, and what they tell each other."""

@@ -89,6 +89,7 @@ class Plan:
     firewall: str = "accept"  # or "leave"
     vip_dev: str | None = None
     withheld: frozenset[str] = frozenset()  # VIPs that are not to be there now
+    shared: bool = False  # with other directors: the VIPs may be on one of them
     idle: int = 900  # seconds after which a client of services without a port is forgotten
     head: tuple[int, ...] = (2,)  # queue numbers of class head (payload stays in the kernel), one per worker
     syn: tuple[int, ...] = (3,)  # queue numbers of class syn (the first packet of a TCP connection), one per worker

@@ -18,7 +18,7 @@ def warnings(plan: Plan) -> list[str]:
     """A sentence each, with the fix where there is one; of very many addresses only some are looked at."""
     vips, servers = (some(members) for members in (plan.vips, plan.v4.servers | plan.v6.servers))
     routes = neighbours.routes({*vips, *servers})
-    remote = [vip for vip in vips if vip not in routes or not routes[vip].local]
+    remote = [vip for vip in vips if not plan.shared and (vip not in routes or not routes[vip].local)]
     lost = [server for server in servers if server not in routes]
     return [
         *(

@@ -105,7 +105,7 @@ def rp_filter(_: Served, machine: Machine) -> Iterator[Finding]:
 
 def vips(served: Served, machine: Machine) -> Iterator[Finding]:
     arrived = {service.vip for service in served.services if service.inpkts}  # a router may send it here
-    for vip in sorted(served.vips):
+    for vip in sorted(served.vips) if served.has_vips else ():
         way = machine.ways.get(vip)
         if vip in machine.holders or (way and way.local):
             yield from _silent(vip, machine)
@@ -158,7 +158,7 @@ def marks(_: Served, machine: Machine) -> Iterator[Finding]:
 
 def others_with_the_vip(served: Served, machine: Machine) -> Iterator[Finding]:
     modes = {(service.vip, real): service.mode for service in served.services for real in service.reals}
-    for vip, claims in sorted(machine.claims.items()):
+    for vip, claims in sorted(machine.claims.items()) if served.has_vips else ():
         for mac in sorted(claims):
             server = machine.macs.get(mac, "")
             who = f"the real server {server}" if server else "another machine"

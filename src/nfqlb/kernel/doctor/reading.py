@@ -68,6 +68,12 @@ class Served(NamedTuple):
     reasons: Mapping[str, int] = {}
     diverter: str = ""
     firewall: str = ""
+    role: str = ""  # among the directors that have the VIPs in turn
+
+    @property
+    def has_vips(self) -> bool:
+        """Whether they are to be on this machine."""
+        return self.role in ("", "master")
 
     @property
     def vips(self) -> set[str]:

@@ -1,0 +1,79 @@
+"""Two directors by VRRP: who has the VIP, and who gets it when one of them is gone."""
+
+from __future__ import annotations
+
+import pytest
+
+from netns import load
+from netns.host import until
+from netns.pair import SECONDS, Pair
+from nfqlb.model import MODES
+
+
+def serves(net: Pair) -> None:
+    """New connections of both families reach both real servers."""
+    for family in (4, 6):
+        assert {*load.split(load.whoami(net.client, net.url(family=family), 4))} == {"s1", "s2"}
+
+
+def has_alone(net: Pair, master: str) -> None:
+    until(
+        lambda: {one.name for one in net.directors if net.has_vip(one)} == {master},
+        SECONDS,
+        lambda: f"not {master} alone has the VIPs",
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_master_is_cut_off_and_comes_back(mode: str) -> None:
+    with Pair(mode=mode) as net:
+        net.start_pair(net.services())
+        has_alone(net, "d")
+        serves(net)
+        net.cut(net.director)
+        net.role(net.director, "fault")
+        net.role(net.second, "master")
+        has_alone(net, "d2")
+        serves(net)
+        net.mend(net.director)
+        net.role(net.director, "master")
+        net.role(net.second, "backup")
+        has_alone(net, "d")
+        serves(net)
+        assert [net.director.stop(), net.second.stop()] == [0, 0]
+        assert not any(net.has_vip(one) for one in net.directors)
+
+
+def test_a_director_dies_and_is_back_in_time_or_is_not() -> None:
+    with Pair() as net:
+        first, second = net.directors
+        net.start_one(first, net.services(), priority="150", patience="20")
+        net.start_one(second, net.services(), patience="0.3")
+        net.role(first, "master")
+        net.role(second, "backup")
+        as_it_was = second.show("daemon")["ha"]["changes"]
+        first.kill_director()
+        until(lambda: first.show("daemon")["restarts"] == 1, SECONDS, lambda: "it was not started again")
+        net.role(first, "master")
+        assert second.show("daemon")["ha"]["changes"] == as_it_was
+        has_alone(net, "d")
+
+        first.cli("service", "add", "10.2.0.101:80")
+        until(lambda: " 10.2.0.101/" in first.addresses(), SECONDS, lambda: "the VIP of a new service is not there")
+        assert " 10.2.0.101/" not in second.addresses()
+        first.cli("service", "delete", "10.2.0.101:80")
+        until(lambda: " 10.2.0.101/" not in first.addresses(), SECONDS, lambda: "its VIP did not go with it")
+
+        assert first.stop() == 0
+        net.role(second, "master")
+        has_alone(net, "d2")
+        serves(net)
+        net.start_one(first, net.services(), priority="150", preempt="false")
+        net.role(first, "backup")
+        has_alone(net, "d2")
+        second.kill_both()
+        net.role(first, "master")
+        has_alone(net, "d")
+        serves(net)
+        told = [line.partition("failover: ")[2] for line in first.cli("events").stdout.splitlines()]
+        assert [one for one in told if one] == ["this director is backup", "this director is master"]
