@@ -159,7 +159,8 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         (
             "name = 1\n",
-            "f.toml:1: name '1': is not known here; the keys are director, ha, timeouts, answers, options, sync, service",
+            "f.toml:1: name '1': is not known here; "
+            "the keys are director, ha, timeouts, answers, options, sync, service",
         ),
         ("director = 1\n", "f.toml:1: director '1': is not a table"),
         ("\n[service]\n", "f.toml:2: service '{}': is not a list"),
