@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from netns.host import CommandError, Host
+from netns.host import CommandError, Host, Process
 
 CURL = ["curl", "--silent", "--show-error", "--fail", "--globoff"]
 PORTS = range(10_000, 30_000, 100)
@@ -53,6 +53,12 @@ def download(client: Host, url: str, timeout: float = 100.0) -> str:
     fetch = " ".join(f"'{word}'" for word in [*CURL, url])
     out = client.run(["bash", "-o", "pipefail", "-c", f"{fetch} | sha256sum"], timeout=timeout).stdout
     return out.split()[0]
+
+
+def slow_download(client: Host, url: str, rate: int) -> Process:
+    """A download at so many bytes a second; it says the SHA-256 of what came."""
+    script = f"curl --silent --show-error --fail --limit-rate {rate} '{url}' | sha256sum"
+    return client.spawn(["bash", "-o", "pipefail", "-c", script], log="download.log")
 
 
 def upload(client: Host, file: Path, url: str, timeout: float = 100.0) -> None:

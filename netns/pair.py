@@ -81,6 +81,8 @@ class Pair(Net):
         director.ip(*(f"address flush dev {device}" for device in ("eth0", "lo")))
         own = INSIDE.at(1 + self.directors.index(director))
         director.ip(
+            "link set eth0 down",
+            "link set eth0 up",  # with its link-local address
             "address add 127.0.0.1/8 dev lo",
             f"address add {own.v4}/24 dev eth0",
             f"address add {own.v6}/64 dev eth0 nodad",

@@ -93,6 +93,7 @@ ADVISOR_SECONDS = 0.02  # between looks at schedulers in Python
 SWITCH_SECONDS = 0.0005  # that the data path waits for Python at most, where it asks a scheduler
 HANDSHAKE_SECONDS = 0.05  # between looks at how clients fare
 HANDSHAKE_PAUSE = 9  # times as long as a look took, at least: ten thousand servers do not take a CPU
+STEP_SECONDS = 0.1  # between looks whether sync has brought all connections
 BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT)
 LETS_GO = signal.SIGUSR2
@@ -786,7 +787,7 @@ class Director:
     # --- failover -----------------------------------------------------------------------------------------------------
 
     async def _mind_failover(self, failover: Failover) -> None:
-        """Packets are taken: this director may be master."""
+        """Packets are taken: this director may be master, once it knows what the others serve."""
         try:
             failover.require()
         except NfqlbError as error:
@@ -794,7 +795,13 @@ class Director:
             self._lacks = str(error)
             return
         failover.wants(self._plan.held)
-        await failover.mind()
+        if not (self.starts or self._takeover):  # else its table is the one it had
+            failover.hold("connections of the other directors")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(failover.mind())
+            while not self.in_step:
+                await asyncio.sleep(STEP_SECONDS)
+            failover.release("connections of the other directors")
 
     def _turned(self, role: str) -> None:
         if role != "unknown":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from netns import load
+from netns.director import Director
 from netns.host import until
 from netns.pair import SECONDS, Pair
 from nfqlb.model import MODES
+from tests import sizes
 
 
 def serves(net: Pair) -> None:
@@ -42,6 +44,48 @@ def test_the_master_is_cut_off_and_comes_back(mode: str) -> None:
         serves(net)
         assert [net.director.stop(), net.second.stop()] == [0, 0]
         assert not any(net.has_vip(one) for one in net.directors)
+
+
+SYNC = '[sync]\nrole = "both"\ninterface = "eth0"\nid = 7\n'
+SLOWLY = 4  # seconds that a download takes
+
+
+def established(director: Director) -> int:
+    return sum(one["state"] == "ESTABLISHED" for one in director.show("connections")["connections"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_connections_go_on_when_the_masters_machine_dies_and_when_it_is_back(mode: str) -> None:
+    """Silent ones, and one with a transfer on it; who comes back has all of them before it is master."""
+    with Pair(mode=mode, echo=True) as net:
+        whole = net.storage.fill("whole", sizes.TRANSFER)
+        services = SYNC + net.services(80) + net.services(7)
+        net.start_pair(services)
+        held = load.Held(net.client, net.vip(), sizes.HELD)
+
+        download = load.slow_download(net.client, net.url("/whole"), sizes.TRANSFER // SLOWLY)
+        everywhere(net, sizes.HELD + 1)
+        net.destroy(net.director)
+        net.role(net.second, "master")
+        assert held.alive() == sizes.HELD
+        assert download.wait(60) == 0
+        assert download.text.split()[0] == whole
+
+        download = load.slow_download(net.client, net.url("/whole", 6), sizes.TRANSFER // SLOWLY)
+        net.revive(net.director)
+        net.start_one(net.director, services, priority="150")
+        net.role(net.director, "master")
+        net.role(net.second, "backup")
+        assert held.alive() == sizes.HELD
+        assert download.wait(60) == 0
+        assert download.text.split()[0] == whole
+        peers = [director.cli("sync", "status").stdout for director in net.directors]
+        assert all("has the whole table" in said or "no peer" in said for said in peers), peers
+
+
+def everywhere(net: Pair, count: int) -> None:
+    """Both directors know so many connections."""
+    until(lambda: all(established(one) >= count for one in net.directors), SECONDS, lambda: "not all were told")
 
 
 def test_a_director_dies_and_is_back_in_time_or_is_not() -> None:

@@ -10,7 +10,6 @@ import pytest
 from netns import Net, kernelstate, load
 from netns.changes import PORT, Stream
 from netns.director import NFQLB
-from netns.host import Host, Process
 from nfqlb.api.client import Client
 from tests import sizes
 
@@ -23,12 +22,6 @@ def services(net: Net) -> list[str]:
 
 def servers(net: Net) -> list[str]:
     return [word for server in net.servers for word in ("--real", server.v4)]
-
-
-def slow_download(client: Host, url: str) -> Process:
-    """A download that takes some seconds; it says the SHA-256 of what came."""
-    script = f"curl --silent --show-error --fail --limit-rate {sizes.TRANSFER // 2} '{url}' | sha256sum"
-    return client.spawn(["bash", "-o", "pipefail", "-c", script], log="download.log")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +47,7 @@ def test_nothing_is_lost_when_a_director_hands_over(
     net.director.cli("real", "edit", f"{net.vip()}:80/tcp", f"{net.servers[0].v4}:80", "--weight", "3")
     configured = net.director.show("services")["services"][2]["reals"][0]["weight"]
     held = load.Held(net.client, net.vip(), sizes.HELD)
-    download = slow_download(net.client, net.url("/whole"))
+    download = load.slow_download(net.client, net.url("/whole"), sizes.TRANSFER // 2)
     stream = Stream(net, sizes.RATE, SECONDS)
     net.director.renew() if how == "renew" else net.director.take_over(*started)
     assert held.alive() == sizes.HELD
