@@ -49,6 +49,7 @@ WEIGHT_MAX = 2**31 - 1
 NAME_MAX = 15
 TIMEOUT_MAX = 2**31 // 1000  # seconds
 QUIESCENT = ("keep", "move")
+PERSISTENCE_ENGINES = ("sip",)  # of persistence
 PORT_MAX = 65535
 REAL_OPTIONS = ("weight", "upper", "lower", "mode", "agent_port")
 MARK_MAX = 2**32 - 1
@@ -192,18 +193,22 @@ class Key(NamedTuple):
 class Persistence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A client stays with its real server until `timeout` seconds after its last connection began, whatever the
     server's weight; with `quiescent` "move" it leaves one of weight 0. `netmask` is the length of the prefix that makes
-    clients one (None: the whole address).
+    clients one (None: the whole address). With `engine` "sip" each call is on its own: UDP datagrams of one client with
+    the same Call-ID stay together, and a first one without it is dropped (ip_vs_pe_sip.c).
     """
 
     timeout: int = 300
     netmask: int | None = None
     quiescent: str = "keep"
+    engine: str = ""
 
     def __post_init__(self) -> None:
         check_range("persistence timeout", self.timeout, 1, TIMEOUT_MAX)
         if self.netmask is not None:
             check_range("persistence netmask", self.netmask, 1, 128)
         check_choice("persistence quiescent", self.quiescent, QUIESCENT)
+        if self.engine:
+            check_choice("persistence engine", self.engine, PERSISTENCE_ENGINES)
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -586,6 +591,10 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             raise ConfigError("one_packet", "true", f"is not for {self.protocol}", "it is for UDP and firewall marks")
         if self.persistence and self.persistence.netmask is not None and family(self.address) == 4:
             check_range("persistence netmask", self.persistence.netmask, 1, 32)
+        if self.persistence and self.persistence.engine and self.protocol not in ("udp", ANY_PROTOCOL):
+            raise ConfigError(
+                "persistence engine", "sip", f"is not for {self.protocol}", "it is for UDP and firewall marks"
+            )
         check_mss("mss", self.mss)
         if self.mss and self.protocol in ("udp", "sctp"):
             raise ConfigError("mss", self.mss, f"is nothing that {self.protocol} has", "give it to a service of tcp")

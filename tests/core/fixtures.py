@@ -670,6 +670,13 @@ ROWS = [
         ((tcp("192.0.2.11:1", WEB), PREROUTING),),
         policy=Policy(connections_max=1),
     ),
+    Row(
+        "a first datagram of SIP without a Call-ID",
+        udp(CLIENT, DNS, b"OPTIONS sip:a SIP/2.0\r\n"),
+        "drop",
+        "no_call_id",
+        then=(Virtual(DNS, {RESOLVER: 1}, protocol="udp", persistence=60, by_call=True),),
+    ),
     dropped("the table is full", "table_full", tcp(CLIENT, WEB), *FULL),
     dropped(
         "the server was removed", "server_gone", tcp(CLIENT, WEB, "A"), *HANDSHAKE, then=(Virtual(WEB, {FIRST: 1}),)

@@ -38,6 +38,7 @@ class Virtual(NamedTuple):
     persistence: int = 0
     mask: bytes = b"\xff" * 16
     moves_quiesced: bool = False
+    by_call: bool = False
     one_packet: bool = False
     mss: int = 0
     advisor: Advisor | None = None
@@ -51,7 +52,18 @@ class Virtual(NamedTuple):
     @property
     def more(self) -> dict[str, Any]:
         """What snapshot.Service takes by name."""
-        names = "last", "mark", "flags", "persistence", "mask", "moves_quiesced", "one_packet", "mss", "advisor"
+        names = (
+            "last",
+            "mark",
+            "flags",
+            "persistence",
+            "mask",
+            "moves_quiesced",
+            "by_call",
+            "one_packet",
+            "mss",
+            "advisor",
+        )
         names = (*names, "timeouts", "connections_max", "maglev_size", "hash_key")
         return {name: getattr(self, name) for name in names}
 

@@ -20,7 +20,7 @@ LAYERS = [
     | {"forward", "icmp", "schedulers", "hashing", "locality", "load", "ranking", "connection", "tracking", "snapshot"},
     {"packet", "offload", "sync"},
     {"states", "wire", "telemetry"},
-    {"checksum", "crc32c", "hash"},
+    {"checksum", "crc32c", "hash", "callid"},
     {"types", "atomic", "memory"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}

@@ -263,7 +263,8 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ),
         (
             SERVICE + "persistence = { time = 9 }\n",
-            "f.toml:3: service.persistence.time '9': is not known here; the keys are timeout, netmask, quiescent",
+            "f.toml:3: service.persistence.time '9': is not known here; "
+            "the keys are timeout, netmask, quiescent, engine",
         ),
         (
             SERVICE + "one_packet = true\n",

@@ -185,7 +185,7 @@ def test_what_is_saved_restores_to_the_same(ipvsadm: Ipvsadm, monkeypatch: pytes
         ("-A -t 10.0.0.1:80 -p -M 255.0.255.0", 2, "illegal virtual server persistent mask specified"),
         ("-A -t 10.0.0.1:80 -s sh -b nosuch", 2, "invalid scheduler flag `nosuch'"),
         ("-A -t 10.0.0.1:80 -s sh -b mh-port", 2, "incompatible scheduler flag `mh-port'"),
-        ("-A -t 10.0.0.1:80 --pe sip", 255, "Scheduler or persistence engine not found"),
+        ("-A -u 10.0.0.1:80 -p --pe nosuch", 255, "Scheduler or persistence engine not found"),
         ("-A -f 0", 2, "invalid fwmark value `0' specified"),
         ("-A -6 -f 1", 2, "-6 used before -f"),
         ("-a -t 10.0.0.1:80 -r [fd00::1]:80 -m", 2, "Different address family is allowed only for tunneling servers"),
@@ -306,3 +306,9 @@ def test_counters_and_rates_begin_anew(director: Empty, ipvsadm: Ipvsadm) -> Non
     for option in ("--stats", "--rate"):
         after = [line.split()[-5:] for line in ipvsadm("-Ln", option)[1].splitlines()[3:]]
         assert after == [["0"] * 5] * 3
+
+
+def test_a_persistence_engine_is_listed_and_saved(ipvsadm: Ipvsadm) -> None:
+    assert ipvsadm(*["-A", "-u", "10.0.0.1:5060", "-s", "rr", "-p", "300", "--pe", "sip"])[0] == 0
+    assert ipvsadm("-S", "-n")[1] == "-A -u 10.0.0.1:5060 -s rr -p 300 --pe sip\n"
+    assert "UDP  10.0.0.1:5060 rr persistent 300 pe sip\n" in ipvsadm("-L", "-n")[1]

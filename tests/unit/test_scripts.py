@@ -197,7 +197,8 @@ def test_many_at_once_each_get_their_own_answer_and_a_number_run(tmp_path: Path,
     diary = tmp_path / "diary"
 
     async def live(scripts: Scripts, _: socket.socket) -> None:
-        script = f"echo + >> {diary}; sleep 0.05; echo - >> {diary}; exit $1"
+        wait = f"while [ $(grep -c + {diary}) -lt 3 ]; do sleep 0.01; done"  # the first ones for each other
+        script = f"echo + >> {diary}; {wait}; echo - >> {diary}; exit $1"
         codes = range(12)
         outcomes = await asyncio.gather(*(scripts.run(["/bin/sh", "-c", script, "x", str(one)], 10) for one in codes))
         assert [outcome.code for outcome in outcomes] == [*codes]

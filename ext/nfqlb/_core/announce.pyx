@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from nfqlb._core.atomic cimport ACQUIRE, RELAXED, RELEASE, load32, store32
 from nfqlb._core.tracking cimport CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT, TIME_WAIT
 from nfqlb._core.types cimport (
+    CALL,
     LEFT,
     ONE_PACKET,
     STATE_MASK,
@@ -30,7 +31,7 @@ cdef enum:
 
 cdef bint may_tell(const connection_t* connection, uint32_t word) noexcept nogil:
     """Whether peers hear of a connection in this state: not of handshakes, whose flood would be theirs, too."""
-    if connection.flags & (LEFT | ONE_PACKET):
+    if connection.flags & (LEFT | ONE_PACKET | CALL):
         return False
     if connection.flags & TEMPLATE or connection.protocol == UDP:
         return True

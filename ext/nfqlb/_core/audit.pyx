@@ -17,6 +17,7 @@ from nfqlb._core.states cimport exists, is_active
 from nfqlb._core.telemetry cimport VERDICTS
 from nfqlb._core.types cimport (
     ASSURED,
+    CALL,
     CHECKSUM_NOT_READY,
     FREE,
     ICMP_MESSAGE,
@@ -400,7 +401,7 @@ cdef const char* audit_template(table_t* table, const connection_t* entry) noexc
         return "a template of no slot"
     if entry.due == 0:
         return "a template without a timer"
-    return unless(entry.hash == hash_endpoint(table.key, &entry.client, 0, entry.protocol),
+    return unless(entry.flags & CALL or entry.hash == hash_endpoint(table.key, &entry.client, 0, entry.protocol),
                   "a template under a wrong hash")
 
 

@@ -51,6 +51,7 @@ from nfqlb._core.states cimport exists, is_active
 from nfqlb._core.types cimport (
     ANSWERED,
     ASSURED,
+    CALL,
     DIRECT,
     FREE,
     INACTIVE,
@@ -189,18 +190,22 @@ cdef connection_t* find_template(table_t* table, const service_t* service, const
     cdef int i
     for i in range(8):
         index = bucket.index[i]
-        if index != 0 and bucket.tag[i] == <uint16_t>(hash >> 48) and leads(&table.entries[index], service, client):
+        if index != 0 and bucket.tag[i] == <uint16_t>(hash >> 48) \
+                and leads(&table.entries[index], service, client, hash):
             return &table.entries[index]
     index = bucket.chain
     while index != 0:
-        if leads(&table.entries[index], service, client):
+        if leads(&table.entries[index], service, client, hash):
             return &table.entries[index]
         index = table.entries[index].chain
     return NULL
 
 
-cdef inline bint leads(connection_t* entry, const service_t* service, const address_t* client) noexcept nogil:
-    return load32(&entry.word, ACQUIRE) & LIFE == LIVE and entry.flags & (TEMPLATE | LEFT) == TEMPLATE \
+cdef inline bint leads(connection_t* entry, const service_t* service, const address_t* client,
+                       uint64_t hash) noexcept nogil:
+    return load32(&entry.word, ACQUIRE) & LIFE == LIVE \
+        and entry.flags & (TEMPLATE | LEFT | CALL) == (TEMPLATE | CALL if service.by_call else TEMPLATE) \
+        and (not service.by_call or entry.hash == hash) \
         and entry.protocol == service.template_protocol and entry.vport == service.template_port \
         and same(&entry.client, client) and same(&entry.virtual, &service.template_address)
 
@@ -645,7 +650,8 @@ cdef class Table:
                 entry = &table.entries[first + i]
                 words[i] = sound(table, entry, now)
                 if words[i]:
-                    entry.hash = hash_endpoint(table.key, &entry.client, entry.cport, entry.protocol)
+                    if not entry.flags & CALL:
+                        entry.hash = hash_endpoint(table.key, &entry.client, entry.cport, entry.protocol)
                     prefetch(bucket_of(table, entry.hash))
             for i in range(min(GROUP, table.capacity + 1 - first)):
                 entry = &table.entries[first + i]

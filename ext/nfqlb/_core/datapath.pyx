@@ -50,9 +50,10 @@ from nfqlb._core.connection cimport (
     warm_bucket,
     warm_entry,
 )
+from nfqlb._core.callid cimport find_call_id
 from nfqlb._core.defence cimport drops_packet, evict, weigh
 from nfqlb._core.forward cimport direct, finish_bulk, is_bulk, nat_reply, nat_request, tunnel
-from nfqlb._core.hash cimport hash_endpoint
+from nfqlb._core.hash cimport hash_endpoint, hash_text
 from nfqlb._core.icmp cimport is_sound, is_unreachable, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.latency cimport measure
 from nfqlb._core.load cimport note_connection
@@ -83,6 +84,7 @@ from nfqlb._core.types cimport (
     ABORT_CAME,
     AVAILABLE,
     BAD_CHECKSUM,
+    CALL,
     DIRECT,
     DROP,
     DROP_PACKET,
@@ -103,6 +105,7 @@ from nfqlb._core.types cimport (
     LEFT,
     LIFE,
     LIMITED,
+    NO_CALL_ID,
     LIVE,
     MARKED,
     MAY_OFFLOAD,
@@ -173,6 +176,7 @@ from nfqlb._core.wire cimport (
     IP6_HEADER,
     RST,
     SYN,
+    UDP_HEADER,
     get16,
     is_mapped,
     lower_mss,
@@ -525,6 +529,8 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, bint moved, connect
         network.high = packet.source.high & service.mask.high
         network.low = packet.source.low & service.mask.low
         root = hash_endpoint(table.key, &network, 0, service.template_protocol)
+        if service.by_call and not hash_call(table, packet, &network, &root):
+            return NO_CALL_ID
     ask(worker, service, packet, &network, root, &advice)
     hold(table, hash, root)
     connection[0] = find(table, packet, hash, REQUEST)        # another worker may have been first
@@ -535,6 +541,20 @@ cdef uint8_t admit(worker_t* worker, const packet_t* packet, bint moved, connect
             reason = begin(worker, service, packet, hash, choose(worker, service, packet, &advice), connection)
     let_go(table, hash, root)
     return reason
+
+
+cdef bint hash_call(const table_t* table, const packet_t* packet, const address_t* network,
+                    uint64_t* hash) noexcept nogil:
+    """The hash of a call: of a client, or its network, and the Call-ID of its datagram; False where it has none."""
+    cdef uint32_t begin = packet.transport + UDP_HEADER
+    cdef uint32_t at, size
+    if packet.protocol != UDP or packet.length <= begin or packet.captured < packet.length:
+        return False
+    at = find_call_id(packet.data + begin, packet.length - begin, &size)
+    if at == 0:
+        return False
+    hash[0] = hash_text(table.key, network, packet.data + begin + at, size)
+    return True
 
 
 cdef inline void ask(worker_t* worker, service_t* service, const packet_t* packet, const address_t* network,
@@ -688,7 +708,7 @@ cdef void lead(connection_t* template, const service_t* service, const address_t
     template.vport = service.template_port
     template.sport = server.port
     template.protocol = service.template_protocol
-    template.flags = TEMPLATE | server.method
+    template.flags = TEMPLATE | server.method | (CALL if service.by_call else 0)
     template.slot = server.slot
     template.inpackets = 0
     template.control = template.children = 0

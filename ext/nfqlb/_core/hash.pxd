@@ -3,6 +3,7 @@
 The key is random for each table, so that nobody outside can choose flows that share a bucket.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from nfqlb._core.types cimport address_t
 
@@ -63,6 +64,32 @@ cdef inline uint64_t hash_endpoint(const uint64_t* key, const address_t* address
     absorb(&v, address.high)
     absorb(&v, address.low)
     absorb(&v, <uint64_t>19 << 56 | <uint64_t>protocol << 16 | port)      # 19 bytes of input
+    v.c ^= 0xff
+    round_(&v)
+    round_(&v)
+    round_(&v)
+    return v.a ^ v.b ^ v.c ^ v.d
+
+
+cdef inline uint64_t hash_text(const uint64_t* key, const address_t* address, const uint8_t* text,
+                               uint32_t length) noexcept nogil:
+    """Hash of an address and of so many bytes."""
+    cdef sip_t v
+    cdef uint64_t word
+    cdef uint32_t at = 0
+    v.a = key[0] ^ 0x736f6d6570736575ULL
+    v.b = key[1] ^ 0x646f72616e646f6dULL
+    v.c = key[0] ^ 0x6c7967656e657261ULL
+    v.d = key[1] ^ 0x7465646279746573ULL
+    absorb(&v, address.high)
+    absorb(&v, address.low)
+    while length - at >= 8:
+        memcpy(&word, text + at, 8)
+        absorb(&v, word)
+        at += 8
+    word = 0
+    memcpy(&word, text + at, length - at)
+    absorb(&v, <uint64_t>(16 + length & 0xff) << 56 | word)
     v.c ^= 0xff
     round_(&v)
     round_(&v)

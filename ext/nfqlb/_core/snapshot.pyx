@@ -95,11 +95,12 @@ cdef class Service:
 
     `flags` are some of the scheduler's (schedulers.FLAGS). With `persistence`, a client stays with its real server for
     so many seconds after its last connection began; `mask` (16 bytes) makes all of a network one client; with
-    `moves_quiesced` a server of weight 0 loses its clients. `one_packet`: each datagram is scheduled on its own. `mss`:
-    bytes that a SYN may announce at most, 0 for any. `offload`: the kernel may forward what is established by itself.
-    `timeouts`: seconds in the order of tracking.TIMEOUT_KINDS, 0 where it is what all services have. `connections_max`:
-    connections that it may have, 0 for any number. `maglev_size`: places of mh's table, a prime.
-    `hash_key`: 16 bytes, with which dh, sh, mh and hrw hash addresses, or none.
+    `moves_quiesced` a server of weight 0 loses its clients; with `by_call` each of a client's SIP calls is on its own.
+    `one_packet`: each datagram is scheduled on its own. `mss`: bytes that a SYN may announce at most, 0 for any.
+    `offload`: the kernel may forward what is established by itself. `timeouts`: seconds in the order of
+    tracking.TIMEOUT_KINDS, 0 where it is what all services have. `connections_max`: connections that it may have, 0 for
+    any number. `maglev_size`: places of mh's table, a prime. `hash_key`: 16 bytes, with which dh, sh, mh and hrw hash
+    addresses, or none.
 
     `last` makes it a service of the ports from `port` on; port 0 is every port. With `mark` it takes the packets that
     bear this netfilter mark, whatever their protocol, address and port: protocol 0, and only the family of `address`
@@ -114,8 +115,8 @@ cdef class Service:
     def __cinit__(self, int protocol, address: bytes, int port, scheduler: str,
                   servers: Sequence[tuple], Service previous = None, *, int last = 0, uint32_t mark = 0,
                   flags: Sequence[str] = (), uint32_t persistence = 0, mask: bytes = b"\xff" * 16,
-                  bint moves_quiesced = False, bint one_packet = False, uint16_t mss = 0, bint offload = True,
-                  Advisor advisor = None, Service shadow = None,
+                  bint moves_quiesced = False, bint by_call = False, bint one_packet = False, uint16_t mss = 0,
+                  bint offload = True, Advisor advisor = None, Service shadow = None,
                   timeouts: Sequence[int] = (), uint32_t connections_max = 0, uint32_t maglev_size = 4093,
                   hash_key: bytes = b""):
         cdef server_t* server
@@ -135,6 +136,7 @@ cdef class Service:
         self.service.scheduler = SCHEDULERS.index(scheduler)
         self.service.persistence = persistence * 10
         self.service.moves_quiesced = moves_quiesced
+        self.service.by_call = by_call
         self.service.one_packet = one_packet
         self.service.mask = address_from(mask)
         self.service.template_protocol = protocol

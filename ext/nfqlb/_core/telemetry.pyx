@@ -22,6 +22,7 @@ from nfqlb._core.types cimport (
     FRAGMENT,
     ICMP_MESSAGE,
     LIMITED,
+    NO_CALL_ID,
     LOCAL,
     MALFORMED,
     MARK,
@@ -82,6 +83,7 @@ _TABLE = (
     (SERVER_DOWN,        "server_down",      DROP,    "the connection's real server is down; the client is reset"),
     (DROP_PACKET,        "drop_packet",      DROP,    "a new connection's: one of so many, while places are few"),
     (LIMITED,            "limited",          DROP,    "a new connection's, beyond connections_max"),
+    (NO_CALL_ID,         "no_call_id",       DROP,    "a new connection's, without the Call-ID that SIP messages have"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)

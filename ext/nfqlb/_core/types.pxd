@@ -96,6 +96,7 @@ cdef enum reason_t:
     SERVER_DOWN
     DROP_PACKET
     LIMITED
+    NO_CALL_ID
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 
@@ -200,6 +201,7 @@ cdef enum:
     TEMPLATE = 16                # no connection: where those of a client (or its network) to a service go. Port 0
     ONE_PACKET = 32              # not in the table, and over with its packet
     ANSWERED = 64                # its template was told
+    CALL = 128                   # a template for one call (SIP): its hash says for which
     ASSURED = 1                  # state of a template: a connection of it was established, or answered
     REARM = 600                  # ticks that a template gets when it has connections still
 
@@ -537,6 +539,7 @@ cdef struct service_t:
     uint8_t one_packet           # each datagram is scheduled on its own
     uint8_t offload              # the kernel may forward what is established by itself
     uint8_t moves_quiesced       # a template does not lead to a server of weight 0
+    uint8_t by_call              # a template is for a call (SIP), not for all that a client does
     uint8_t template_protocol    # with these, a template of a client says whose it is
     uint16_t template_port
     address_t template_address

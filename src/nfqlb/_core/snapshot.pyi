@@ -39,6 +39,7 @@ class Service:
         persistence: int = 0,
         mask: bytes = ...,
         moves_quiesced: bool = False,
+        by_call: bool = False,
         one_packet: bool = False,
         mss: int = 0,
         offload: bool = True,

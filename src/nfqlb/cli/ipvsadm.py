@@ -19,11 +19,12 @@ from nfqlb.cli.env import Env, director_name, socket_path
 from nfqlb.config import ipvsadm as language
 from nfqlb.config.ipvsadm import Command, Fault, Names
 from nfqlb.errors import ConfigError, ExistsError, NfqlbError, NotFoundError, UnreachableError
+from nfqlb.model import PERSISTENCE_ENGINES
 
 FAILED = 255  # what ipvsadm ends with where the kernel refuses
 UNSUPPORTED = "{} is not supported by nfqlb"
 USAGE = """Usage:
-  ipvsadm -A|E virtual-service [-s scheduler] [-p [timeout]] [-M netmask] [-b sched-flags] [-o]
+  ipvsadm -A|E virtual-service [-s scheduler] [-p [timeout]] [-M netmask] [--pe sip] [-b sched-flags] [-o]
   ipvsadm -D virtual-service
   ipvsadm -C
   ipvsadm -R
@@ -200,11 +201,11 @@ def _where(asked: Command) -> dict[str, object]:
 
 
 def _service(asked: Command) -> dict[str, object]:
-    if asked.engine:
+    if asked.engine not in ("", *PERSISTENCE_ENGINES):
         raise Fault("Scheduler or persistence engine not found", FAILED)
     persistence: dict[str, Any] | None = None
     if asked.persistence:
-        persistence = {"timeout": asked.persistence, "netmask": language.prefix(asked)}
+        persistence = {"timeout": asked.persistence, "netmask": language.prefix(asked), "engine": asked.engine}
     return {
         "scheduler": asked.scheduler,
         "flags": asked.flags,

@@ -29,6 +29,9 @@ def command() -> None:
 )
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server for so long.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
+@click.option(
+    "--persistence-engine", metavar="NAME", default="", help="With it: sip keeps calls together, not clients."
+)
 @click.option("--one-packet", is_flag=True, help="Each datagram is scheduled on its own.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything [default: 0].")
 @click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established [default: yes].")
@@ -53,6 +56,7 @@ def add(
     flags: tuple[str, ...],
     persistent: int | None,
     netmask: int | None,
+    persistence_engine: str,
     one_packet: bool,
     mss: int | None,
     offload: bool | None,
@@ -69,7 +73,10 @@ def add(
 
     from nfqlb.cli.values import own_timeouts, persistence, service
 
-    more: dict[str, object] = {"persistence": persistence(persistent, netmask), "one_packet": one_packet}
+    more: dict[str, object] = {
+        "persistence": persistence(persistent, netmask, persistence_engine),
+        "one_packet": one_packet,
+    }
     more |= {"mss": mss, "name": label, "offload": offload, "fallback": fallback, "budget": budget, "shadow": shadow}
     more |= {"timeouts": own_timeouts(timeouts), "connections_max": connections_max, "slow_start": slow_start}
     more |= {"maglev_size": maglev_size}
@@ -89,6 +96,9 @@ def add(
 )
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0: no more.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
+@click.option(
+    "--persistence-engine", metavar="NAME", default="", help="With it: sip keeps calls together, not clients."
+)
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything.")
 @click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established.")
 @click.option(
@@ -111,6 +121,7 @@ def edit(
     flags: tuple[str, ...],
     persistent: int | None,
     netmask: int | None,
+    persistence_engine: str,
     mss: int | None,
     offload: bool | None,
     timeouts: tuple[str, ...],
@@ -145,7 +156,9 @@ def edit(
     if "label" in changed:
         changed["name"] = changed.pop("label")
     if changed.pop("persistent", None) is not None:
-        changed["persistence"] = msgspec.to_builtins(persistence(persistent, netmask)) if persistent else None
+        changed["persistence"] = (
+            msgspec.to_builtins(persistence(persistent, netmask, persistence_engine)) if persistent else None
+        )
     if "timeouts" in changed:
         changed["timeouts"] = msgspec.to_builtins(own_timeouts(timeouts))
     client(env, api, name).edit_service(str(parse_vip(vip)), changed)

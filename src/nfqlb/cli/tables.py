@@ -58,6 +58,8 @@ def _flags(service: Answer) -> Iterator[str]:
         yield f"persistent {sticky.get('timeout', 300)}"
         if sticky.get("netmask"):
             yield f"mask /{sticky['netmask']}"
+        if sticky.get("engine"):
+            yield f"pe {sticky['engine']}"
     if service["one_packet"]:
         yield "ops"
     if service["mss"]:

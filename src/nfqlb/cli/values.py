@@ -32,12 +32,14 @@ def service(
     )
 
 
-def persistence(seconds: int | None, netmask: int | None) -> Persistence | None:
+def persistence(seconds: int | None, netmask: int | None, engine: str = "") -> Persistence | None:
     if seconds is None:
+        if engine:
+            raise ConfigError("persistence-engine", engine, "means nothing alone", "give --persistent SECONDS, too")
         if netmask is not None:
             raise ConfigError("netmask", netmask, "means nothing alone", "give --persistent SECONDS, too")
         return None
-    return Persistence(seconds, netmask)
+    return Persistence(seconds, netmask, engine=engine)
 
 
 def own_timeouts(texts: Sequence[str]) -> OwnTimeouts | None:

@@ -555,6 +555,8 @@ def _words(service: Answer) -> str:
         words += f" persistent {persistence.get('timeout', PERSISTENCE)}"
         if mask := _mask(service):
             words += f" mask {mask}"
+        if engine := persistence.get("engine"):
+            words += f" pe {engine}"
     return words + (" ops" if service["one_packet"] else "")
 
 
@@ -601,6 +603,7 @@ def saved(services: Iterable[Answer], names: Names) -> list[str]:
         if persistence := service["persistence"]:
             text += f" -p {persistence.get('timeout', PERSISTENCE)}"
             text += f" -M {mask}" if (mask := _mask(service)) else ""
+            text += f" --pe {engine}" if (engine := persistence.get("engine")) else ""
         text += " -o" if service["one_packet"] else ""
         text += f" -b {','.join(service['flags'])}" if service["flags"] else ""
         lines.append(text)

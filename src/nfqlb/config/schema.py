@@ -46,6 +46,7 @@ from nfqlb.model import (
     NO_CONNECTION,
     NO_SERVER,
     ON_DOWN,
+    PERSISTENCE_ENGINES,
     PLACES_MAX,
     QUIESCENT,
     REQUIRE,
@@ -293,6 +294,10 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("persistence", "timeout"): {"description": "Seconds after a client's last connection began.", **SECONDS},
     ("persistence", "netmask"): {"description": "The prefix that makes clients one.", "minimum": 1, "maximum": 128},
     ("persistence", "quiescent"): {"description": "Where clients of a server of weight 0 go.", "enum": [*QUIESCENT]},
+    ("persistence", "engine"): {
+        "description": "What of a client stays together, if not all.",
+        "enum": ["", *PERSISTENCE_ENGINES],
+    },
     ("service", "health"): {"description": "How its real servers are asked whether they serve."},
     ("health", "type"): {"description": "What is asked.", "enum": [*CHECKS]},
     ("health", "port"): {"description": "The port asked, 0 for the real server's.", "minimum": 0, "maximum": 65535},

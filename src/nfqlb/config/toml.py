@@ -211,7 +211,7 @@ QUORUM: Types = {
     "down": str,
     "announce": str,
 }
-PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str}
+PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str, "engine": str}
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str, "agent_port": int}
 TYPE_NAMES = {
@@ -499,13 +499,10 @@ class _Reader:
         """Keep an error of the model, with its place in the file; the key that it is about."""
         field = next((error.field[len(one) :] for one in SECTIONS if error.field.startswith(one)), error.field)
         key = KEY_OF_FIELD.get(field, field)
-        for section in ("health", "quorum", "timeouts"):
+        for section in ("health", "quorum", "timeouts", "persistence"):
             if error.field.startswith(f"{section} ") and section not in path:  # told by the service
                 self.refuse((*path, section, key), error.value, error.problem, error.fix)
                 return section
-        if field in PERSISTENCE and not {"timeouts", "persistence", "health"}.intersection(path):  # likewise
-            self.refuse((*path, "persistence", key), error.value, error.problem, error.fix)
-            return "persistence"
         self.refuse((*path, key), error.value, error.problem, error.fix)
         return key
 

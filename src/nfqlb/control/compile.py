@@ -200,11 +200,16 @@ def _rekeyed(before: Intent, after: Intent) -> Iterable[Key]:
 def _persistence(service: Service) -> dict[str, Any]:
     if service.persistence is None:
         return {}
-    timeout, netmask, quiescent = msgspec.structs.astuple(service.persistence)
+    timeout, netmask, quiescent, engine = msgspec.structs.astuple(service.persistence)
     width = 32 if family(service.address) == 4 else 128
     ones = width if netmask is None else netmask
     mask = ((1 << 128) - 1) << (width - ones) & ((1 << 128) - 1)
-    return {"persistence": timeout, "mask": mask.to_bytes(16), "moves_quiesced": quiescent == "move"}
+    return {
+        "persistence": timeout,
+        "mask": mask.to_bytes(16),
+        "moves_quiesced": quiescent == "move",
+        "by_call": engine == "sip",
+    }
 
 
 @lru_cache(PACKED)

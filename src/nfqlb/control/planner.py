@@ -156,8 +156,9 @@ def steered(intent: Intent, by: str, kept: Collection[str], room: int) -> list[S
     """The services of direct routing whose packets the kernel routes by a mark (docs/forwarding.md says why these).
 
     None for the VIPs that are `kept`: they are addresses of this machine, or its kernel has no rules; none that changes
-    the MSS, none of several ports, and none where services by firewall mark may want the same packets whole. `by` is
-    RunConfig.dr_by, `room` how many real servers can have a mark; services with more than are left go without.
+    the MSS or looks for calls, none of several ports, and none where services by firewall mark may want the same
+    packets whole. `by` is RunConfig.dr_by, `room` how many real servers can have a mark; services with more than are
+    left go without.
     """
     found: list[Service] = []
     servers: set[str] = set()
@@ -166,6 +167,7 @@ def steered(intent: Intent, by: str, kept: Collection[str], room: int) -> list[S
     for service in direct:
         fits = by == "route" or (by == "auto" and service.protocol == "tcp")
         fits = fits and not (service.mss or service.key.wide or family(service.address) in marked)
+        fits = fits and not (service.persistence and service.persistence.engine)
         fits = fits and all(service.mode_of(real) == "dr" for real in service.reals)
         if fits and service.address not in kept:
             more = servers | {real.address for real in service.reals}
