@@ -42,8 +42,8 @@ export CC := $(CLANG)
 PACKAGES += libclang-rt-16-dev llvm-16
 endif
 PYTEST := $(BIN)/pytest
-# A file of tests stays in one process, so that its tests share what they make for the file.
-PARALLEL := -n $(shell nproc) --dist loadfile -p no:benchmark
+# Two at a time, each a network of processes. A file of tests stays in one, so that they share what they make for it.
+PARALLEL := -n 2 --dist loadfile -p no:benchmark
 
 .PHONY: setup packages lint types unit tests quick test test-full sanitize fuzz netns-test offload-test oracle-vm demo bench bench-compare clean
 
