@@ -136,7 +136,7 @@ class Director(Host):
         self._gone(pid)
 
     @staticmethod
-    def _gone(pid: int, timeout: float = 5.0) -> None:
+    def _gone(pid: int, timeout: float = 20.0) -> None:
         end = time.monotonic() + timeout
         while alive(pid):
             if time.monotonic() > end:

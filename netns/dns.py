@@ -63,7 +63,7 @@ class NameServer:
         assert self.process is not None
         return f"zone {ZONE}/IN: loaded serial {serial}\n" in self.process.text
 
-    def reload(self, serial: int, timeout: float = 5.0) -> None:
+    def reload(self, serial: int, timeout: float = 20.0) -> None:
         """Read the zone again, and return when the one with this serial is served."""
         assert self.process is not None
         self.host.run(["kill", "-HUP", str(self.process.pid)])

@@ -70,7 +70,7 @@ class Process:
         """All that this run of the program has printed, both streams."""
         return self.log.read_bytes()[self._start :].decode(errors="replace")
 
-    def says(self, line: str, timeout: float = 10.0) -> None:
+    def says(self, line: str, timeout: float = 30.0) -> None:
         """Wait until the program prints a line that begins so; fail when it ends or takes longer."""
         end = time.monotonic() + timeout
         while not any(text.startswith(line) for text in self.text.splitlines()):

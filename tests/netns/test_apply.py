@@ -48,7 +48,7 @@ def servers(net: Net) -> set[str]:
     return {answer[0] for answer in load.udp(net.client, net.vip(), 6, 50) if answer}
 
 
-def soon(true: Callable[[], bool], seconds: float = 5.0) -> None:
+def soon(true: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come true"

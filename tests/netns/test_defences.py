@@ -25,7 +25,7 @@ SILENT = 9  # a port whose SYNs the real servers drop
 def defend(net: Net, name: str, up: int, *options: str) -> None:
     """Set it, and wait until it is up; the director looks once a second."""
     net.director.cli("set", f"options.{name}=3", *options)
-    until(lambda: defences(net)[name] == up, 5, lambda: f"{name} is not up: {defences(net)}")
+    until(lambda: defences(net)[name] == up, 20, lambda: f"{name} is not up: {defences(net)}")
 
 
 def defences(net: Net) -> Any:
@@ -49,7 +49,7 @@ def test_defences_that_are_up(make_net: Callable[..., Net]) -> None:
     net.client.run(["curl", "-s", "-m", "0.2", f"http://{net.service(SILENT)}/"], check=False)
     assert states(net) == ["SYN_RECV"]
     defend(net, "drop_entry", 1)
-    until(lambda: states(net) == [], 5, lambda: f"it is there still: {states(net)}")
+    until(lambda: states(net) == [], 20, lambda: f"it is there still: {states(net)}")
     assert defences(net)["evicted"] == 1
     net.director.cli("set", "options.drop_entry=0")
 
@@ -57,7 +57,7 @@ def test_defences_that_are_up(make_net: Callable[..., Net]) -> None:
     defend(net, "secure_tcp", 1)
     talker = net.client.spawn([sys.executable, "-c", TALKER, net.vip()])
     talker.says("connected")
-    until(lambda: states(net) == ["SYNACK"], 5, lambda: f"it is {states(net)}")
+    until(lambda: states(net) == ["SYNACK"], 20, lambda: f"it is {states(net)}")
     talker.tell("")
     talker.says("answered")
     assert states(net) == ["ESTABLISHED"]

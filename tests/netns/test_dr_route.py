@@ -93,7 +93,7 @@ def table(net: Net, family: int, number: int) -> str:
     return net.director.run(["ip", f"-{family}", "route", "show", "table", str(110_000 + number)], check=False).stdout
 
 
-def until(holds: Callable[[], bool], seconds: float = 5.0) -> None:
+def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end

@@ -60,7 +60,7 @@ def check(net: Net, watched: Watch) -> None:
 
 def wait_until_opened(net: Net, firewall: str) -> None:
     """A firewall that came up behind our back is heard and opened at once, not at the next look."""
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 1.8
     opened = any(rule.startswith(("-A FORWARD", "-P FORWARD")) for rule in FIREWALLS[firewall])
     for program in ("iptables", "ip6tables") if opened else ():
         while "-A FORWARD -j nfqlb" not in net.director.run([program, "-S"]).stdout:
