@@ -158,7 +158,9 @@ class Director:
         self._repairs = 0
         self._failure = ""  # of the last repair
         self._lacks = ""  # without which there is no failover
-        mask = config.dr_mask if config.dr_by != "frame" else 0
+        # A VIP that comes with the role of master is local at once; what was marked just before would be reset here.
+        dr_by = "frame" if config.ha and config.dr_by == "auto" else config.dr_by
+        mask = config.dr_mask if dr_by != "frame" else 0
         gso, plain, head, syn = (tuple(queue.number for queue in self._queues if queue.kind == kind) for kind in QUEUES)
         self._planner = Planner(
             Plan(
@@ -173,9 +175,7 @@ class Director:
                 shared=config.ha is not None,
             )
         )
-        self._aiming = Aiming(
-            datapath, compiler, config.dr_by, mask, marks or {}, self.feed, leads=config.offload != "off"
-        )
+        self._aiming = Aiming(datapath, compiler, dr_by, mask, marks or {}, self.feed, leads=config.offload != "off")
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._ill = asyncio.Event()  # a real server may be out, or back
         self._sweeping = asyncio.Lock()  # of connections that end without a packet
