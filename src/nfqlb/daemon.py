@@ -29,7 +29,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
@@ -46,7 +46,7 @@ from nfqlb.aiming import Aiming
 from nfqlb.api.director import Choosing, DrainView
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.control import drains, registry
-from nfqlb.control.compile import Compiler, packed
+from nfqlb.control.compile import Compiler, Slots, packed
 from nfqlb.control.drains import Drain, Phase
 from nfqlb.control.planner import Planner
 from nfqlb.control.rates import TICK_SECONDS, Meter
@@ -86,6 +86,7 @@ COLLECT_SECONDS = 60.0  # between looks for destinations that a scheduler can fo
 PROBE_SECONDS = 1.0  # between probes of real servers that get frames from us
 RESOLVE_SECONDS = 0.3  # that a new real server has to answer ARP or ND before packets are sent there
 TIDY_SECONDS = 10.0  # between looks at the state's journal
+RELEASE_SECONDS = 60.0  # between looks for slots that nobody has any more
 DEFEND_SECONDS = 1.0  # between looks at the places that are left (ip_vs_ctl.c, DEFENSE_TIMER_PERIOD)
 DRAIN_SECONDS = 0.5  # between looks at real servers that are drained
 DRAINED_MAX = 256  # ends that are remembered for those who ask
@@ -331,8 +332,9 @@ class Director:
         self.health.adopt(self.state.intent)
         self.notices.start()
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_destinations(), self._mind_drains()]
-        minding += [self._mind_rates(), self._mind_state(), self._mind_pending(), self._mind_health()]
-        minding += [self._mind_handshakes(), self._mind_leftovers(), self._mind_defences(), self._mind_advisors()]
+        minding += [self._mind_rates(), self._mind_slots(), self._mind_state(), self._mind_pending()]
+        minding += [self._mind_health(), self._mind_handshakes(), self._mind_leftovers()]
+        minding += [self._mind_defences(), self._mind_advisors()]
         minding += [self._beat(alive)] if alive else []
         minders: list[asyncio.Task[None]] = [asyncio.create_task(one) for one in minding]
         minders += [asyncio.create_task(self._mind_failover(self.failover))] if self.failover else []
@@ -537,7 +539,7 @@ class Director:
             await asyncio.to_thread(self._require, intent)
             held, furnished = self._plan, intent.furnished
             await asyncio.to_thread(self._aiming.look, furnished, before.vip_dev)
-            view = self.serving.look(intent)
+            view, slots = self.serving.look(intent), self._compiler.slots
             snapshot = await asyncio.to_thread(self._compile, view)
             plan = self._plan_of(view)
             both = between(held, plan)
@@ -563,6 +565,7 @@ class Director:
                         self._datapath.publish(self._snapshot)
                 raise
             self.state, self._snapshot = after, snapshot
+            self._count(changed, slots)
             self._settle(view)
             self._adopt(intent)
             await asyncio.to_thread(self._sync, before.intent, intent)
@@ -579,6 +582,14 @@ class Director:
         for sentence in self._advisors.adopt(intent):
             log.info(sentence)
             self.feed.say("scheduler", sentence, self.revision)
+
+    def _count(self, changed: Iterable[Key], before: Slots) -> None:
+        """Services whose real servers had these slots `before` are counted by those of now."""
+        for key in changed:
+            ends = before.services.get(key), self._compiler.slots.services.get(key)
+            old, new = (None if one is None else list(one.values()) for one in ends)
+            rows = self._datapath.counted(new) if new and old is None else {}
+            self.meter.follow(key, old, new, rows)
 
     def _require(self, intent: Intent) -> None:
         """Refuse what cannot be checked or told here."""
@@ -712,6 +723,17 @@ class Director:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self.meter.tick(self._datapath.moved())
+
+    async def _mind_slots(self) -> NoReturn:
+        """Let the slots of real servers that left long ago be those of others."""
+        while True:
+            await asyncio.sleep(RELEASE_SECONDS)
+            async with self._lock:
+                now = time.monotonic()
+                for slot in await asyncio.to_thread(self._compiler.unused, self._table.known, now):
+                    rows = self._datapath.counted([slot])
+                    if self._datapath.release(slot):
+                        self.meter.release(rows, slot)
 
     async def _mind_state(self) -> NoReturn:
         while True:

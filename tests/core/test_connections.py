@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfqlb.testing import FORWARD, INPUT, OUTPUT, endpoint, tcp, udp
-from tests.core.lab import CLIENT, REAL, VIP, Lab, Virtual, clients, served
+from tests.core.lab import CLIENT, DEFAULTS, REAL, VIP, Lab, Virtual, clients, served
 
 OTHER = "10.0.0.3:8080"
 TWO = Virtual(VIP, {REAL: 1, OTHER: 1})  # the walk begins with the newest: OTHER
@@ -244,6 +244,51 @@ def test_slots_run_out_with_a_sentence() -> None:
     with pytest.raises(ValueError, match="real servers"):
         lab.table.slot(6, *vip, address, 1024)
     assert lab.table.slot(6, *vip, address, 7) == 7
+
+
+def outlast(lab: Lab) -> None:
+    """Everything but templates ends."""
+    lab.workers[0].expire(lab.clock.advance(DEFAULTS.tcp + 1))
+
+
+def test_a_slot_is_another_servers_when_its_own_left_and_no_connection_is_there() -> None:
+    lab = Lab(Virtual(VIP, {REAL: 1}))
+    lab.open()
+    slot = lab.slots["tcp", VIP, REAL]
+    lab.configure()
+    assert not lab.datapath.release(slot)
+    outlast(lab)
+    assert lab.drain().slots[slot][0] == 1
+    assert lab.datapath.release(slot)
+    assert slot not in lab.drain().slots
+    lab.configure(Virtual("1.1.1.1:80", {"10.0.9.9:80": 1}))
+    assert lab.slots["tcp", "1.1.1.1:80", "10.0.9.9:80"] == slot
+    assert lab.drain().slots[slot] == (0,) * 8
+    lab.open(vip="1.1.1.1:80")
+    assert lab.load("10.0.9.9:80", "1.1.1.1:80") == (1, 0)
+
+
+def test_a_template_keeps_a_slot() -> None:
+    lab = Lab(Virtual(VIP, {REAL: 1}, persistence=2 * DEFAULTS.tcp))
+    lab.open()
+    lab.configure()
+    outlast(lab)
+    assert lab.load(REAL) == (0, 0)
+    assert not lab.datapath.release(lab.slots["tcp", VIP, REAL])
+    outlast(lab)
+    assert lab.datapath.release(lab.slots["tcp", VIP, REAL])
+
+
+def test_more_services_come_and_go_than_the_table_has_places_for() -> None:
+    """And a limit of each counts its own connections."""
+    lab = Lab(capacity=64)
+    for at in range(3000):
+        vip, real = f"203.0.{at >> 8}.{at & 255}:80", f"10.1.{at >> 8}.{at & 255}:80"
+        lab.configure(Virtual(vip, {real: 1}, connections_max=1))
+        assert [lab.send(tcp(client, vip, "S")).reason for client in clients(2)] == ["forwarded", "limited"]
+        lab.configure()
+        outlast(lab)
+        assert lab.datapath.release(lab.slots["tcp", vip, real])
 
 
 def test_the_directors_own_client() -> None:

@@ -151,6 +151,22 @@ def test_slots_are_those_of_the_last_intent(compiler: Compiler) -> None:
     assert sorted(compiler.slots.values()) == [0, 2, 3]
 
 
+def test_a_slot_is_unused_when_its_server_left_long_ago(compiler: Compiler) -> None:
+    compiler.snapshot(INTENT)
+    without = registry.delete_real(INTENT, WEB.key, "10.0.1.12", 8080)
+    compiler.snapshot(without)
+    assert compiler.unused(range(4), 0) == []
+    assert compiler.unused(range(4), 500) == [], "its connections may need the way back"
+    compiler.forget(lambda slot: True)
+    assert compiler.unused(range(4), 1000) == []
+    compiler.snapshot(INTENT)
+    assert compiler.unused(range(4), 1060) == [], "it came back"
+    compiler.snapshot(without)
+    compiler.forget(lambda slot: True)
+    assert [compiler.unused(range(4), 1100 + at) for at in (0, 119, 120)] == [[], [], [1]]
+    assert compiler.unused([0, 2, 3], 1300) == []
+
+
 def test_a_snapshot_that_was_not_published_is_forgotten(compiler: Compiler) -> None:
     web, _ = services_of(compiler.snapshot(INTENT))
     before = dict(compiler.slots)

@@ -20,7 +20,7 @@ import pytest
 
 from nfqlb import daemon, state
 from nfqlb.advising import Advisors
-from nfqlb.control import registry
+from nfqlb.control import compile, registry
 from nfqlb.control.compile import Compiler, unpacked
 from nfqlb.daemon import Director
 from nfqlb.errors import ConfigError, KernelError, MissingError, NotFoundError, UnreachableError
@@ -56,6 +56,8 @@ class Fakes:
         self.wrong: list[str] = []  # warnings
         self.adopted, self.used, self.capacity, self.lost = 0, 0, 64, ""
         self.loads: dict[int, tuple[int, int]] = {}  # connections by slot
+        self.counts: dict[int, tuple[int, ...]] = {}  # what a slot counted
+        self.known: list[int] = []
 
     def step(self, what: object) -> None:
         if what in self.fails:
@@ -101,6 +103,13 @@ class Fakes:
 
     def defend(self, now: int) -> int:
         return 0
+
+    def counted(self, slots: Sequence[int]) -> dict[int, tuple[int, ...]]:
+        return {slot: self.counts[slot] for slot in slots if slot in self.counts}
+
+    def release(self, slot: int) -> bool:
+        self.known.remove(slot)
+        return self.counts.pop(slot) != ()
 
     def sweep(self, now: int) -> int:
         self.swept += 1
@@ -576,6 +585,34 @@ def test_a_removed_server_keeps_the_way_back_until_its_connections_end(made: Mad
     fakes.loads = {}
     asyncio.run(made.director._repair())
     assert fakes.done == ["publish", "save", "kernel 1/1"]
+
+
+def test_a_service_counts_on_without_a_server_that_left_and_its_slot_is_given_to_others(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes, director = made.fakes, made.director
+    fakes.counts, fakes.known = {11: (5, 50, 40, 500, 400), 12: (1, 10, 9, 100, 90)}, [11, 12]
+    monkeypatch.setattr(daemon, "RELEASE_SECONDS", 0.001)
+    monkeypatch.setattr(compile, "KEPT_SECONDS", 0.0)
+
+    def total() -> tuple[int, ...]:
+        return director.meter.service(fakes.counts, WEB.key, director.slots().values())[:5]
+
+    made.change(delete)
+    assert total() == (6, 60, 49, 600, 490)
+    asyncio.run(director._repair())
+
+    async def minded() -> None:
+        minding = asyncio.ensure_future(director._mind_slots())
+        try:
+            async with asyncio.timeout(10):
+                while fakes.known != [12]:
+                    await asyncio.sleep(0)
+        finally:
+            minding.cancel()
+
+    asyncio.run(minded())
+    assert (fakes.counts, total()) == ({12: (1, 10, 9, 100, 90)}, (6, 60, 49, 600, 490))
 
 
 def test_an_edit_that_is_refused_touches_nothing(made: Made) -> None:

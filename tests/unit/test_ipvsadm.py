@@ -25,7 +25,6 @@ from nfqlb.cli.env import Env
 from nfqlb.cli.ipvsadm import main
 from nfqlb.config import ipvsadm as language
 from nfqlb.config.ipvsadm import Fault, parse, scaled
-from nfqlb.control.rates import Meter
 from nfqlb.model import Intent
 from tests.unit.fakes import Command, Drained, FakeDirector, serving
 
@@ -270,28 +269,6 @@ def test_a_long_weight_is_refused() -> None:
 def test_long_numbers_are_scaled(number: int, text: str) -> None:
     assert scaled(number) == text
     assert scaled(number, exact=True) == f" {number:8}"
-
-
-def test_rates_follow_the_kernels_estimator() -> None:
-    """200 connections in two seconds, as recorded on Linux 6.1; then none."""
-    meter, conns, shown = Meter(), 0, []
-    for _ in range(12):
-        conns += 200
-        meter.tick({3: (conns, 0, 0, 0, 0)})
-        shown.append(meter.rates([3])[0])
-    assert shown == [25, 44, 58, 68, 76, 82, 87, 90, 92, 94, 96, 97]
-    for _ in range(40):
-        meter.tick({3: (conns, 0, 0, 0, 0)})
-    assert meter.rates([3]) == (0, 0, 0, 0, 0)
-
-
-def test_bytes_have_an_average_of_their_own() -> None:
-    """4000 bytes in two seconds, a quarter of the way there at each tick."""
-    meter, shown = Meter(), []
-    for tick in range(1, 4):
-        meter.tick({0: (0, 0, 0, 4000 * tick, 0)})
-        shown.append(meter.rates([0, None])[3])
-    assert shown == [500, 875, 1156]
 
 
 def test_counters_and_rates_begin_anew(director: Empty, ipvsadm: Ipvsadm) -> None:

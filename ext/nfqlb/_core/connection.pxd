@@ -13,8 +13,11 @@ cdef class Table:
     cdef readonly int adopted
     cdef readonly str lost
     cdef dict numbers                    # (protocol, vip, vport, address, port, last, mark) -> slot
-    cdef dict groups                     # (protocol, vip, vport, last, mark) -> place in the totals
+    cdef dict groups                     # (protocol, vip, vport, last, mark) -> [place in the totals, how many slots]
+    cdef list spare_groups               # places that nobody has any more
     cdef uint32_t next_slot
+
+    cdef bint free_slot(self, uint32_t number)
 
 
 # packets

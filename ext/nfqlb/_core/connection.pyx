@@ -522,6 +522,19 @@ cdef uint64_t slots_of(int capacity) noexcept:
     return min(1 << 17, max(1024, capacity // 4))
 
 
+cdef tuple number_key(const slot_t* slot):
+    """A slot in Table.numbers."""
+    return (
+        slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, (<char*>&slot.server)[:16], slot.sport,
+        slot.last, slot.mark,
+    )
+
+
+cdef tuple group_key(const slot_t* slot):
+    """Its service in Table.groups."""
+    return slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, slot.last, slot.mark
+
+
 cdef bytes boot_id():
     return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
 
@@ -572,6 +585,7 @@ cdef class Table:
         self.fd = fd
         self.numbers = {}
         self.groups = {}
+        self.spare_groups = []
         self.next_slot = 1
         self.table.capacity = capacity
         self.table.slot_count = slots_of(capacity)
@@ -639,10 +653,7 @@ cdef class Table:
         for i in range(1, table.slot_count):
             slot = &table.slots[i]
             if slot.used:
-                self.numbers[(
-                    slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, (<char*>&slot.server)[:16], slot.sport,
-                    slot.last, slot.mark,
-                )] = i
+                self.numbers[number_key(slot)] = i
                 self._group(i)
         table.untouched = table.capacity + 1
         for first in range(1, table.capacity + 1, GROUP):
@@ -721,8 +732,8 @@ cdef class Table:
 
     def slot(self, int protocol, vip: bytes, int vport, address: bytes, int port, int last = 0,
              unsigned int mark = 0) -> int:
-        """The stable number of a real server of a virtual service (as in snapshot.Service): found, or given now. Raises
-        ValueError when all are given.
+        """The stable number of a real server of a virtual service (as in snapshot.Service): found, or given now, until
+        Datapath.release. Raises ValueError when all are given.
         """
         cdef slot_t* slot
         cdef uint32_t number = self.next_slot
@@ -749,11 +760,33 @@ cdef class Table:
         self.table.loads[number].latency = 0                 # another server's
         return number
 
+    cdef bint free_slot(self, uint32_t number):
+        """Let go a slot that no snapshot names; False, and nothing is done, while an entry does."""
+        cdef slot_t* slot = &self.table.slots[number]
+        cdef load_t* load = &self.table.loads[number]
+        if load.active or load.inactive or load.persistent:
+            return False
+        del self.numbers[number_key(slot)]
+        group = self.groups[group_key(slot)]
+        group[1] -= 1
+        if group[1] == 0:
+            self.spare_groups.append(self.groups.pop(group_key(slot))[0])
+        slot.used = 0
+        self.next_slot = min(self.next_slot, number)
+        return True
+
     def _group(self, uint32_t number):
         """Have the connections of a slot counted for its service."""
-        cdef slot_t* slot = &self.table.slots[number]
-        key = slot.protocol, (<char*>&slot.virtual)[:16], slot.vport, slot.last, slot.mark
-        self.table.loads[number].group = self.groups.setdefault(key, len(self.groups))
+        key = group_key(&self.table.slots[number])
+        if key not in self.groups:
+            self.groups[key] = [self.spare_groups.pop() if self.spare_groups else len(self.groups), 0]
+        self.groups[key][1] += 1
+        self.table.loads[number].group = self.groups[key][0]
+
+    @property
+    def known(self) -> list[int]:
+        """All slots that were given and not released."""
+        return list(self.numbers.values())
 
     def load(self, uint32_t slot) -> tuple[int, int]:
         """(ActiveConn, InActConn) of a slot."""

@@ -954,6 +954,23 @@ cdef class Datapath:
         if hop is not None:
             self.ways[slot] = hop
 
+    def release(self, uint32_t slot) -> bool:
+        """Let another real server have a slot that no snapshot names since long ago, and its counters begin anew;
+        False, and nothing is done, while a connection or a template is there.
+        """
+        cdef Worker worker
+        if not 0 < slot < self.table.table.slot_count:
+            raise IndexError(slot)
+        if not self.table.free_slot(slot):
+            return False
+        self.aim(slot, None)
+        self.lead(slot, None)
+        memset(&self.paths[slot], 0, sizeof(path_t))
+        for worker in self.workers:
+            memset(&worker.worker.telemetry.slots[slot], 0, sizeof(counter_t))
+        self.seen[slot] = 0
+        return True
+
     def _watch(self, Snapshot snapshot) -> None:
         """Have the rankings of its services told of loads, and its advisors know their servers, instead of the last's.
         """

@@ -532,8 +532,7 @@ def stats(intent: Intent, slots: Slots, drained: Drained, meter: Meter) -> Stats
             RealStats(str(real), *meter.since_zero(drained.slots, [slot]), *meter.rates([slot]))
             for real, slot in zip(service.reals, numbers, strict=True)
         ]
-        total, rates = meter.since_zero(drained.slots, numbers), meter.rates(numbers)
-        found.append(ServiceStats(str(service.key), reals, *total, *rates))
+        found.append(ServiceStats(str(service.key), reals, *meter.service(drained.slots, service.key, numbers)))
     return Stats(packets=drained.packets, batches=drained.batches, services=found)
 
 

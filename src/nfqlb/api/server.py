@@ -121,10 +121,11 @@ class _Routes:
     async def zero(self, request: web.Request) -> web.Response:
         """Count anew, for one service or for all."""
         director, slots = self.director, self.director.slots()
+        keys = [*director.intent().by_key]
         if "key" in request.match_info:
-            key = registry.find_service(director.intent(), _key(request)).key
-            slots = {end: slot for end, slot in slots.items() if end[0] == key}
-        director.meter.zero(director.drained().slots, slots.values())
+            keys = [registry.find_service(director.intent(), _key(request)).key]
+            slots = {end: slot for end, slot in slots.items() if end[0] in keys}
+        director.meter.zero(director.drained().slots, slots.values(), keys)
         return _json(schema.Changed(director.revision))
 
     async def add_real(self, request: web.Request) -> web.Response:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nfqlb._core.snapshot import Snapshot
 
 MAPPED = bytes(10) + b"\xff\xff"
+KEPT_SECONDS = 120.0  # that a slot stays a real server's which left, as in the kernel (IP_VS_DEST_TRASH_PERIOD)
 PACKED = 4096  # addresses that are remembered: each is asked for several times in a row
 End = tuple[str, int]  # address and port of a real server
 SlotKey = tuple[Key, str, int]
@@ -71,6 +72,7 @@ class Compiler:
         self._compiled: Mapping[Key, Compiled] = {}
         self.slots, self.left = Slots(), Slots()
         self._before = self._now
+        self._unused: dict[int, float] = {}  # slots, and since when
 
     @property
     def compiled(self) -> Mapping[Key, Compiled]:
@@ -131,6 +133,14 @@ class Compiler:
             if busy:
                 found[key] = busy if len(busy) < len(ends) else ends
         self.left = Slots(found)
+
+    def unused(self, known: Iterable[int], now: float) -> list[int]:
+        """Of the `known` slots those that no real server has had for KEPT_SECONDS, as far as one can see who asks now
+        and then; `now` in seconds.
+        """
+        unused = {*known}.difference(self.slots.values(), self.left.values())
+        self._unused = {slot: self._unused.get(slot, now) for slot in unused}
+        return [slot for slot, since in self._unused.items() if now - since >= KEPT_SECONDS]
 
     def undo(self) -> None:
         """Forget the last snapshot: the next one follows the one before."""

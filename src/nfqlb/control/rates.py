@@ -2,12 +2,14 @@
 
 Strategy: the data path only counts. Every TICK_SECONDS the differences go into averages, which move a quarter of the
 way; the averages are fixed-point numbers, so that what is shown is what ipvsadm shows (net/netfilter/ipvs/ip_vs_est.c).
-Zeroing keeps what the counters were and shows the difference. No clock and no I/O: the director calls.
+Zeroing keeps what the counters were and shows the difference. A service's figures are the sums of all real servers that
+it has, and of those that it had. No clock and no I/O: the director calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 
 TICK_SECONDS = 2.0
 # Of connections, packets in and out, bytes in and out: how far the average is shifted left. A difference over two
@@ -23,6 +25,8 @@ class Meter:
         self._last: dict[int, Sequence[int]] = {}
         self._averages: dict[int, tuple[int, ...]] = {}  # that are not all nought
         self._zeroes: dict[int, Sequence[int]] = {}
+        self._left: dict[Hashable, set[int]] = {}  # by service: slots of real servers that left it
+        self._kept: dict[Hashable, tuple[int, ...]] = {}  # by service: what those counted whose slots were given back
 
     def tick(self, moved: Rows) -> None:
         """Take the counters that moved since the last time; call it every TICK_SECONDS."""
@@ -39,6 +43,35 @@ class Meter:
             else:
                 self._averages.pop(slot, None)
 
+    def follow(self, key: Hashable, before: Collection[int] | None, after: Collection[int] | None, rows: Rows) -> None:
+        """The real servers of a service changed from these slots to those; None: there was, or is, no such service. A
+        new one begins from nought, whatever its slots counted before (ip_vs_ctl.c, __ip_vs_update_dest).
+        """
+        left = self._left.pop(key, set())
+        if before is None or after is None:
+            self._kept.pop(key, None)
+            self.zero(rows, after or ())
+        elif left := (left | set(before)) - set(after):
+            self._left[key] = left
+
+    def release(self, rows: Rows, slot: int) -> None:
+        """The slot will be another's, and count from nought: keep its figures for the service that it was of."""
+        for key, left in self._left.items():
+            if slot in left:
+                left.remove(slot)
+                self._kept[key] = self._total(rows, key, [slot])
+        for of_slot in (self._last, self._averages, self._zeroes):
+            of_slot.pop(slot, None)
+
+    def service(self, rows: Rows, key: Hashable, slots: Iterable[int | None]) -> tuple[int, ...]:
+        """The five counters of a service whose real servers have these slots now, and its five rates."""
+        every = [*slots, *self._left.get(key, ())]
+        return *self._total(rows, key, every), *self.rates(every)
+
+    def _total(self, rows: Rows, key: Hashable, slots: Iterable[int | None]) -> tuple[int, ...]:
+        kept = self._kept.get(key, NOTHING)
+        return tuple(one + other for one, other in zip(kept, self.since_zero(rows, slots), strict=True))
+
     def rates(self, slots: Iterable[int | None]) -> tuple[int, ...]:
         """Connections, packets in and out, bytes in and out, per second, of these slots together."""
         averages = [self._averages.get(slot, NOTHING) for slot in slots if slot is not None]
@@ -54,9 +87,12 @@ class Meter:
         ]
         return tuple(sum(column) for column in zip(NOTHING, *found, strict=True))
 
-    def zero(self, rows: Rows, slots: Iterable[int]) -> None:
-        """Show the counters and the rates of these slots from nought on."""
-        for slot in slots:
+    def zero(self, rows: Rows, slots: Iterable[int], services: Iterable[Hashable] = ()) -> None:
+        """Show the counters and the rates of these slots, and what was of these services, from nought on."""
+        services = [*services]
+        for key in services:
+            self._kept.pop(key, None)
+        for slot in chain(slots, *(self._left.get(key, ()) for key in services)):
             if slot in rows:
                 self._zeroes[slot] = self._last[slot] = rows[slot][: len(SHIFTS)]
                 self._averages.pop(slot, None)
