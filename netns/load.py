@@ -58,7 +58,7 @@ def download(client: Host, url: str, timeout: float = 100.0) -> str:
 def slow_download(client: Host, url: str, rate: int) -> Process:
     """A download at so many bytes a second; it says the SHA-256 of what came."""
     script = f"curl --silent --show-error --fail --limit-rate {rate} '{url}' | sha256sum"
-    return client.spawn(["bash", "-o", "pipefail", "-c", script], log="download.log")
+    return client.spawn(["bash", "-o", "pipefail", "-c", script], log=f"download-{len(client.processes)}.log")
 
 
 def upload(client: Host, file: Path, url: str, timeout: float = 100.0) -> None:
@@ -106,7 +106,9 @@ class Held:
     """Connections to the echo servers that stay open while things happen to the director."""
 
     def __init__(self, client: Host, address: str, count: int, port: int = 7) -> None:
-        self.process = client.spawn([*ASK, "hold", address, str(port), str(count)], log=f"hold-{address}-{port}.log")
+        self.process = client.spawn(
+            [*ASK, "hold", address, str(port), str(count)], log=f"hold-{len(client.processes)}.log"
+        )
         self.opened: list[list[str]] = self._line(0)
         self.asked = 0
 

@@ -174,7 +174,7 @@ def _sync(sync: Mapping[str, Any] | None) -> Iterator[Metric]:
         "nfqlb_sync_aside", "Connections heard whose real server is unknown.", sync["records"]["aside"]
     )
     messages = CounterMetricFamily("nfqlb_sync_messages", "Messages of connection sync.", None, ["kind"])
-    for kind in ("sent", "received", "failed", "foreign", "unsealed"):
+    for kind in ("sent", "received", "failed", "foreign", "unsealed", "replayed"):
         messages.add_metric([kind], sync[f"messages_{kind}"])
     yield messages
     yield GaugeMetricFamily("nfqlb_sync_ready", "Whether all connections of the peers are known.", sync["ready"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from netns import load
@@ -55,11 +57,17 @@ def established(director: Director) -> int:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_connections_go_on_when_the_masters_machine_dies_and_when_it_is_back(mode: str) -> None:
-    """Silent ones, and one with a transfer on it; who comes back has all of them before it is master."""
+def test_connections_go_on_when_the_masters_machine_dies_and_when_it_is_back(mode: str, tmp_path: Path) -> None:
+    """Silent ones, and one with a transfer on it; who comes back has all of them before it is master. In one of the
+    modes the directors have a key.
+    """
+    key = tmp_path / "key"
+    key.write_text("0123456789abcdef0123456789abcdef\n")
+    key.chmod(0o600)
+    sealed = f'key_file = "{key}"\n' if mode == "tun" else ""
     with Pair(mode=mode, echo=True) as net:
         whole = net.storage.fill("whole", sizes.TRANSFER)
-        services = SYNC + net.services(80) + net.services(7)
+        services = SYNC + sealed + net.services(80) + net.services(7)
         net.start_pair(services)
         held = load.Held(net.client, net.vip(), sizes.HELD)
 
@@ -81,6 +89,7 @@ def test_connections_go_on_when_the_masters_machine_dies_and_when_it_is_back(mod
         assert download.text.split()[0] == whole
         peers = [director.cli("sync", "status").stdout for director in net.directors]
         assert all("has the whole table" in said or "no peer" in said for said in peers), peers
+        assert all((" sealed" in said and "not sealed" not in said) == bool(sealed) for said in peers), peers
 
 
 def everywhere(net: Pair, count: int) -> None:

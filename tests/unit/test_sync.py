@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from nfqlb._core.mirror import Mirror
@@ -16,7 +19,7 @@ from nfqlb._core.sync import Message, Record, encode
 from nfqlb.errors import ConfigError
 from nfqlb.ha import resync
 from nfqlb.ha.seal import OVERHEAD, SKEW, WINDOW, Seal, read_key
-from nfqlb.ha.sync import Syncing
+from nfqlb.ha.sync import MARK, SUM, Greeting, Syncing
 from nfqlb.model import Sync
 from nfqlb.testing import endpoint, tcp
 from tests.core.lab import CLIENT, REAL, VIP, Lab, Virtual, clients
@@ -96,6 +99,41 @@ def test_with_a_key_only_who_has_it_is_believed(tmp_path: Path) -> None:
         with side("127.0.8.6", "127.0.8.5", key_file=right) as (other, second):
             until(lambda: second.status()["state"] == "whole")
             assert other.load(REAL) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "came", [[1, 1], [1], [1, 3], [2, 1]], ids=["one twice, one lost", "lost", "changed", "out of turn"]
+)
+def test_what_came_is_held_against_what_was_sent(came: list[int]) -> None:
+    """A greeting may be overtaken: at the second that finds it otherwise the table is asked for."""
+    sent = [
+        encode(Message(1, 0, [Record(6, *endpoint(CLIENT), *endpoint(VIP), *endpoint(REAL), 0, at)])) for at in (1, 4)
+    ]
+    other = encode(Message(1, 0, []))
+    with (
+        side("127.0.8.7", "127.0.8.8") as (_, syncing),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        sender.bind(("127.0.8.8", 0))
+
+        def greet(messages: list[bytes]) -> None:
+            said = Greeting("run", len(messages), sum(map(zlib.crc32, messages)) % SUM, 0.0, True)
+            sender.sendto(MARK + msgspec.json.encode(said), ("127.0.8.7", PORT))
+
+        def peer() -> Any:
+            return next(iter(syncing.status()["peers"]), None)  # type: ignore[call-overload]
+
+        greet([])
+        until(peer)
+        for at in came:
+            sender.sendto({1: sent[0], 2: sent[1], 3: other}[at], ("127.0.8.7", PORT))
+        greet(sent)
+        until(lambda: peer()["received"] == len(came))
+        assert peer()["lost"] == 0
+        greet(sent)
+        sender.sendto(other, ("127.0.8.7", PORT))
+        until(lambda: peer()["received"] == len(came) + 1)
+        assert peer()["lost"] == (came != [2, 1])
 
 
 def test_a_sealed_message_is_opened_once_by_who_has_the_key_and_soon() -> None:

@@ -51,7 +51,8 @@ def lines(sync: dict[str, Any]) -> list[str]:
         f"  heard: {sync['messages_received']} messages; {records['entered']} connections entered, "
         f"{records['updated']} updated, {records['aside']} wait for their real server",
         f"  refused: {records['refused']} records, {records['malformed']} messages, {sync['messages_unsealed']} "
-        f"without a right seal, {sync['messages_foreign']} of strangers; {records['full']} found no room",
+        f"without a right seal, {sync['messages_replayed']} that came before, {sync['messages_foreign']} of strangers; "
+        f"{records['full']} found no room",
     ]
     for peer in sync["peers"]:
         there = "away" if peer["away"] else "there, with its whole table" if peer["whole"] else "there"

@@ -26,6 +26,10 @@ RUNS_MAX = 64  # of peers that are remembered
 KEY_MIN = 16  # bytes
 
 
+class ReplayError(ValueError):
+    """A message that came before: a network may do that, and so may who listens to it."""
+
+
 class Seal:
     """One end. `open` and `seal` raise ValueError with a word for what is wrong."""
 
@@ -55,7 +59,7 @@ class Seal:
         else:
             bit = 1 << (highest - number) if highest - number < WINDOW else 0
             if not bit or seen & bit:
-                raise ValueError("it came before")
+                raise ReplayError("it came before")
             seen |= bit
         self._seen.pop(run, None)
         self._seen[run] = highest, seen

@@ -3,10 +3,11 @@
 Strategy. The core knows what is to be told (announce.pyx) and what to make of what comes (mirror.pyx); here are the
 sockets. Datagrams go to a multicast group, as the kernel's, or to each of a list of peers. One thread sends and
 receives; every PAUSE it has what was announced written, and a part of the table walked through. Each second a greeting
-says how many messages this run has sent, so that who hears it knows what is lost; a kernel drops it, for its length is
-wrong (ip_vs_process_message). Who joins, and who finds that something is lost, has a peer send its whole table over
-TCP: what is known here from packets of our own stays, all else is brought up to it. A second thread answers such
-requests, a third makes them. A lock says whose turn with the mirror it is.
+says how many messages this run has sent, and the sum of their CRCs, so that who hears it knows when what came is not
+what was sent: lost, changed, or twice; a kernel drops it, for its length is wrong (ip_vs_process_message). Who joins,
+and who does not have what was sent, has a peer send its whole table over TCP: what is known here from packets of our
+own stays, all else is brought up to it. A second thread answers such requests, a third makes them. A lock says whose
+turn with the mirror it is.
 
 With a key, everything is sealed and what is not is dropped: peers that are kernels are then left out.
 """
@@ -21,6 +22,7 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -31,7 +33,7 @@ import msgspec
 from nfqlb._core.mirror import Mirror
 from nfqlb.errors import ConfigError, KernelError
 from nfqlb.ha import resync
-from nfqlb.ha.seal import OVERHEAD, Seal, read_key
+from nfqlb.ha.seal import OVERHEAD, ReplayError, Seal, read_key
 from nfqlb.model import Sync
 
 PAUSE = 0.02  # seconds between two looks (ip_vs_sync.c: HZ / 50)
@@ -45,6 +47,7 @@ BURST = 256  # datagrams that are received before something is sent
 BUFFER = 8 << 20
 PEERS_MAX = 64
 MARK = b"\xffN\xff\xff"  # of a greeting
+SUM = 1 << 32
 IP_UDP = {4: 28, 6: 48}  # bytes of headers
 MTU = 1500
 LEAST = 400  # bytes of a message
@@ -54,10 +57,13 @@ log = logging.getLogger("nfqlb")
 
 
 class Greeting(msgspec.Struct, frozen=True):
-    """`run` is one start of a director's sync; `messages` were sent in it before this greeting."""
+    """`run` is one start of a director's sync; `messages` were sent in it before this greeting, and `sum` is that of
+    their CRCs, modulo SUM.
+    """
 
     run: str
     messages: int
+    sum: int
     lag: float
     whole: bool
 
@@ -69,10 +75,11 @@ class Peer:
     address: str
     run: str = ""
     seen: float = 0.0
-    said: int = 0  # messages it had sent at its last greeting
-    base: int = 0  # of these, before the first one was heard
-    received: int = 0  # since
-    lost: int = 0
+    messages: int = 0  # of its run that came, and the sum of their CRCs; at the first greeting, what it had sent
+    sum: int = 0
+    doubted: bool = False  # at its last greeting that was not what it had sent
+    received: int = 0
+    lost: int = 0  # or changed on the way
     lag: float = 0.0
     whole: bool = False
     asked: float = -AGAIN
@@ -96,7 +103,7 @@ class Syncing:
         self._asked = threading.Event()
         self._began = time.monotonic()
         self._messages = self._received = self._foreign = self._refused = self._failed = self._tables = 0
-        self._records = 0
+        self._replayed = self._sum = 0
         self._lag = 0.0
         self._state = "whole" if settings.role == "master" else "waiting"
         self._failure = ""
@@ -153,6 +160,7 @@ class Syncing:
             "messages_failed": self._failed,
             "messages_foreign": self._foreign,
             "messages_unsealed": self._refused,
+            "messages_replayed": self._replayed,
             "tables": self._tables,
             "failure": self._failure,
             "records": self._mirror.statistics,
@@ -285,10 +293,11 @@ class Syncing:
             found = self._mirror.collect(now, settings.version, settings.id, self.room)
             found += self._mirror.walk(now, settings.version, settings.id, self.room, self._places)
         self._messages += len(found)
+        self._sum = (self._sum + sum(map(zlib.crc32, found))) % SUM
         return found
 
     def _greet(self) -> None:
-        one = Greeting(self._run_id.hex(), self._messages, round(self._lag, 3), self.ready)
+        one = Greeting(self._run_id.hex(), self._messages, self._sum, round(self._lag, 3), self.ready)
         self._send(MARK + msgspec.json.encode(one))
 
     def _send(self, message: bytes) -> None:
@@ -315,6 +324,9 @@ class Syncing:
         if self._seal:
             try:
                 _, data = self._seal.open(data, time.time_ns())
+            except ReplayError:
+                self._replayed += 1
+                return
             except ValueError as error:
                 self._refused += 1
                 if self._refused == 1:
@@ -326,6 +338,7 @@ class Syncing:
         self._received += 1
         if peer := self._peers.get(sender):
             peer.received += 1
+            peer.messages, peer.sum = peer.messages + 1, (peer.sum + zlib.crc32(data)) % SUM
         if not enters:
             return
         with self._lock, contextlib.suppress(ValueError):  # counted there
@@ -347,17 +360,17 @@ class Syncing:
             peer = self._peers[sender] = Peer(sender)
         if peer.run != said.run:
             log.info("sync: %s is there", sender)
-            peer.run, peer.base, peer.said, peer.received = said.run, said.messages, said.messages, 0
+            peer.run, peer.messages, peer.sum, peer.doubted = said.run, said.messages, said.sum, False
             peer.wanted = True
         elif now - peer.seen > SILENCE:
             peer.wanted = True
-        # what it had sent a second ago is here by now, or lost
-        missing = peer.said - peer.base - peer.received
-        if missing > 0:
-            peer.lost += missing
-            peer.received += missing
-            peer.wanted = True
-        peer.seen, peer.said, peer.lag, peer.whole = now, said.messages, said.lag, said.whole
+        as_sent = (peer.messages, peer.sum) == (said.messages, said.sum)
+        if not as_sent and peer.doubted:  # what overtook one greeting is here at the next
+            peer.lost += max(said.messages - peer.messages, 1)
+            peer.messages, peer.sum = said.messages, said.sum
+            peer.wanted = as_sent = True
+        peer.doubted = not as_sent
+        peer.seen, peer.lag, peer.whole = now, said.lag, said.whole
         if peer.wanted:
             self._asked.set()
 
