@@ -178,6 +178,7 @@ bench: setup
 	$(BIN)/python -m bench.health
 	$(BIN)/python -m bench.failure
 	$(BIN)/python -m bench.failover
+	$(BIN)/python -m bench.takeover
 	$(BIN)/python -m bench.sync
 	$(BIN)/python -m bench.flood
 	$(BIN)/python -m bench.scale

@@ -66,7 +66,9 @@ def run(
 
 
 class Arrived(NamedTuple):
-    """What became of a stream; `there` has a bit for each number that arrived at a server."""
+    """What became of a stream; `there` has a bit for each number that arrived at a server, `silences` are the times
+    without an answer, each from one moment (CLOCK_MONOTONIC) to another.
+    """
 
     sent: int
     lost_there: int
@@ -74,6 +76,7 @@ class Arrived(NamedTuple):
     late_there: int
     late_back: int
     there: int
+    silences: list[tuple[float, float]]
 
 
 class Stream:
@@ -97,7 +100,8 @@ class Stream:
             there |= int(heard["seen"], 16)
             late += heard["late"]
         sent, back = said["sent"], int(said["seen"], 16)
-        return Arrived(sent, sent - there.bit_count(), sent - back.bit_count(), late, said["late"], there)
+        lost = sent - there.bit_count(), sent - back.bit_count()
+        return Arrived(sent, *lost, late, said["late"], there, [(since, to) for since, to in said["silences"]])
 
 
 def change(client: Client, service: str, real: str, number: int) -> None:

@@ -104,6 +104,7 @@ class Host:
         self.v4 = self.v6 = ""
         self.devices: list[str] = []
         self.processes: list[Process] = []
+        self.begun: Callable[[int], None] = lambda pid: None  # is told of each process that begins here
         self.folder.mkdir()
 
     def run(
@@ -144,6 +145,7 @@ class Host:
         """Start and return at once; ends at the latest with the topology."""
         process = Process(self.argv(argv), self.folder / (log or f"{Path(argv[0]).name}.log"), self.env(env))
         self.processes.append(process)
+        self.begun(process.pid)
         return process
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ Run inside namespaces, a line of JSON each:
     python -m netns.stream send ADDRESS PORT RATE SECONDS FLOWS  ready, then how many it sent and which came back
 
 `seen` is a string of hexadecimal digits, a bit for each number, the lowest first; `late` how many came after a higher
-number of the same flow.
+number of the same flow. The sender's `silences` are the times without an answer, of SILENCE and longer: the moments
+(CLOCK_MONOTONIC) of the last answer before and of the first one after.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import suppress
 TICK = 0.001  # seconds: packets leave in small groups
 LINGER = 1.0  # seconds since the last datagram, there or back, until what is missing counts as lost
 BUFFER = 8 << 20
+SILENCE = 0.01  # seconds
 SO_RCVBUFFORCE = 33
 NUMBER = struct.Struct("!Q")
 
@@ -77,8 +79,9 @@ def send(address: str, port: str, rate: str, seconds: str, flows: str) -> None:
         sock.connect((address, int(port)))
         answers.register(sock, select.EPOLLIN)
     by_fd = {sock.fileno(): sock for sock in sockets}
+    silences: list[tuple[float, float]] = []
     print("ready", flush=True)
-    began = last = time.monotonic()
+    began = last = heard = time.monotonic()
     while sent < total or time.monotonic() - last < LINGER:
         due = min(total, int((time.monotonic() - began) * float(rate)))
         for number in range(sent, due):
@@ -86,12 +89,15 @@ def send(address: str, port: str, rate: str, seconds: str, flows: str) -> None:
         arrived = answers.poll(TICK)
         if due > sent or arrived:
             last = time.monotonic()
+        if arrived:
+            silences += [(heard, last)] * (last - heard >= SILENCE)
+            heard = last
         sent = due
         for fd, _ in arrived:
             with suppress(BlockingIOError):
                 while True:
                     seen.add(NUMBER.unpack(by_fd[fd].recv(64, socket.MSG_DONTWAIT))[0], fd)
-    print(json.dumps({"sent": sent, **seen.figures()}), flush=True)
+    print(json.dumps({"sent": sent, "silences": silences, **seen.figures()}), flush=True)
 
 
 VERBS: dict[str, Callable[..., None]] = {"serve": serve, "send": send}

@@ -219,12 +219,14 @@ class Director:
         self._advisors.adopt(intent)
         self._aiming.aim(intent.furnished, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
-        if all(queue.bound for queue in self._queues):
+        bound = all(queue.bound for queue in self._queues)
+        awaited = bound or (saved is not None and not saved.clean)  # rules that a predecessor left lead here
+        if awaited:
             self._start_workers()
-            self._kernel = self._load_kernel()
-        else:
-            self._kernel = self._load_kernel()
+        self._kernel = self._load_kernel()
+        if not bound:
             self._kernel.require(self._plan)
+        if not awaited:
             self._start_workers()
         if self._plan.ways:
             self._aiming.marks = self._kernel.marks(self._plan)

@@ -74,9 +74,9 @@ class Holder:
         patience: float = 1.0,  # for a predecessor that is just dying
         grace: float = 10.0,  # from a stop to SIGKILL
         preparing: float = 15.0,  # that a successor may take to be prepared
-        first_pause: float = 0.1,
+        first_pause: float = 0.1,  # before the second start in a row; the first is at once
         longest_pause: float = 5.0,
-        sound_life: float = 60.0,  # a director that lived that long is restarted after first_pause again
+        sound_life: float = 60.0,  # a director that lived that long is restarted at once again
     ) -> None:
         config = _read_config(config_fd)
         self.name = str(config["name"])
@@ -275,7 +275,7 @@ class Holder:
 
     def _keep_running(self) -> int:
         """Start and restart the director; its exit code in the end, negative for a signal."""
-        pause = self.first_pause
+        pause = 0.0
         while True:
             born = time.monotonic()
             pid = self._succeed() if self.elder or self.predecessor else self._start("--start", str(self.starts))
@@ -297,12 +297,12 @@ class Holder:
                     self._withdraw()
                 return code
             if time.monotonic() - born >= self.sound_life:
-                pause = self.first_pause
+                pause = 0.0
             self.voice.say(f"director {pid} {_ended(code)}; starting it again in {pause:g} s", "error")
             self._alive()
             if self._stopped_within(pause):
                 return 0 if self.handed else self._withdraw()
-            pause = min(2 * pause, self.longest_pause)
+            pause = min(max(2 * pause, self.first_pause), self.longest_pause)
 
     def _start(self, *arguments: str, fds: Sequence[int] = ()) -> int:
         """Start the director (or its --withdraw) with all we hold; returns its pid."""

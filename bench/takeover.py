@@ -1,0 +1,145 @@
+"""A director that is replaced, or killed, under 20,000 datagrams a second: `python -m bench.takeover`.
+
+Beside the numbered datagrams, which real servers answer, a client holds 1,000 idle connections and downloads a file. In
+the middle of a round the director hands over (SIGUSR2; `--takeover`), or the director, the holder or both are killed
+(SIGKILL), whereupon the holder starts a director, or `nfqlb run` is started again. Told are the seconds from the kill,
+or from that command, until the first answer, the datagrams that were lost, each being looked for by its number, and the
+connections that do not answer after it. All that has a part in it goes before other programs, and bytecode is compiled
+first, as an installation has it. Every round has machines of its own; none is dropped. Exit code 1 where a hand-over
+lost anything, where a connection ended, or where packets flowed again later than BAR.
+
+`python -m bench.takeover nat 1` takes that mode alone, a round of each event.
+"""
+
+from __future__ import annotations
+
+import compileall
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from bench import figures, share
+from netns import Net, load
+from netns.changes import PORT, Stream
+
+ROUNDS = {"nat": 5, "dr": 3, "tun": 3}
+RATE, SECONDS = 20_000, 5.0
+HELD = 1000
+LEAD = 1.5  # seconds of traffic before the event
+SIZE, PACE = 32 << 20, 8 << 20  # bytes of the download, and those a second
+BAR = 0.5  # seconds until packets flow again after a kill
+HANDED, KILLED = ("renew", "take over"), ("director", "holder", "both")
+
+
+class Round(NamedTuple):
+    """`silence` is the longest time without an answer and `again` when it ended, in seconds; the rest are numbers of
+    datagrams and connections. `whole` says that the download came as it is on the server.
+    """
+
+    mode: str
+    event: str
+    again: float
+    silence: float
+    sent: int
+    lost_there: int
+    lost_back: int
+    late: int
+    broken: int
+    whole: bool
+
+
+def once(mode: str, event: str) -> Round:
+    net = Net(servers=2, echo=True, mode=mode)
+    for host in net.hosts:
+        host.begun = share.hasten
+    with net:
+        digest = net.storage.fill("whole", SIZE)
+        services = [word for port in (f"{PORT}/udp", "7/tcp", "80/tcp") for word in ("--vip", f"{net.vip()}:{port}")]
+        servers = [word for server in net.servers for word in ("--real", server.v4)]
+        args = ["--mode", mode, *services, *servers]
+        net.director.nfqlb(*args)
+        held = load.Held(net.client, net.vip(), HELD)
+        download = load.slow_download(net.client, net.url("/whole"), PACE)
+        stream = Stream(net, RATE, SECONDS)
+        time.sleep(LEAD)
+        began = happen(net, event, args)
+        arrived = stream.end()
+        broken = HELD - held.alive()
+        whole = download.wait(30) == 0 and download.text.split()[0] == digest
+        silences = [(to - since, to - began) for since, to in arrived.silences if to > began]
+        silence, again = max(silences, default=(0.0, 0.0))
+        late = arrived.late_there + arrived.late_back
+        lost = arrived.lost_there, arrived.lost_back
+        return Round(mode, event, again, silence, arrived.sent, *lost, late, broken, whole)
+
+
+def happen(net: Net, event: str, args: list[str]) -> float:
+    """Let it happen; the moment at which the start of the next director began."""
+    director = net.director
+    if event == "holder":
+        director.kill_holder()
+    elif event == "both":
+        director.kill_both()
+    began = time.monotonic()
+    if event == "director":
+        director.kill_director()
+    elif event == "renew":
+        director.renew()
+    elif event == "take over":
+        director.take_over(*args)
+    else:
+        director.nfqlb(*args)
+    return began
+
+
+def turns(rounds: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Modes and events take turns."""
+    for number in range(max(rounds.values())):
+        for mode in rounds:
+            if number < rounds[mode]:
+                yield from ((mode, event) for event in (*HANDED, *KILLED))
+
+
+def table(rounds: list[Round]) -> Iterator[str]:
+    head = ("rounds", "again", "worst", "silence", "lost", "worst", "late", "broken")
+    yield f"{'':<16}" + "".join(f"{word:>9}" for word in head)
+    for mode, event in dict.fromkeys((one.mode, one.event) for one in rounds):
+        some = [one for one in rounds if (one.mode, one.event) == (mode, event)]
+        again, lost = [one.again for one in some], [one.lost_there for one in some]
+        yield (
+            f"{mode + ' ' + event:<16}{len(some):>9}{statistics.median(again):>9.3f}{max(again):>9.3f}"
+            f"{max(one.silence for one in some):>9.3f}{statistics.median(lost):>9,.0f}{max(lost):>9,}"
+            f"{max(one.late for one in some):>9,}{sum(one.broken for one in some):>9,}"
+        )
+
+
+def main() -> int:
+    share.alone()
+    compileall.compile_dir(figures.ROOT / "src", quiet=1)
+    only = {sys.argv[1]: int(sys.argv[2])} if len(sys.argv) == 3 else ROUNDS
+    rounds = []
+    for mode, event in turns(only):
+        rounds.append(once(mode, event))
+        print(rounds[-1], flush=True)
+    about = figures.circumstances()
+    path = figures.keep("takeover", {"about": about, "rounds": [one._asdict() for one in rounds]})
+    print(figures.heading(about, f"{RATE:,} datagrams a second, {HELD:,} connections; medians, seconds"))
+    print(*table(rounds), sep="\n")
+    handed, killed = ([one for one in rounds if one.event in some] for some in (HANDED, KILLED))
+    bars = {
+        "a hand-over loses nothing": not any(one.lost_there or one.lost_back for one in handed),
+        "and nothing is overtaken": not any(one.late for one in handed),
+        f"packets flow again within {BAR:g} s of a kill": all(0 < one.again <= BAR for one in killed),
+        "no connection ends": not any(one.broken for one in rounds),
+        "every download is whole": all(one.whole for one in rounds),
+    }
+    for bar, met in bars.items():
+        print(f"{'held' if met else 'MISSED'}: {bar}")
+    print(f"all rounds: {path.relative_to(figures.ROOT)}")
+    return 0 if all(bars.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
