@@ -24,12 +24,16 @@ GATEWAY = INSIDE.at(3)
 class Pair(Net):
     """Build it with `with Pair(servers=2) as net:`; `start_pair` starts both directors."""
 
+    DIRECTORS = 2
+
     def __init__(self, *, mode: str = "nat", servers: int = 2, web: bool = True, echo: bool = False) -> None:
         super().__init__(mode=mode, servers=servers, vip="free", web=web, echo=echo)
-        self.second = Director(self.claim.tag, "d2", self.claim.folder)
-        self.second.instance += "b"  # one table of that name on this machine
-        self.directors = [self.director, self.second]
-        self.hosts = [*self.hosts, self.second]
+        others = [Director(self.claim.tag, f"d{n}", self.claim.folder) for n in range(2, self.DIRECTORS + 1)]
+        for director in others:
+            director.instance += director.name  # one table of that name on this machine
+        self.directors = [self.director, *others]
+        self.second = others[0]
+        self.hosts = [*self.hosts, *others]
 
     def start_pair(self, services: str, **more: str) -> None:
         """Both run these services; the first one is to be master. `more` are further lines of [ha]."""
@@ -40,24 +44,23 @@ class Pair(Net):
 
     def start_one(self, director: Director, services: str, **more: str) -> None:
         """Start one of them; returns when it is ready."""
-        other = next(one for one in self.directors if one is not director)
-        lines = {
-            "interface": '"eth0"',
-            "vrid": str(VRID),
-            "interval": str(INTERVAL),
-            "peers": f'["{other.v4}"]',
-            "gateways": f'["{GATEWAY.v4}", "{GATEWAY.v6}"]',
-            **more,
-        }
+        lines = {"interface": '"eth0"', "interval": str(INTERVAL), **self.ha(director), **more}
         file = director.folder / "director.toml"
         file.write_text("[ha]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items()) + services)
         director.nfqlb("--config", str(file))
 
-    def services(self, port: int = 80, more: str = "") -> str:
+    def ha(self, director: Director) -> dict[str, str]:
+        """What [ha] says on this one."""
+        other = next(one for one in self.directors if one is not director)
+        gateways = f'["{GATEWAY.v4}", "{GATEWAY.v6}"]'
+        return {"vrid": str(VRID), "peers": f'["{other.v4}"]', "gateways": gateways}
+
+    def services(self, port: int = 80, scheduler: str = "rr", more: str = "", protocol: str = "tcp") -> str:
         """A service of each family, of all real servers."""
         text = ""
         for family in (4, 6):
-            text += f'[[service]]\nvip = "{self.service(port, family)}"\nmode = "{self.mode}"\nscheduler = "rr"\n{more}'
+            text += f'[[service]]\nvip = "{self.service(port, family)}/{protocol}"\nmode = "{self.mode}"\n'
+            text += f'scheduler = "{scheduler}"\n{more}'
             ends = [one for one in self.reals(port=port, family=family) if one != "--real"]
             text += "".join(f'[[service.real]]\naddress = "{end}"\n' for end in ends)
         return text
@@ -111,9 +114,10 @@ class Pair(Net):
 
     def _wire(self) -> Wiring:
         wiring = super()._wire()
-        wiring.plug(self.second, self.switch)
-        wiring.address(self.second, "eth0", INSIDE.at(2))
-        wiring.default(self.second, self.outside.at(254))
+        for number, director in enumerate(self.directors[1:], 2):
+            wiring.plug(director, self.switch)
+            wiring.address(director, "eth0", INSIDE.at(number))
+            wiring.default(director, self.outside.at(254))
         if self.mode == "nat":
             for server in self.servers:
                 wiring.routes[server] = []
