@@ -179,6 +179,7 @@ bench: setup
 	$(BIN)/python -m bench.failure
 	$(BIN)/python -m bench.failover
 	$(BIN)/python -m bench.takeover
+	$(BIN)/python -m bench.active
 	$(BIN)/python -m bench.sync
 	$(BIN)/python -m bench.flood
 	$(BIN)/python -m bench.scale

@@ -72,10 +72,14 @@ class Asking:
         while not self.over.is_set():
             for fd, _ in poll.poll(0.1):
                 try:
-                    by_fd[fd].recv(64)
+                    data = by_fd[fd].recv(64)
                 except OSError:
                     continue
-                self.answers.append(time.monotonic())
+                self.heard(fd, data)
+
+    def heard(self, flow: int, data: bytes) -> None:
+        """An answer came, to the flow of this socket."""
+        self.answers.append(time.monotonic())
 
     def gap(self, since: float) -> float:
         """The longest time without an answer since then; waits until they come steadily."""
