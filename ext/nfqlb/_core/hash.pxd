@@ -32,43 +32,44 @@ cdef inline void round_(sip_t* v) noexcept nogil:
     v.c = rotate(v.c, 32)
 
 
+cdef inline void begin(sip_t* v, uint64_t low, uint64_t high) noexcept nogil:
+    v.a = low ^ 0x736f6d6570736575ULL
+    v.b = high ^ 0x646f72616e646f6dULL
+    v.c = low ^ 0x6c7967656e657261ULL
+    v.d = high ^ 0x7465646279746573ULL
+
+
 cdef inline void absorb(sip_t* v, uint64_t word) noexcept nogil:
     v.d ^= word
     round_(v)
     v.a ^= word
 
 
+cdef inline uint64_t finish(sip_t* v) noexcept nogil:
+    v.c ^= 0xff
+    round_(v)
+    round_(v)
+    round_(v)
+    return v.a ^ v.b ^ v.c ^ v.d
+
+
 cdef inline uint32_t hash_word(uint64_t key, uint32_t word) noexcept nogil:
     """hsiphash() of a 64-bit kernel: of four bytes, with both halves of the key equal (lib/siphash.c)."""
     cdef sip_t v
-    v.a = key ^ 0x736f6d6570736575ULL
-    v.b = key ^ 0x646f72616e646f6dULL
-    v.c = key ^ 0x6c7967656e657261ULL
-    v.d = key ^ 0x7465646279746573ULL
+    begin(&v, key, key)
     absorb(&v, <uint64_t>4 << 56 | word)                                  # 4 bytes of input
-    v.c ^= 0xff
-    round_(&v)
-    round_(&v)
-    round_(&v)
-    return <uint32_t>(v.a ^ v.b ^ v.c ^ v.d)
+    return <uint32_t>finish(&v)
 
 
 cdef inline uint64_t hash_endpoint(const uint64_t* key, const address_t* address, uint16_t port,
                                    uint8_t protocol) noexcept nogil:
     """Hash of one end of a flow: the client's for connections, the VIP's for services."""
     cdef sip_t v
-    v.a = key[0] ^ 0x736f6d6570736575ULL
-    v.b = key[1] ^ 0x646f72616e646f6dULL
-    v.c = key[0] ^ 0x6c7967656e657261ULL
-    v.d = key[1] ^ 0x7465646279746573ULL
+    begin(&v, key[0], key[1])
     absorb(&v, address.high)
     absorb(&v, address.low)
     absorb(&v, <uint64_t>19 << 56 | <uint64_t>protocol << 16 | port)      # 19 bytes of input
-    v.c ^= 0xff
-    round_(&v)
-    round_(&v)
-    round_(&v)
-    return v.a ^ v.b ^ v.c ^ v.d
+    return finish(&v)
 
 
 cdef inline uint64_t hash_text(const uint64_t* key, const address_t* address, const uint8_t* text,
@@ -77,10 +78,7 @@ cdef inline uint64_t hash_text(const uint64_t* key, const address_t* address, co
     cdef sip_t v
     cdef uint64_t word
     cdef uint32_t at = 0
-    v.a = key[0] ^ 0x736f6d6570736575ULL
-    v.b = key[1] ^ 0x646f72616e646f6dULL
-    v.c = key[0] ^ 0x6c7967656e657261ULL
-    v.d = key[1] ^ 0x7465646279746573ULL
+    begin(&v, key[0], key[1])
     absorb(&v, address.high)
     absorb(&v, address.low)
     while length - at >= 8:
@@ -90,8 +88,4 @@ cdef inline uint64_t hash_text(const uint64_t* key, const address_t* address, co
     word = 0
     memcpy(&word, text + at, length - at)
     absorb(&v, <uint64_t>(16 + length & 0xff) << 56 | word)
-    v.c ^= 0xff
-    round_(&v)
-    round_(&v)
-    round_(&v)
-    return v.a ^ v.b ^ v.c ^ v.d
+    return finish(&v)
