@@ -31,17 +31,14 @@ def main() -> int:
     about = figures.circumstances()
     path = figures.keep("changes", {"about": about, "rounds": rounds})
     print(figures.heading(about, f"{ROUNDS} rounds of {CHANGES} changes, median (spread)"))
-    good = True
+    sheet = figures.Sheet()
     for diverter in DIVERTERS:
         ours = [one for one in rounds if one["diverter"] == diverter]
         for name, form, most in (("seconds", ".3f", WITHIN), ("lost_there", ",.0f", 0), ("lost_back", ",.0f", 0)):
             values = [float(str(one[name])) for one in ours]
-            text, met = figures.line(f"{diverter}, {name.replace('_', ' ')}", values, form, most=most)
-            print(text)
-            good = good and met and (name == "seconds" or max(values) == 0)
+            sheet.figure(f"{diverter}, {name.replace('_', ' ')}", values, form, most=most, each=name != "seconds")
         print(f"{diverter + ', datagrams sent':<32} {sum(int(str(one['sent'])) for one in ours):>9,}")
-    print(f"all rounds: {path.relative_to(figures.ROOT)}")
-    return 0 if good else 1
+    return sheet.end(path)
 
 
 if __name__ == "__main__":

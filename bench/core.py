@@ -151,15 +151,11 @@ def main() -> int:
     lines = [figures.heading(about, f"{ROUNDS} rounds of {PACKETS:,} packets, median (spread)")]
     print(lines[0], flush=True)
     kept: dict[str, object] = {"about": about}
-    good = True
+    sheet = figures.Sheet()
 
     def say(name: str, values: Sequence[float], form: str, most: float | None = None) -> None:
-        nonlocal good
-        text, met = figures.line(name, values, form, most=most)
-        good = good and met
         kept[name] = list(values)
-        lines.append(text)
-        print(text, flush=True)
+        lines.append(sheet.figure(name, values, form, most=most))
 
     for count in (1_000, 100_000, 1_000_000, 10_000_000):
         with established(count) as (table, flows, began):
@@ -184,8 +180,7 @@ def main() -> int:
     say("slowest batch meanwhile, s", [slowest for _, slowest, _ in endings], ".5f", DELAY_BAR)
     say("packets meanwhile", [passed for _, _, passed in endings], ",.0f")
     PAGE.write_text(INTRODUCTION.format("\n".join(lines)))
-    print(f"all rounds: {figures.keep('core', kept).relative_to(figures.ROOT)}")
-    return 0 if good else 1
+    return sheet.end(figures.keep("core", kept))
 
 
 if __name__ == "__main__":

@@ -54,3 +54,37 @@ def line(
     limit = f"at least {bar:{form}}" if bar is not None else f"at most {most:{form}}" if most is not None else ""
     verdict = f"   {limit}: {'yes' if good else 'NO'}" if limit else ""
     return f"{name:<32} {middle:>9{form}}   ({spread}){verdict}", good
+
+
+class Sheet:
+    """What a run prints, line by line, and whether it reached every bar."""
+
+    def __init__(self) -> None:
+        self.good = True
+
+    def figure(
+        self,
+        name: str,
+        values: Sequence[float],
+        form: str,
+        bar: float | None = None,
+        *,
+        most: float | None = None,
+        each: bool = False,
+    ) -> str:
+        """One line, as `line` has it; with `each` no value at all may be more than `most`."""
+        text, met = line(name, values, form, bar, most=most)
+        self.good = self.good and met and not (each and most is not None and max(values) > most)
+        print(text, flush=True)
+        return text
+
+    def bar(self, what: str, held: bool) -> None:
+        """Something that has to be so in every round."""
+        self.good = self.good and held
+        print(f"{'held' if held else 'MISSED'}: {what}", flush=True)
+
+    def end(self, kept: Path | None = None) -> int:
+        """Say where all rounds are kept; the exit code, 1 where a bar was missed."""
+        if kept:
+            print(f"all rounds: {kept.relative_to(ROOT)}")
+        return 0 if self.good else 1

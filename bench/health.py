@@ -146,21 +146,16 @@ def main() -> int:
     path = figures.keep("health", {"about": about, "minute": minute, "rounds": rounds})
     print(figures.heading(about, f"{CHECKS:,} checks every {INTERVAL:g} s for {SECONDS:g} s"))
     bars = {"cores": (None, CORES), "begun in time": (IN_TIME, None), "false turns": (None, 0.0)}
-    good = True
+    sheet = figures.Sheet()
     for name, value in minute.items():
         least, most = bars.get(name, (None, None))
-        text, met = figures.line(name, [value, value], ",.3f", least, most=most)
-        print(text)
-        good = good and met
+        sheet.figure(name, [value, value], ",.3f", least, most=most)
     print(f"{FAILING} of {SERVERS:,} servers stop at once, {ROUNDS} rounds, median (spread)")
     latest = QUICK * FALL + TIMEOUT + SLACK
     for name, most in (("seconds to the last one", latest), ("not found", 0.0), ("false turns", 0.0)):
         values = [one[name] for one in rounds]
-        text, met = figures.line(name, values, ",.3f", most=most)
-        print(text)
-        good = good and met and max(values) <= most
-    print(f"all rounds: {path.relative_to(figures.ROOT)}")
-    return 0 if good else 1
+        sheet.figure(name, values, ",.3f", most=most, each=True)
+    return sheet.end(path)
 
 
 if __name__ == "__main__":

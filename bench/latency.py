@@ -101,21 +101,16 @@ def main() -> int:
         for _ in range(ROUNDS):
             for way, count in WAYS.items():
                 taken[way].append(sample(net, way.partition(",")[0], SERVERS[-count:]))
-    good = True
+    sheet = figures.Sheet()
     for way, samples in taken.items():
         bar = SHARE_BAR if way == "ewma" else None
-        line, met = figures.line(f"share of the slow one, {way}", [one.share for one in samples], ".4f", most=bar)
-        good = good and met
-        print(line)
-        print(figures.line(f"p99 in ms, {way}", [1000 * one.p99 for one in samples], ".1f")[0])
+        sheet.figure(f"share of the slow one, {way}", [one.share for one in samples], ".4f", most=bar)
+        sheet.figure(f"p99 in ms, {way}", [1000 * one.p99 for one in samples], ".1f")
     for way in ("ewma", "wlc"):
         ratios = [one.p99 / base.p99 for one, base in zip(taken[way], taken["ewma, nine healthy"], strict=True)]
         bar = LATENCY_BAR if way == "ewma" else None
-        line, met = figures.line(f"p99, {way} / nine healthy", ratios, ".2f", most=bar)
-        good = good and met
-        print(line)
-    print(f"all rounds: {figures.keep('latency', {'about': about, **taken}).relative_to(figures.ROOT)}")
-    return 0 if good else 1
+        sheet.figure(f"p99, {way} / nine healthy", ratios, ".2f", most=bar)
+    return sheet.end(figures.keep("latency", {"about": about, **taken}))
 
 
 if __name__ == "__main__":

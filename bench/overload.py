@@ -138,14 +138,11 @@ def main() -> int:
         "streams, under / alone": {"bar": SHARE},
         "recovery, s": {"most": RECOVERY},
     }
-    good = True
+    sheet = figures.Sheet()
     for name in rounds[0]:
         form = ",.0f" if name.startswith("engine") else ".3f"
-        text, met = figures.line(name, [one[name] for one in rounds], form, **bars.get(name, {}))
-        print(text)
-        good = good and met
-    print(f"all rounds: {path.relative_to(figures.ROOT)}")
-    return 0 if good else 1
+        sheet.figure(name, [one[name] for one in rounds], form, **bars.get(name, {}))
+    return sheet.end(path)
 
 
 if __name__ == "__main__":

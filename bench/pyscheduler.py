@@ -87,17 +87,15 @@ def main() -> int:
     finally:
         done.set()
         other.join()
+    sheet = figures.Sheet()
     for name in ways:
         print(f"first packets, {name:<17} {first[name]:9,.0f} ns each")
-        print(figures.line(f"established, {name}, M/s", [rate / 1e6 for rate in taken[name]], ".3f")[0])
+        sheet.figure(f"established, {name}, M/s", [rate / 1e6 for rate in taken[name]], ".3f")
     counted = asked.statistics()
     print(f"of {FLOWS:,} choices {counted.chosen:,} were the function's, {counted.late:,} late")
     ratios = [python / built for built, python in zip(taken["built in"], taken["python"], strict=True)]
-    text, good = figures.line("python / built in", ratios, ".3f", BAR)
-    print(text)
-    path = figures.keep("pyscheduler", {"about": about, "first": first, **taken})
-    print(f"all rounds: {path.relative_to(figures.ROOT)}")
-    return 0 if good else 1
+    sheet.figure("python / built in", ratios, ".3f", BAR)
+    return sheet.end(figures.keep("pyscheduler", {"about": about, "first": first, **taken}))
 
 
 if __name__ == "__main__":

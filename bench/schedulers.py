@@ -173,20 +173,17 @@ def main() -> int:
     share.take(share.ENGINE)
     about = figures.circumstances()
     print(figures.heading(about, f"{ROUNDS} rounds of {TURNS:,} turns, median (spread)"), flush=True)
-    good, medians, kept = True, {}, {}
+    sheet, medians, kept = figures.Sheet(), {}, {}
     for name in SCHEDULERS:
         taken = kept[name] = costs(name)
         medians[name] = {size: statistics.median(values) for size, values in taken.items()}
         for size, values in taken.items():
-            print(figures.line(f"{name} among {size:,}, ns", values, ".1f")[0])
+            sheet.figure(f"{name} among {size:,}, ns", values, ".1f")
         ratios = [most / least for least, most in zip(taken[SIZES[0]], taken[SIZES[-1]], strict=True)]
-        text, met = figures.line(f"{name}, most / fewest", ratios, ".2f", most=BAR if ABOUT[name].held else None)
-        good = good and met
-        print(text, flush=True)
+        sheet.figure(f"{name}, most / fewest", ratios, ".2f", most=BAR if ABOUT[name].held else None)
     write(table(medians, about))
     draw()
-    print(f"all rounds: {figures.keep('schedulers', {'about': about, **kept}).relative_to(figures.ROOT)}")
-    return 0 if good else 1
+    return sheet.end(figures.keep("schedulers", {"about": about, **kept}))
 
 
 if __name__ == "__main__":

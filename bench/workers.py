@@ -187,38 +187,29 @@ def main() -> int:
     line, splits = measure_line()
     content = {"core": [say(one) for one in core], "line": [say(one) for one in line], "splits": splits}
     path = figures.keep("workers", {"about": about, **content})
-    good = True
-
-    def show(name: str, values: list[float], form: str, bar: float | None = None) -> None:
-        nonlocal good
-        text, met = figures.line(name, values, form, bar)
-        good = good and met
-        print(text)
-
+    sheet = figures.Sheet()
     print(figures.heading(about, f"{ROUNDS} rounds, median (spread)"))
     print(f"the core alone, {FLOWS:,} flows and {PACKETS:,} packets for each worker and round")
     for kind, bar in (("established", ESTABLISHED_BAR), ("first", FIRST_BAR)):
         rates = {name: [getattr(samples[name], kind) for samples in core[1:]] for name in core[0]}
         for name, values in rates.items():
-            show(f"{kind} packets/s, {name}", values, ",.0f")
-        show(f"{kind}, one table / one worker", ratios(rates["one table"], rates["one"]), ".2f")
-        show(f"{kind}, one table / a table each", ratios(rates["one table"], rates["a table each"]), ".2f", bar)
+            sheet.figure(f"{kind} packets/s, {name}", values, ",.0f")
+        sheet.figure(f"{kind}, one table / one worker", ratios(rates["one table"], rates["one"]), ".2f")
+        sheet.figure(f"{kind}, one table / a table each", ratios(rates["one table"], rates["a table each"]), ".2f", bar)
     waits = [samples["one table"] for samples in core[1:]]
-    show("waits in 1,000 first packets", [one.first_waits / FLOWS / 2 * 1000 for one in waits], ".1f")
-    print(f"waits of established packets: {sum(one.established_waits for one in waits)} in all")
-    good = good and not any(one.established_waits for one in waits)
+    sheet.figure("waits in 1,000 first packets", [one.first_waits / FLOWS / 2 * 1000 for one in waits], ".1f")
+    sheet.bar("no established packet waits", not any(one.established_waits for one in waits))
     print(f"the whole line, {SECONDS} s each")
     lines = {name: [samples[name] for samples in line[1:]] for name in WORKERS}
     for name, samples in lines.items():
-        show(f"{name}, packets/s", [one.rate for one in samples], ",.0f")
-        show(f"{name}, CPUs in user mode", [one.user for one in samples], ".2f")
-        show(f"{name}, CPUs in the kernel", [one.system for one in samples], ".2f")
-    show("two, share of the busiest worker", [one.busiest for one in lines["two"]], ".2f")
-    show("two / one", ratios([one.rate for one in lines["two"]], [one.rate for one in lines["one"]]), ".2f")
-    same = splits["one"] == splits["two"]
-    print(f"flows by server, one worker: {splits['one']}, two: {splits['two']}   the same: {'yes' if same else 'NO'}")
-    print(f"all rounds: {path.relative_to(figures.ROOT)}")
-    return 0 if good and same else 1
+        sheet.figure(f"{name}, packets/s", [one.rate for one in samples], ",.0f")
+        sheet.figure(f"{name}, CPUs in user mode", [one.user for one in samples], ".2f")
+        sheet.figure(f"{name}, CPUs in the kernel", [one.system for one in samples], ".2f")
+    sheet.figure("two, share of the busiest worker", [one.busiest for one in lines["two"]], ".2f")
+    sheet.figure("two / one", ratios([one.rate for one in lines["two"]], [one.rate for one in lines["one"]]), ".2f")
+    print(f"flows by server, one worker: {splits['one']}, two: {splits['two']}")
+    sheet.bar("two workers split them as one does", splits["one"] == splits["two"])
+    return sheet.end(path)
 
 
 def ratios(these: list[float], those: list[float]) -> list[float]:
