@@ -90,6 +90,7 @@ class _Collector(Collector):
         live = GaugeMetricFamily("nfqlb_live_connections", "Connections now.", None, (*SERVER, "state"))
         packets = CounterMetricFamily("nfqlb_real_packets", "Packets to and from it.", None, (*SERVER, "direction"))
         octets = CounterMetricFamily("nfqlb_real_bytes", "Bytes to and from it.", None, (*SERVER, "direction"))
+        reply = GaugeMetricFamily("nfqlb_reply_seconds", "Time to reply, as ewma reckons.", None, SERVER)
         well = GaugeMetricFamily("nfqlb_up", "Whether a real server serves: checks, and no maintenance.", None, SERVER)
         whole = GaugeMetricFamily("nfqlb_quorum", "Whether a service has its quorum.", None, ["service"])
         slots, serving = self._director.slots(), self._director.serving
@@ -112,7 +113,9 @@ class _Collector(Collector):
                 packets.add_metric([*labels, "out"], counters.outpkts)
                 octets.add_metric([*labels, "in"], counters.inbytes)
                 octets.add_metric([*labels, "out"], counters.outbytes)
-        yield from (services, weights, well, whole, made, live, packets, octets)
+                if counters.reply_us:
+                    reply.add_metric(labels, counters.reply_us / 1e6)
+        yield from (services, weights, well, whole, made, live, packets, octets, reply)
 
     def _choosing(self) -> Iterator[Metric]:
         """Schedulers in Python, by what came of a choice, and shadows."""

@@ -263,7 +263,7 @@ def test_a_slot_is_another_servers_when_its_own_left_and_no_connection_is_there(
     assert slot not in lab.drain().slots
     lab.configure(Virtual("1.1.1.1:80", {"10.0.9.9:80": 1}))
     assert lab.slots["tcp", "1.1.1.1:80", "10.0.9.9:80"] == slot
-    assert lab.drain().slots[slot] == (0,) * 8
+    assert lab.drain().slots[slot] == (0,) * 9
     lab.open(vip="1.1.1.1:80")
     assert lab.load("10.0.9.9:80", "1.1.1.1:80") == (1, 0)
 
@@ -304,7 +304,7 @@ def test_counters_of_packets_bytes_and_connections() -> None:
     lab.send(tcp(CLIENT, VIP, "PA", bytes(100), trailer=b"not counted"))
     lab.send(tcp(REAL, CLIENT, "PA", bytes(1000)), hook=FORWARD)
     drained = lab.drain()
-    assert drained.slots == {lab.slots["tcp", VIP, REAL]: (1, 3, 2, 40 + 40 + 140, 40 + 1040, 1, 0, 0)}
+    assert drained.slots == {lab.slots["tcp", VIP, REAL]: (1, 3, 2, 40 + 40 + 140, 40 + 1040, 1, 0, 0, 0)}
     assert lab.reasons() == {"forwarded": 3, "returned": 2}
     assert (drained.packets, drained.batches) == (5, 5)
     assert lab.drain() == drained, "reading takes nothing away"

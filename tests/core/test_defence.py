@@ -133,7 +133,7 @@ def test_a_template_goes_with_the_last_connection_that_never_came_about() -> Non
         lab.send(tcp(f"192.0.2.{host}:1000", VIP, "S"))
     assert defend(lab, 1) == 20
     assert sorted(row.template for row in lab.connections()) == [False, True]
-    assert lab.drain().slots[lab.slots["tcp", VIP, REAL]][5:] == (1, 0, 1)
+    assert lab.drain().slots[lab.slots["tcp", VIP, REAL]][5:] == (1, 0, 1, 0)
 
 
 # --- secure_tcp

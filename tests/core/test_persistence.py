@@ -233,7 +233,7 @@ def test_each_datagram_of_a_flow_is_scheduled_and_none_is_kept() -> None:
     assert (lab.connections(), lab.table.used) == ([], 0)
     slots = lab.drain().slots
     for server in ("10.0.0.1:53", "10.0.0.2:53"):
-        assert slots[lab.slots["udp", "203.0.113.1:53", server]] == (5, 5, 0, 145, 0, 0, 0, 0)
+        assert slots[lab.slots["udp", "203.0.113.1:53", server]] == (5, 5, 0, 145, 0, 0, 0, 0, 0)
 
 
 def test_with_persistence_the_datagrams_of_a_client_stay_together() -> None:

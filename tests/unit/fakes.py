@@ -39,7 +39,7 @@ DNS = Service("2001:db8::10", 53, "udp", scheduler="rr", reals=(Real("2001:db8:1
 
 class Drained(NamedTuple):
     reasons: dict[str, int]
-    slots: dict[int, tuple[int, int, int, int, int, int, int]]
+    slots: dict[int, tuple[int, ...]]
     batches: int
     packets: int
 
@@ -99,7 +99,8 @@ class FakeDirector:
         return self.draining
 
     def drained(self) -> Drained:
-        slots = {0: (7, 60, 50, 6000, 50000, 2, 5), 1: (3, 20, 10, 2000, 10000, 1, 2), 3: (4, 8, 8, 400, 800, 0, 4)}
+        slots: dict[int, tuple[int, ...]] = {0: (7, 60, 50, 6000, 50000, 2, 5), 3: (4, 8, 8, 400, 800, 0, 4)}
+        slots[1] = (3, 20, 10, 2000, 10000, 1, 2, 0, 1500)
         return Drained({"forwarded": 156, "no_service": 4, "truncated": 0}, slots, 12, 160)
 
     def connections(self, limit: int) -> Sequence[Connection]:

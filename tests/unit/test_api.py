@@ -102,6 +102,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "health": "",
                 "agent_port": 0,
                 "ramping": 0,
+                "reply_us": 0,
             },
             {
                 "endpoint": "10.0.1.12:8080",
@@ -117,6 +118,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "health": "",
                 "agent_port": 0,
                 "ramping": 0,
+                "reply_us": 1500,
             },
             {
                 "endpoint": "10.0.1.13:80",
@@ -132,6 +134,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "health": "",
                 "agent_port": 0,
                 "ramping": 0,
+                "reply_us": 0,
             },
         ],
         "last": 0,

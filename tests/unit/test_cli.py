@@ -113,7 +113,7 @@ def test_show_alone_shows_the_services(live: Command) -> None:
         "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
         "TCP  203.0.113.10:80 wrr\n"
         "  -> 10.0.1.11:8080               nat     3      2          5\n"
-        "  -> 10.0.1.12:8080               nat     1      1          2\n"
+        "  -> 10.0.1.12:8080               nat     1      1          2         1.5 ms\n"
         "  -> 10.0.1.13:80                 nat     0      0          0\n"
         "UDP  [2001:db8::10]:53 rr\n"
         "  -> [2001:db8:1::11]:53          nat     1      0          4\n"

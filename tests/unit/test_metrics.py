@@ -70,6 +70,7 @@ def test_a_scrape_tells_all_that_is_counted(accept: str) -> None:
         ("nfqlb_connections_total", web, "10.0.1.11:8080"): 7,
         ("nfqlb_connections_total", dns, "[2001:db8:1::11]:53"): 4,
         ("nfqlb_live_connections", web, "10.0.1.12:8080", "active"): 1,
+        ("nfqlb_reply_seconds", web, "10.0.1.12:8080"): 0.0015,
         ("nfqlb_live_connections", web, "10.0.1.12:8080", "inactive"): 2,
         ("nfqlb_live_connections", web, "10.0.1.13:80", "active"): 0,
         ("nfqlb_real_packets_total", web, "10.0.1.11:8080", "in"): 60,

@@ -35,7 +35,7 @@ def test_services_look_as_ipvsadm_lists_them() -> None:
                 "slow_start": 30,
                 "maglev_size": 65537,
                 "reals": [
-                    real("10.0.1.11:8080", weight=3, active=2, inactive=50, ramping=2),
+                    real("10.0.1.11:8080", weight=3, active=2, inactive=50, ramping=2, reply_us=12_345),
                     real("10.0.1.12:8080", weight=0, active=0, inactive=1234567),
                 ],
             },
@@ -47,7 +47,7 @@ def test_services_look_as_ipvsadm_lists_them() -> None:
         "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
         "TCP  203.0.113.10:80 wlc (sh-port) persistent 600 mask /24 mss 1400 max 5 slow-start 30 maglev-size 65537 "
         "timeouts tcp=60,tcp_fin=9 no-offload\n"
-        "  -> 10.0.1.11:8080               nat     3      2          50        ramping 2\n"
+        "  -> 10.0.1.11:8080               nat     3      2          50        ramping 2 12.3 ms\n"
         "  -> 10.0.1.12:8080               nat     0      0          1234567\n"
         "UDP  203.0.113.10:53 rr\n"
     )

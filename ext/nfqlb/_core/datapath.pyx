@@ -899,10 +899,12 @@ class Result(NamedTuple):
 
 class Drained(NamedTuple):
     """Totals since the start: packets by reason, and for each slot
-    (connections, packets in, packets out, bytes in, bytes out, ActiveConn, InActConn, PersistConn)."""
+    (connections, packets in, packets out, bytes in, bytes out, ActiveConn, InActConn, PersistConn, microseconds to
+    reply as ewma reckons, 0 where nothing is known).
+    """
 
     reasons: dict[str, int]
-    slots: dict[int, tuple[int, int, int, int, int, int, int, int]]
+    slots: dict[int, tuple[int, int, int, int, int, int, int, int, int]]
     batches: int
     packets: int
 
@@ -1150,7 +1152,7 @@ cdef class Datapath:
             now = &self.table.table.loads[slot]
             found[slot] = (
                 total.connections, total.inpackets, total.outpackets, total.inbytes, total.outbytes,
-                now.active, now.inactive, now.persistent,
+                now.active, now.inactive, now.persistent, now.latency,
             )
         return found
 

@@ -5,7 +5,7 @@ from nfqlb._core.connection import Table
 from nfqlb._core.offload import Offload
 from nfqlb._core.snapshot import Hop, Snapshot
 
-_Row = tuple[int, int, int, int, int, int, int, int]
+_Row = tuple[int, int, int, int, int, int, int, int, int]
 
 class Result(NamedTuple):
     verdict: str

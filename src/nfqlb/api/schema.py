@@ -275,6 +275,8 @@ class RealView(msgspec.Struct):
     agent_port: int = 0
     ramping: int = 0
     """The weight that it has worked up to so far; 0 where it does not ramp."""
+    reply_us: int = 0
+    """Microseconds that it takes to reply, as `ewma` reckons; 0 where nothing is known."""
 
 
 class ServiceView(msgspec.Struct):
@@ -414,6 +416,7 @@ class Counters(NamedTuple):
     active: int = 0
     inactive: int = 0
     persistent: int = 0
+    reply_us: int = 0
 
 
 def healths(serving: Serving, intent: Intent, now: float) -> Healths:
@@ -490,6 +493,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, serving: Serv
                 _condition(serving, (service.key, real.address, real.port)),
                 real.agent_port,
                 serving.ramping((service.key, real.address, real.port)),
+                counters.reply_us,
             )
             for real, counters in counted
         ],

@@ -39,6 +39,8 @@ def services(answer: Answer, width: int = 0) -> Table:
                 rest = f"{rest:<{len(VALUES)}} {real['health']}"
             if real.get("ramping"):
                 rest = f"{rest:<{len(VALUES)}} ramping {real['ramping']}"
+            if real.get("reply_us"):
+                rest = f"{rest:<{len(VALUES)}} {real['reply_us'] / 1000:.1f} ms"
             found.append((_remote(real), rest))
     columns = VALUES
     first = _first_width(answer)
