@@ -3,8 +3,7 @@
 hold ADDRESS PORT COUNT      opens connections to netns.echo and prints a list of [server, client address]; then, for
                              every line on standard input, sends it on all of them and prints how many repeated it
 probe URL INTERVAL           one request on a new connection every INTERVAL seconds, until ended: [monotonic time, ok]
-udp ADDRESS PORT COUNT SIZE FIRST  that many datagrams, each from a port of its own, FIRST being the first of them:
-                             [server, client address] or null
+udp ADDRESS PORT SIZE SOURCE,...  a datagram from each of these ports: [server, client address] or null
 again ADDRESS PORT COUNT SOURCE  that many requests of a page from one source port, each on a new connection that the
                              server closes: [server, client address, seconds that it took to connect]
 gso ADDRESS PORT COUNT SIZE  that many datagrams from one port, handed to the kernel as one UDP_SEGMENT super-packet
@@ -91,10 +90,10 @@ def again(address: str, port: str, count: str, source: str) -> None:
         say([server.decode(), client.decode(), took])
 
 
-def udp(address: str, port: str, count: str, size: str, first: str) -> None:
-    for number in range(int(count)):
+def udp(address: str, port: str, size: str, sources: str) -> None:
+    for number, source in enumerate(sources.split(",")):
         data = content(number, int(size))
-        with datagrams(address, port, int(first) + number) as connection:
+        with datagrams(address, port, int(source)) as connection:
             connection.settimeout(2)
             connection.send(data)
             try:
