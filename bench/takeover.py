@@ -8,7 +8,9 @@ connections that do not answer after it. All that has a part in it goes before o
 first, as an installation has it. Every round has machines of its own; none is dropped. Exit code 1 where a hand-over
 lost anything, where a connection ended, or where packets flowed again later than BAR.
 
-`python -m bench.takeover nat 1` takes that mode alone, a round of each event.
+Then 10,000,000 connections are found again in a table's file, as a start after a crash does; no bar, but all of them.
+
+`python -m bench.takeover nat 1` takes that mode alone, a round of each event; `python -m bench.takeover table` that.
 """
 
 from __future__ import annotations
@@ -21,14 +23,19 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench import figures, share
+from bench.core import NOW, VIP, serve, shared_memory
 from netns import Net, load
 from netns.changes import PORT, Stream
+from nfqlb._core.connection import Table
+from nfqlb._core.probe import Flows
+from nfqlb.testing import udp
 
 ROUNDS = {"nat": 5, "dr": 3, "tun": 3}
 RATE, SECONDS = 20_000, 5.0
 HELD = 1000
 LEAD = 1.5  # seconds of traffic before the event
 SIZE, PACE = 32 << 20, 8 << 20  # bytes of the download, and those a second
+CONNECTIONS, SCANS = 10_000_000, 5
 BAR = 0.5  # seconds until packets flow again after a kill
 HANDED, KILLED = ("renew", "take over"), ("director", "holder", "both")
 
@@ -94,9 +101,27 @@ def happen(net: Net, event: str, args: list[str]) -> float:
     return began
 
 
+def scan() -> list[float]:
+    """Seconds of each start on a table of CONNECTIONS that somebody left."""
+    taken = []
+    capacity = CONNECTIONS + CONNECTIONS // 8
+    with shared_memory() as fd:
+        table, datapath = serve(fd, capacity, NOW)
+        Flows(datapath.worker(), udp("10.0.0.1:10000", str(VIP), bytes(18)), CONNECTIONS).in_turn(NOW)
+        del table, datapath
+        for _ in range(SCANS):
+            began = time.monotonic()
+            table = Table(fd, capacity, NOW)
+            taken.append(time.monotonic() - began)
+            if (table.adopted, table.torn) != (CONNECTIONS, 0):
+                raise AssertionError(f"{table.adopted} connections are found again, {table.torn} are torn")
+            del table
+    return taken
+
+
 def turns(rounds: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Modes and events take turns."""
-    for number in range(max(rounds.values())):
+    for number in range(max(rounds.values(), default=0)):
         for mode in rounds:
             if number < rounds[mode]:
                 yield from ((mode, event) for event in (*HANDED, *KILLED))
@@ -118,15 +143,18 @@ def table(rounds: list[Round]) -> Iterator[str]:
 def main() -> int:
     share.alone()
     compileall.compile_dir(figures.ROOT / "src", quiet=1)
-    only = {sys.argv[1]: int(sys.argv[2])} if len(sys.argv) == 3 else ROUNDS
+    only = {sys.argv[1]: int(sys.argv[2])} if len(sys.argv) == 3 else {} if sys.argv[1:] == ["table"] else ROUNDS
     rounds = []
     for mode, event in turns(only):
         rounds.append(once(mode, event))
         print(rounds[-1], flush=True)
     about = figures.circumstances()
-    path = figures.keep("takeover", {"about": about, "rounds": [one._asdict() for one in rounds]})
+    scans = scan() if len(sys.argv) < 3 else []
+    path = figures.keep("takeover", {"about": about, "rounds": [one._asdict() for one in rounds], "scans": scans})
     print(figures.heading(about, f"{RATE:,} datagrams a second, {HELD:,} connections; medians, seconds"))
     print(*table(rounds), sep="\n")
+    if scans:
+        print(figures.line(f"{CONNECTIONS:,} connections found, s", scans, ".3f")[0])
     handed, killed = ([one for one in rounds if one.event in some] for some in (HANDED, KILLED))
     bars = {
         "a hand-over loses nothing": not any(one.lost_there or one.lost_back for one in handed),

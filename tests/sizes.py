@@ -13,6 +13,7 @@ TRANSFER = 256 * MIB if FULL else 32 * MIB  # each way, through the director
 CONNECTIONS = 200  # at once, by wrk
 LOAD_SECONDS = 10 if FULL else 2
 HELD = 1000 if FULL else 200  # connections that stay open through a crash
+KILLS = 100 if FULL else 3  # of director, holder or both, under each diverter
 DATAGRAMS = 4096 if FULL else 48  # of a UDP_SEGMENT sender
 GARBLINGS = 500 if FULL else 40  # random damages of a table file
 SEQUENCES = 20 if FULL else 6  # of the core against the model

@@ -248,6 +248,8 @@ class Director:
             self._left.set()
         if self._table.lost:
             log.warning("connections of the last director are lost: its table cannot be used, %s", self._table.lost)
+        if self._table.torn:
+            log.warning("entries of the last director's table that made no sense: %d", self._table.torn)
         if self._table.adopted:
             log.info("connections of the last director that go on: %d", self._table.adopted)
 
@@ -510,7 +512,7 @@ class Director:
             "edited": self._edited(),
             "confirm_by": self.state.pending.until if self.state.pending else None,
             "state": str(self._state_file),
-            "table": {"capacity": self._table.capacity, "used": self._table.used, "adopted": self._table.adopted},
+            "table": {name: getattr(self._table, name) for name in ("capacity", "used", "adopted", "torn")},
             "defences": self._datapath.defences,
             "queues": [queue for worker in self._workers for queue in worker.info(seen)],
             "warnings": [*self._warnings, *filter(None, (self._failure, self._lacks))],

@@ -85,7 +85,7 @@ def test_timers_go_on(path: Path, clock: FakeClock) -> None:
 def test_what_timed_out_in_between_is_gone(path: Path, clock: FakeClock) -> None:
     clock.advance(300)
     with lab_on(path, clock) as lab:
-        assert lab.table.adopted == 60
+        assert (lab.table.adopted, lab.table.torn) == (60, 0)
         assert lab.load(REAL, protocol="udp") == (0, 0)
 
 
@@ -231,8 +231,23 @@ def test_an_entry_with_a_wrong_field_is_not_adopted(path: Path, clock: FakeClock
         patch(path, ENTRIES + index * ENTRY + at, data)
     with lab_on(path, clock) as lab:
         check_sound(lab)
-        assert lab.table.adopted == 0
+        assert (lab.table.adopted, lab.table.torn) == (0, 0 if field == "expired" else 61)
         check_works(lab)
+
+
+@pytest.mark.parametrize("at", range(ENTRY))
+def test_an_entry_torn_at_any_byte_is_itself_or_is_dropped_and_counted(path: Path, clock: FakeClock, at: int) -> None:
+    """Its end is still that of the entry that was in its place before, of nothing, or of garbage."""
+    whole = path.read_bytes()
+    entries = [whole[place : place + ENTRY] for place in range(ENTRIES + ENTRY, ENTRIES + 62 * ENTRY, ENTRY)]
+    for end in (bytes(ENTRY), b"\xff" * ENTRY, *entries[:2], *entries[-2:]):
+        path.write_bytes(whole)
+        torn = entries[29][:at] + end[at:]
+        patch(path, ENTRIES + 30 * ENTRY, torn)
+        with lab_on(path, FakeClock()) as lab:
+            check_sound(lab)
+            assert lab.table.adopted + lab.table.torn == 60 + counts(torn, lab.clock)
+            check_works(lab)
 
 
 @pytest.mark.parametrize(("at", "data"), [(68, b"\xff" * 16), (84, b"\xff" * 44)])
@@ -272,6 +287,12 @@ def test_a_slot_that_seems_used_costs_one_slot(path: Path, clock: FakeClock, slo
         assert sorted(given) == [number for number in range(4, 1024) if number != slot]
 
 
+def counts(entry: bytes, clock: FakeClock) -> bool:
+    """Whether it is adopted or torn, and not free or a connection whose time is over."""
+    word, expires = (int.from_bytes(entry[at : at + 4], sys.byteorder) for at in (60, 64))
+    return word != 0 and not (word & 0xFF == 1 and expires <= clock() // 10**8)
+
+
 @pytest.mark.parametrize("seed", range(GARBLINGS))
 def test_garbage_at_random_places_does_no_harm(path: Path, clock: FakeClock, seed: int) -> None:
     """Entries anywhere, slots in use, the header behind what decides about adoption."""
@@ -284,6 +305,8 @@ def test_garbage_at_random_places_does_no_harm(path: Path, clock: FakeClock, see
             at = part + chance.randrange(size)
             data = chance.randbytes(chance.choice([1, 2, 4, 16]))[: len(memory) - at]
             memory[at : at + len(data)] = data
+        left = sum(counts(memory[at : at + ENTRY], clock) for at in range(ENTRIES + ENTRY, len(memory), ENTRY))
     with lab_on(path, clock) as lab:
         check_sound(lab)
+        assert lab.table.adopted + lab.table.torn == left
         check_works(lab)

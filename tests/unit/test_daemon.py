@@ -54,7 +54,7 @@ class Fakes:
         self.swept = 0
         self.defences = {"drop_entry": 0, "drop_packet": 0, "secure_tcp": 0, "evicted": 0}
         self.wrong: list[str] = []  # warnings
-        self.adopted, self.used, self.capacity, self.lost = 0, 0, 64, ""
+        self.adopted, self.torn, self.used, self.capacity, self.lost = 0, 0, 0, 64, ""
         self.loads: dict[int, tuple[int, int]] = {}  # connections by slot
         self.counts: dict[int, tuple[int, ...]] = {}  # what a slot counted
         self.known: list[int] = []

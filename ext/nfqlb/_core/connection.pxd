@@ -11,6 +11,7 @@ cdef class Table:
     cdef int fd
     cdef readonly int capacity
     cdef readonly int adopted
+    cdef readonly int torn               # entries of the file that made no sense
     cdef readonly str lost
     cdef dict numbers                    # (protocol, vip, vport, address, port, last, mark) -> slot
     cdef dict groups                     # (protocol, vip, vport, last, mark) -> [place in the totals, how many slots]

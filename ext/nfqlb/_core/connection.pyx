@@ -671,6 +671,7 @@ cdef class Table:
                     show(table, entry, words[i])
                     table.used += 1
                 else:
+                    self.torn += not (entry.word == FREE or entry.word & LIFE == LIVE and entry.expires <= now)
                     entry.word = FREE
                     free_entry(table, entry, 0)
         self._count_children()

@@ -6,6 +6,7 @@ class Table:
     ENTRY: int
     capacity: int
     adopted: int
+    torn: int
     lost: str
     def __new__(cls, fd: int, capacity: int, now: int) -> Self: ...
     @property
