@@ -153,20 +153,16 @@ def main() -> int:
     path = figures.keep("takeover", {"about": about, "rounds": [one._asdict() for one in rounds], "scans": scans})
     print(figures.heading(about, f"{RATE:,} datagrams a second, {HELD:,} connections; medians, seconds"))
     print(*table(rounds), sep="\n")
+    sheet = figures.Sheet()
     if scans:
-        print(figures.line(f"{CONNECTIONS:,} connections found, s", scans, ".3f")[0])
+        sheet.figure(f"{CONNECTIONS:,} connections found, s", scans, ".3f")
     handed, killed = ([one for one in rounds if one.event in some] for some in (HANDED, KILLED))
-    bars = {
-        "a hand-over loses nothing": not any(one.lost_there or one.lost_back for one in handed),
-        "and nothing is overtaken": not any(one.late for one in handed),
-        f"packets flow again within {BAR:g} s of a kill": all(0 < one.again <= BAR for one in killed),
-        "no connection ends": not any(one.broken for one in rounds),
-        "every download is whole": all(one.whole for one in rounds),
-    }
-    for bar, met in bars.items():
-        print(f"{'held' if met else 'MISSED'}: {bar}")
-    print(f"all rounds: {path.relative_to(figures.ROOT)}")
-    return 0 if all(bars.values()) else 1
+    sheet.bar("a hand-over loses nothing", not any(one.lost_there or one.lost_back for one in handed))
+    sheet.bar("and nothing is overtaken", not any(one.late for one in handed))
+    sheet.bar(f"packets flow again within {BAR:g} s of a kill", all(0 < one.again <= BAR for one in killed))
+    sheet.bar("no connection ends", not any(one.broken for one in rounds))
+    sheet.bar("every download is whole", all(one.whole for one in rounds))
+    return sheet.end(path)
 
 
 if __name__ == "__main__":

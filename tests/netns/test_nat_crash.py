@@ -78,6 +78,7 @@ def test_a_stop_after_a_crash_and_a_start_leaves_nothing(net: Net, diverter: lis
     assert kernelstate.difference(found, net.director.state()) == ""
 
 
+@pytest.mark.timeout(120 + 15 * sizes.KILLS)
 def test_killed_again_and_again_at_random_moments_under_load(make_net: Callable[..., Net], diverter: list[str]) -> None:
     """Connections begin and end all the time; whatever the victim was doing, the table is whole, no entry is torn, and
     nothing else changes.
@@ -92,7 +93,7 @@ def test_killed_again_and_again_at_random_moments_under_load(make_net: Callable[
     net.director.nfqlb(*args)
     held = load.Held(net.client, net.vip(), sizes.HELD)
     running, configured = net.director.state(), services(net)
-    load.Wrk(net.client, net.url(), connections=10, seconds=3600, keepalive=False)
+    load.Probe(net.client, net.url("/whoami"), 0.002)
     changes.start(net.client, "send", net.vip(), PORT, 1000, 3600, changes.FLOWS)
     for number in range(sizes.KILLS):
         victim = chance.choice(["director", "holder", "both"])
