@@ -69,7 +69,7 @@ def test_harmed_messages_bring_no_wrong_server_and_all_is_there_once_they_pass(t
         between = Between(net, "any" if sealed else "head")
         for server in net.servers:
             server.start_echo(STICKY)
-        services = net.services(7) + net.services(STICKY, "persistence.timeout = 300\n")
+        services = net.services(7) + net.services(STICKY, more="persistence.timeout = 300\n")
         net.start_pair(lines.format(peer=net.storage.v4) + services)
         master, backup = net.directors
         until(lambda: all(sync(one)["ready"] for one in net.directors), SECONDS, lambda: "they do not meet")
