@@ -152,10 +152,12 @@ def main() -> int:
     scans = scan() if len(sys.argv) < 3 else []
     path = figures.keep("takeover", {"about": about, "rounds": [one._asdict() for one in rounds], "scans": scans})
     print(figures.heading(about, f"{RATE:,} datagrams a second, {HELD:,} connections; medians, seconds"))
-    print(*table(rounds), sep="\n")
     sheet = figures.Sheet()
     if scans:
         sheet.figure(f"{CONNECTIONS:,} connections found, s", scans, ".3f")
+    if not rounds:
+        return sheet.end(path)
+    print(*table(rounds), sep="\n")
     handed, killed = ([one for one in rounds if one.event in some] for some in (HANDED, KILLED))
     sheet.bar("a hand-over loses nothing", not any(one.lost_there or one.lost_back for one in handed))
     sheet.bar("and nothing is overtaken", not any(one.late for one in handed))

@@ -25,6 +25,7 @@ LINGER = 1.0  # seconds since the last datagram, there or back, until what is mi
 BUFFER = 8 << 20
 SILENCE = 0.01  # seconds
 SO_RCVBUFFORCE = 33
+IP_PKTINFO = 8  # include/uapi/linux/in.h
 NUMBER = struct.Struct("!Q")
 
 
@@ -58,6 +59,7 @@ def serve(port: str) -> None:
     seen = Seen()
     sock = wide(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sock.bind(("", int(port)))
+    sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     poller.register(sys.stdin, select.POLLIN)
@@ -65,8 +67,9 @@ def serve(port: str) -> None:
     while sys.stdin.fileno() not in dict(poller.poll()):
         with suppress(BlockingIOError):
             while True:
-                data, peer = sock.recvfrom(64, socket.MSG_DONTWAIT)
-                sock.sendto(data, peer)
+                data, about, _, peer = sock.recvmsg(64, 64, socket.MSG_DONTWAIT)
+                came_to = bytes(4) + about[0][2][4:8] + bytes(4)  # in_pktinfo: a VIP answers as a VIP
+                sock.sendmsg([data], [(socket.IPPROTO_IP, IP_PKTINFO, came_to)], 0, peer)
                 seen.add(NUMBER.unpack(data)[0], peer)
     print(json.dumps(seen.figures()), flush=True)
 
