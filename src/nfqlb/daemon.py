@@ -276,7 +276,7 @@ class Director:
             log.error("%s", error)
 
     def _sync(self, before: Intent | None, intent: Intent) -> None:
-        """Have sync as it is wanted now; what stands against it is said, and the director goes on."""
+        """Have sync as it is wanted now, or as soon as nothing stands against it: the director goes on."""
         if before is not None and before.sync == intent.sync:
             if self._syncing:
                 self._syncing.look()
@@ -288,19 +288,20 @@ class Director:
         sync = intent.sync
         if sync is None:
             return
-        try:
-            self._datapath.announce(
-                sync.threshold, sync.period, sync.refresh_period, sync.retries, spares_children=sync.persist_mode
-            )
-            self._mirror = self._mirror or Mirror(self._datapath)
-            self._syncing = Syncing(self._mirror, self._table.capacity, sync, boottime)
-            self._syncing.start()
-        except NfqlbError as error:
-            log.error("no sync: %s", error)
+        self._datapath.announce(
+            sync.threshold, sync.period, sync.refresh_period, sync.retries, spares_children=sync.persist_mode
+        )
+        self._mirror = self._mirror or Mirror(self._datapath)
+        self._syncing = Syncing(self._mirror, self._table.capacity, sync, boottime)
+        self._syncing.start()
 
     def syncing(self) -> dict[str, object] | None:
         """How sync fares; None where there is none."""
         return self._syncing.status() if self._syncing else None
+
+    def _obstacle(self) -> str:
+        """Why sync could not begin."""
+        return self._syncing.obstacle if self._syncing else ""
 
     @property
     def in_step(self) -> bool:
@@ -515,7 +516,7 @@ class Director:
             "table": {name: getattr(self._table, name) for name in ("capacity", "used", "adopted", "torn")},
             "defences": self._datapath.defences,
             "queues": [queue for worker in self._workers for queue in worker.info(seen)],
-            "warnings": [*self._warnings, *filter(None, (self._failure, self._lacks))],
+            "warnings": [*self._warnings, *filter(None, (self._failure, self._lacks, self._obstacle()))],
             "notices": {
                 name: {"sent": one.sent, "failed": one.failed, "lost": one.lost}
                 for name, one in self.notices.channels.items()

@@ -8,7 +8,7 @@ import pytest
 
 from nfqlb._core.mirror import Mirror
 from nfqlb._core.sync import Message, Record, decode, encode
-from nfqlb.testing import FORWARD, FakeClock, endpoint, tcp, udp
+from nfqlb.testing import FORWARD, FakeClock, endpoint, sctp, tcp, udp
 from tests.core.lab import CLIENT, REAL, VIP, Lab, Virtual, clients
 
 OTHER = "10.0.0.3:8080"
@@ -190,6 +190,85 @@ def test_every_mode_goes_on(mode: str) -> None:
     other.hear(*one.said())
     assert other.lab.send(tcp(CLIENT, VIP, "A")).reason == one.lab.send(tcp(CLIENT, VIP, "A")).reason
     assert other.lab.load("10.0.0.2:80") == (1, 0)
+
+
+def test_associations_are_told_in_the_states_in_which_the_kernel_tells_them_and_go_on() -> None:
+    """SCTP: at the third packet, then each state of the shutdown (ip_vs_sync_conn_needed)."""
+    virtual = Virtual(VIP, {REAL: 1}, protocol="sctp")
+    one, other = Side(virtual), Side(virtual)
+    told = []
+    for client, chunk in (
+        (True, "INIT"),
+        (False, "INIT ACK"),
+        (True, "COOKIE ECHO"),
+        (False, "COOKIE ACK"),
+        (True, "DATA"),
+        (True, "SHUTDOWN"),
+        (False, "SHUTDOWN ACK"),
+        (True, "SHUTDOWN COMPLETE"),
+    ):
+        if client:
+            one.lab.send(sctp(CLIENT, VIP, (chunk,)))
+        else:
+            one.lab.send(sctp(REAL, CLIENT, (chunk,)), hook=FORWARD)
+        said = one.said()
+        told += [(chunk, record.state, record.flags, record.timeout) for record in said]
+        other.hear(*said)
+        if chunk == "DATA":
+            assert other.lab.load(REAL, protocol="sctp") == (1, 0)
+            assert other.lab.send(sctp(CLIENT, VIP, ("DATA",))).reason == "forwarded"
+    assert told == [
+        ("DATA", 8, 0, 900),
+        ("SHUTDOWN", 10, 0x100, 61),
+        ("SHUTDOWN ACK", 11, 0x100, 61),
+        ("SHUTDOWN COMPLETE", 13, 0x100, 61),
+    ]
+    assert other.lab.load(REAL, protocol="sctp") == (0, 1)
+    other.hear(Record(132, *endpoint(CLIENT), *endpoint(VIP), *endpoint(REAL), 0, 14, timeout=900))
+    assert other.outcomes()["refused"] == 1, "there is no such state"
+
+
+def test_the_walk_finds_an_association_that_had_two_packets() -> None:
+    side = Side(Virtual(VIP, {REAL: 1}, protocol="sctp"))
+    for chunk, answer in (("INIT", "INIT ACK"), ("COOKIE ECHO", "COOKIE ACK")):
+        side.lab.send(sctp(CLIENT, VIP, (chunk,)))
+        side.lab.send(sctp(REAL, CLIENT, (answer,)), hook=FORWARD)
+    assert [(one.protocol, one.state) for one in side.walked()] == [(132, 8)]
+
+
+def call(name: bytes, server: str, engine: bytes = b"sip") -> Record:
+    """A kernel's template of a call (ip_vs_pe_sip.c)."""
+    client, vip = endpoint(CLIENT)[0], endpoint(PHONES)
+    return Record(17, client, 0, *vip, *endpoint(server), 0x1100, 1, timeout=300, data=name, name=engine)
+
+
+PHONES, DESKS = "203.0.113.1:5060", ("10.0.0.2:5060", "10.0.0.3:5060")
+
+
+def test_a_kernels_calls_go_on() -> None:
+    side = Side(Virtual(PHONES, dict.fromkeys(DESKS, 1), "rr", "udp", persistence=300, by_call=True))
+    calls = {f"{at}@example.com".encode(): DESKS[at % 3 == 0] for at in range(12)}
+    side.hear(*(call(name, server) for name, server in calls.items()))
+    assert side.outcomes() == {"entered": 12}
+    for at, (name, server) in enumerate(calls.items()):
+        data = b"INVITE sip:b@example.com SIP/2.0\r\nCall-ID: " + name + b"\r\n"
+        sent = side.lab.send(udp(CLIENT.replace("40000", str(41000 + at)), PHONES, data)).packet
+        assert sent is not None
+        assert f"10.0.0.{sent[19]}:5060" == server
+    side.hear(*(call(name, server) for name, server in calls.items()))
+    assert side.outcomes() == {"entered": 12, "updated": 12}
+    side.hear(call(b"x", DESKS[0], b"rtsp"), call(b"", DESKS[0]))
+    assert side.outcomes() == {"entered": 12, "updated": 12, "refused": 2}
+
+
+def test_calls_without_their_server_or_service_wait_each_on_its_own() -> None:
+    phones = Virtual(PHONES, dict.fromkeys(DESKS, 1), "rr", "udp", persistence=300, by_call=True)
+    side = Side(phones._replace(by_call=False))
+    side.hear(call(b"one", DESKS[0]), call(b"two", DESKS[1]))
+    assert side.mirror.statistics["aside"] == 2
+    side.lab.configure(phones)
+    assert side.mirror.bind(side.lab.clock()) == 0
+    assert sorted(one.template for one in side.lab.connections()) == [True, True]
 
 
 def test_ip6_and_templates_go_on() -> None:

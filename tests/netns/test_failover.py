@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def test_the_master_is_cut_off_and_comes_back(mode: str) -> None:
 
 SYNC = '[sync]\nrole = "both"\ninterface = "eth0"\nid = 7\n'
 SLOWLY = 4  # seconds that a download takes
+
+
+DELAY = 2  # seconds that who comes back leaves the VIPs where they are
+
+
+def link_local(director: Director) -> str:
+    """What VRRP of IPv6 has as its source (RFC 9568, 5.1.2.1)."""
+    found = director.run(["ip", "-j", "-6", "address", "show", "dev", "eth0", "scope", "link"]).stdout
+    return str(next(one["local"] for link in json.loads(found) for one in link.get("addr_info", ()) if "local" in one))
+
+
+def turns(director: Director) -> list[tuple[float, str]]:
+    """When it took which role."""
+    events = [json.loads(line) for line in director.cli("events", "--json").stdout.splitlines()]
+    return [(one["time"], one["message"].split()[-1]) for one in events if one["kind"] == "failover"]
 
 
 def established(director: Director) -> int:
@@ -130,3 +146,39 @@ def test_a_director_dies_and_is_back_in_time_or_is_not() -> None:
         serves(net)
         told = [line.partition("failover: ")[2] for line in first.cli("events").stdout.splitlines()]
         assert [one for one in told if one] == ["this director is backup", "this director is master"]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_without_named_peers_one_joins_its_machines_keepalived_and_who_is_back_waits(family: int) -> None:
+    """VRRP by multicast, of either family; the VIPs are of both."""
+    with Pair() as net:
+        first, second = net.directors
+        more = {"peers": "[]"}
+        sources = [f'"{link_local(one) if family == 6 else one.v4}"' for one in net.directors]
+        own = Path(second.folder, "own.conf")
+        own.write_text(f"global_defs {{\n    router_id own\n}}\ninclude {second.run_folder}/*/ha/keepalived.conf\n")
+        pid_file = f"{second.folder}/own.pid"
+        more["source"] = sources[0]
+        net.start_one(first, net.services(), priority="150", preempt_delay=str(DELAY), **more)
+        net.role(first, "master")
+        more["source"] = sources[1]
+        net.start_one(second, net.services(), keepalived='"join"', pid_file=f'"{pid_file}"', **more)
+        second.spawn(["keepalived", "-n", "-P", "-f", str(own), "-p", pid_file, "-r", f"{second.folder}/vrrp.pid"])
+        net.role(second, "backup")
+        has_alone(net, "d")
+
+        net.cut(first)
+        net.role(second, "master")
+        has_alone(net, "d2")
+        serves(net)
+        second.cli("service", "add", "10.2.0.101:80")
+        until(lambda: " 10.2.0.101/" in second.addresses(), SECONDS, lambda: "its keepalived was not told")
+        net.mend(first)
+        net.role(first, "master")
+        has_alone(net, "d")
+        serves(net)
+        back, master = [at for at, what in turns(first) if what != "fault"][-2:]
+        assert master - back >= DELAY
+
+        assert second.stop() == 0
+        assert not net.has_vip(second)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nfqlb.config.toml import Loaded, dumps, loads
-from nfqlb.errors import ConfigErrors
+from nfqlb.errors import ConfigErrors, MissingError
+from nfqlb.ha.failover import Failover
 from nfqlb.ha.keepalived import configuration
 from nfqlb.model import Intent
 from nfqlb.runconfig import Ha, RunConfig, decode, encode
@@ -173,6 +174,16 @@ def test_what_is_wrong_is_named_with_its_line_and_the_fix(text: str, error: str)
         loads(f"[ha]\n{text}\n", "f.toml")
     [found] = raised.value.errors
     assert str(found).startswith(error)
+
+
+def test_where_keepalived_is_missing_it_says_so_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingError) as raised:
+        Failover(PLAIN, "main", tmp_path, "text", lambda role: None).require()
+    assert str(raised.value) == (
+        "[ha] needs keepalived, which is not there: apt install keepalived; no VIP is on this machine until then"
+    )
+    Failover(Ha(interface="eth0", vrid=7, keepalived="join"), "main", tmp_path, "text", lambda role: None).require()
 
 
 def test_without_the_section_there_is_no_failover() -> None:

@@ -74,6 +74,27 @@ def test_who_is_alone_is_ready_all_the_same() -> None:
         assert only.status()["state"] == "alone"
 
 
+def test_who_cannot_begin_is_not_ready_says_why_and_begins_as_soon_as_it_can(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.8.9", PORT)) as other, side("127.0.8.9", "127.0.8.10") as (_, taken):
+        assert (taken.status()["state"], taken.ready) == ("shut", False)
+        assert taken.obstacle == taken.status()["failure"] == f"no sync at port {PORT}: Address already in use"
+        other.close()
+        until(lambda: not taken.obstacle)
+        assert taken.status()["state"] == "waiting"
+    file = tmp_path / "key"
+    with side("127.0.8.9", "127.0.8.10", key_file=str(file)) as (_, locked):
+        assert "cannot be read" in locked.obstacle
+        key_file(file)
+        until(lambda: not locked.obstacle)
+    lab = Lab(WEB)
+    lab.datapath.announce()
+    nowhere = Syncing(Mirror(lab.datapath), 4096, Sync(interface="eth99"), lab.clock)
+    nowhere.start()
+    assert not nowhere.ready
+    assert nowhere.obstacle == "no sync over eth99 at port 8848: no interface with this name"
+    nowhere.stop()
+
+
 def key_file(path: Path, key: bytes = KEY, mode: int = 0o600) -> str:
     path.write_bytes(key)
     path.chmod(mode)

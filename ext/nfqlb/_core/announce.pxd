@@ -1,5 +1,5 @@
 """Which connections peers are to hear of, and when: asked for each packet from a client while sync is on."""
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from nfqlb._core.types cimport connection_t, table_t
 
@@ -27,4 +27,5 @@ cdef struct ring_t:                      # one writer, one reader
 
 
 cdef bint may_tell(const connection_t* connection, uint32_t word) noexcept nogil
+cdef bint is_established(const connection_t* connection, uint8_t state) noexcept nogil
 cdef void consider(ring_t* ring, table_t* table, connection_t* connection, uint32_t now) noexcept nogil

@@ -9,11 +9,12 @@ table finds such connections, and all that no packet speaks of.
 from libc.stdint cimport uint8_t, uint32_t
 
 from nfqlb._core.atomic cimport ACQUIRE, RELAXED, RELEASE, load32, store32
-from nfqlb._core.tracking cimport CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT, TIME_WAIT
+from nfqlb._core.tracking cimport ASSOCIATED, CLOSE, CLOSE_WAIT, CLOSED, ESTABLISHED, FIN_WAIT, TIME_WAIT
 from nfqlb._core.types cimport (
     CALL,
     LEFT,
     ONE_PACKET,
+    SCTP,
     STATE_MASK,
     STATE_SHIFT,
     TCP,
@@ -26,6 +27,7 @@ from nfqlb._core.types cimport (
 
 cdef enum:
     TOLD_STATES = 1 << ESTABLISHED | 1 << FIN_WAIT | 1 << CLOSE | 1 << CLOSE_WAIT | 1 << TIME_WAIT
+    TOLD_ASSOCIATIONS = 0xf << ASSOCIATED | 1 << CLOSED      # established, and the three of a shutdown
     LEAST = 100                              # ticks that make a difference, whatever the timeout
 
 
@@ -35,9 +37,16 @@ cdef bint may_tell(const connection_t* connection, uint32_t word) noexcept nogil
         return False
     if connection.flags & TEMPLATE or connection.protocol == UDP:
         return True
+    if connection.protocol == SCTP:
+        return TOLD_ASSOCIATIONS >> ((word & STATE_MASK) >> STATE_SHIFT) & 1
     if connection.protocol != TCP:
         return False
     return TOLD_STATES >> ((word & STATE_MASK) >> STATE_SHIFT) & 1
+
+
+cdef bint is_established(const connection_t* connection, uint8_t state) noexcept nogil:
+    """Whether it is of a protocol that has such a state, and in it."""
+    return state == (ESTABLISHED if connection.protocol == TCP else ASSOCIATED) and connection.protocol != UDP
 
 
 cdef void consider(ring_t* ring, table_t* table, connection_t* connection, uint32_t now) noexcept nogil:
@@ -71,7 +80,7 @@ cdef inline bint is_needed(const rules_t* rules, const told_t* told, const conne
         return told.expires != expires or told.state != state
     if rules.spares_children and connection.control != 0:
         return False
-    if connection.protocol == TCP and told.state != state and state != ESTABLISHED:
+    if connection.protocol != UDP and told.state != state and not is_established(connection, state):
         return True
     if rules.refresh != 0:
         apart = expires - told.expires if expires > told.expires else told.expires - expires

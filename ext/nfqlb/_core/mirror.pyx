@@ -9,9 +9,9 @@ each once, and tried again when the configuration changes. What a peer told is k
 are master and backup of each other do not tell it each other over and over.
 """
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
-from nfqlb._core.announce cimport RING, may_tell, ring_t
+from nfqlb._core.announce cimport RING, is_established, may_tell, ring_t
 from nfqlb._core.atomic cimport ACQUIRE, RELAXED, RELEASE, SEQUENTIAL, load32, load_pointer, prefetch, store32
 from nfqlb._core.connection cimport (
     abandon,
@@ -27,7 +27,7 @@ from nfqlb._core.connection cimport (
     take,
 )
 from nfqlb._core.datapath cimport Datapath, Worker, worker_t
-from nfqlb._core.hash cimport hash_endpoint
+from nfqlb._core.hash cimport hash_endpoint, hash_text
 from nfqlb._core.load cimport note_connection
 from nfqlb._core.ranking cimport note_load
 from nfqlb._core.snapshot cimport classify
@@ -53,10 +53,10 @@ from nfqlb._core.sync cimport (
     open_message,
     record_t,
 )
-from nfqlb._core.tracking cimport ESTABLISHED, STATES, become, patience, timeouts_of
+from nfqlb._core.tracking cimport ASSOCIATION_STATES, STATES, become, is_active, kind_of, timeouts_of
 from nfqlb._core.types cimport (
-    ACTIVE_STATES,
     ASSURED,
+    CALL,
     DIRECT,
     INACTIVE,
     LIFE,
@@ -66,6 +66,7 @@ from nfqlb._core.types cimport (
     NAT,
     NO_OUTPUT,
     REQUEST,
+    SCTP,
     STATE_MASK,
     STATE_SHIFT,
     TCP,
@@ -241,7 +242,7 @@ cdef class Mirror:
         cdef object until
         cdef tuple key = (
             record.protocol, record.flags & SYNC_TEMPLATE != 0, (<char*>&record.client)[:16], record.cport,
-            (<char*>&record.virtual)[:16], record.vport,
+            (<char*>&record.virtual)[:16], record.vport, record.data[:record.data_length],
         )
         if len(self.aside) >= ASIDE_MAX and key not in self.aside:
             self.unkept += 1
@@ -361,7 +362,9 @@ cdef bint is_due(Mirror mirror, const connection_t* entry, uint32_t word) noexce
     if told.expires == 0:
         if entry.flags & TEMPLATE:
             return True
-        return state == ESTABLISHED if entry.protocol == TCP else entry.inpackets >= mirror.datapath.rules.threshold
+        if entry.protocol == UDP:
+            return entry.inpackets >= mirror.datapath.rules.threshold
+        return is_established(entry, state)
     if told.state != state:
         return True
     if expires <= told.expires + STEP:
@@ -444,6 +447,8 @@ cdef outcome_t take_in(Mirror mirror, record_t* record, bint whole) noexcept nog
         return UNBOUND
     client = record.client
     hash = hash_endpoint(worker.table.key, &client, record.cport, record.protocol)
+    if record.data_length:
+        hash = hash_text(worker.table.key, &client, record.data, record.data_length)
     while True:
         hold(worker.table, hash, hash)
         if record.flags & SYNC_TEMPLATE:
@@ -470,18 +475,26 @@ cdef outcome_t take_in(Mirror mirror, record_t* record, bint whole) noexcept nog
 
 
 cdef inline bint is_sane(const record_t* record) noexcept nogil:
-    """What the kernel refuses, and what cannot be kept up here: changed payloads and persistence engines."""
+    """What the kernel refuses, and what cannot be kept up here: changed payloads, and engines that there are not."""
     if record.flags & SYNC_ONE_PACKET or record.flags & (SYNC_TEMPLATE | SYNC_NO_CPORT) > SYNC_TEMPLATE:
         return False
-    if record.data_length or record.name_length \
-            or (record.has_sequence and (record.sequence[1] | record.sequence[2] | record.sequence[4]
-                                         | record.sequence[5])):
+    if record.has_sequence and record.sequence[1] | record.sequence[2] | record.sequence[4] | record.sequence[5]:
+        return False
+    if (record.data_length or record.name_length) \
+            and not (record.flags & SYNC_TEMPLATE and record.data_length and is_sip(record)):
         return False
     if record.flags & SYNC_TEMPLATE:
         return record.cport == 0 and record.state <= ASSURED
     if record.protocol == TCP:
         return record.state < STATES
+    if record.protocol == SCTP:
+        return record.state < ASSOCIATION_STATES
     return record.protocol == UDP and record.state == 0
+
+
+cdef inline bint is_sip(const record_t* record) noexcept nogil:
+    """Whether its engine is the one that there is here; its data are a Call-ID (ip_vs_pe_sip.c)."""
+    return record.name_length == 3 and memcmp(record.name, b"sip", 3) == 0
 
 
 cdef service_t* service_of(const snapshot_t* snapshot, record_t* record, packet_t* packet) noexcept nogil:
@@ -508,7 +521,8 @@ cdef service_t* service_of(const snapshot_t* snapshot, record_t* record, packet_
         packet.dport = FTP
         service = classify(snapshot, packet, True)
     if service == NULL or service.mark != record.mark or service.persistence == 0 \
-            or service.template_port != record.vport or service.template_protocol != record.protocol:
+            or service.template_port != record.vport or service.template_protocol != record.protocol \
+            or service.by_call != (record.data_length != 0):
         return NULL
     return service
 
@@ -562,8 +576,8 @@ cdef connection_t* new_entry(Mirror mirror, service_t* service, int32_t at, cons
     entry.hash = hash
     if record.flags & SYNC_TEMPLATE:
         entry.virtual = service.template_address
-        entry.flags = TEMPLATE | server.method
-    if record.flags & SYNC_TEMPLATE or record.protocol != TCP or not ACTIVE_STATES >> record.state & 1:
+        entry.flags = TEMPLATE | server.method | (CALL if service.by_call else 0)
+    if record.flags & SYNC_TEMPLATE or not is_active(record.protocol, record.state):
         word |= INACTIVE
     entry.expires = worker.now + ticks_of(worker, entry, record)
     note_told(worker, entry, record)
@@ -600,6 +614,4 @@ cdef inline uint32_t ticks_of(const worker_t* worker, const connection_t* entry,
         return min(record.timeout, <uint32_t>LONGEST // 10) * 10
     if record.flags & SYNC_TEMPLATE:
         return OLD_TEMPLATE * 10
-    if record.protocol == TCP:
-        return timeouts_of(worker.snapshot, entry)[record.state]
-    return patience(worker.snapshot, entry)
+    return timeouts_of(worker.snapshot, entry)[kind_of(record.protocol, record.state)]

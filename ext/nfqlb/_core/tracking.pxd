@@ -2,6 +2,8 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 from nfqlb._core.types cimport (
+    ACTIVE_ASSOCIATION,
+    ACTIVE_STATES,
     KINDS,
     SCTP,
     SCTP_KIND,
@@ -63,6 +65,13 @@ cdef inline uint32_t kind_of(uint8_t protocol, uint32_t state) noexcept nogil:
     if protocol == TCP:
         return state
     return SCTP_KIND + state if protocol == SCTP else <uint32_t>UDP_KIND
+
+
+cdef inline bint is_active(uint8_t protocol, uint32_t state) noexcept nogil:
+    """Whether a connection in this state counts as ActiveConn."""
+    if protocol == TCP:
+        return ACTIVE_STATES >> state & 1
+    return protocol == SCTP and ACTIVE_ASSOCIATION >> state & 1
 
 
 cdef inline uint32_t patience(const snapshot_t* snapshot, const connection_t* connection) noexcept nogil:

@@ -302,7 +302,7 @@ cdef bint become(table_t* table, connection_t* connection, uint8_t state) noexce
     """Put a connection, or a template, into a state that was reached elsewhere; False when it has ended."""
     cdef uint32_t word = load32(&connection.word, ACQUIRE)
     cdef uint32_t wanted = LIVE | <uint32_t>state << STATE_SHIFT
-    if connection.flags & TEMPLATE or connection.protocol != TCP or not ACTIVE_STATES >> state & 1:
+    if connection.flags & TEMPLATE or not is_active(connection.protocol, state):
         wanted |= INACTIVE
     while wanted != word:
         if word & 0xff != LIVE:

@@ -10,6 +10,7 @@ import click
 from nfqlb.cli.env import Env, client, director_options
 
 STATES = {
+    "shut": "could not begin yet",
     "waiting": "waits for a peer",
     "resyncing": "is given the whole table of a peer",
     "whole": "has the whole table",

@@ -9,6 +9,9 @@ and who does not have what was sent, has a peer send its whole table over TCP: w
 own stays, all else is brought up to it. A second thread answers such requests, a third makes them. A lock says whose
 turn with the mirror it is.
 
+Where it cannot begin (no such interface, the port is another's) it says so and tries again; until then the director
+is not ready to take over.
+
 With a key, everything is sealed and what is not is dropped: peers that are kernels are then left out.
 """
 
@@ -31,7 +34,7 @@ from pathlib import Path
 import msgspec
 
 from nfqlb._core.mirror import Mirror
-from nfqlb.errors import ConfigError, KernelError
+from nfqlb.errors import ConfigError
 from nfqlb.ha import resync
 from nfqlb.ha.seal import OVERHEAD, ReplayError, Seal, read_key
 from nfqlb.model import Sync
@@ -41,6 +44,7 @@ GREETING_SECONDS = 1.0
 SILENCE = 5.0  # seconds without a greeting after which a peer is away
 ALONE = 3.0  # seconds after the start in which a peer may greet
 AGAIN = 5.0  # seconds between two whole tables of one peer
+OPEN_SECONDS = 0.5  # between two tries to begin
 WALK_SECONDS = 1.0  # for the whole table, but no more places at a time than
 WALK_PLACES = 40000
 BURST = 256  # datagrams that are received before something is sent
@@ -87,15 +91,14 @@ class Peer:
 
 
 class Syncing:
-    """Sync as `settings` say, until `stop`; KernelError where it cannot begin. `clock` is CLOCK_BOOTTIME in
-    ns; peers that are named are spoken to from the address `own`.
+    """Sync as `settings` say, from `start` until `stop`. `clock` is CLOCK_BOOTTIME in ns; peers that are named are
+    spoken to from the address `own`.
     """
 
     def __init__(self, mirror: Mirror, capacity: int, settings: Sync, clock: Callable[[], int], own: str = "") -> None:
         self._mirror, self._settings, self._clock = mirror, settings, clock
-        self._key = read_key(settings.key_file) if settings.key_file else b""
-        self._run_id = os.urandom(8)
-        self._seal = Seal(self._key, self._run_id) if self._key else None
+        self._run_id, self._key = os.urandom(8), b""
+        self._seal: Seal | None = None
         self._own = own
         self._places = min(WALK_PLACES, int(capacity * PAUSE / WALK_SECONDS) + 1)
         self._lock, self._stop, self._rebind = threading.Lock(), threading.Event(), False
@@ -105,23 +108,23 @@ class Syncing:
         self._messages = self._received = self._foreign = self._refused = self._failed = self._tables = 0
         self._replayed = self._sum = 0
         self._lag = 0.0
-        self._state = "whole" if settings.role == "master" else "waiting"
-        self._failure = ""
+        self._state, self._failure = "shut", ""
         self._peer_names = {str(ip_address(peer)) for peer in settings.peers}
-        try:
-            self._open()
-        except OSError as error:
-            self._close()
-            raise KernelError(f"cannot sync: {error.strerror or error}") from error
+        group = ip_address(settings.peers[0] if settings.peers else settings.group)
+        self._family = socket.AF_INET if group.version == 4 else socket.AF_INET6
+        self._out: socket.socket | None = None
+        self._in: socket.socket | None = None
+        self._listener: socket.socket | None = None
         self.room = self._room()
-        self._threads = [
-            threading.Thread(target=self._guard, args=(one,), name=f"sync-{name}", daemon=True)
-            for name, one in (("datagrams", self._datagrams), ("answers", self._answers), ("asks", self._asks))
-        ]
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        """Begin, now or as soon as it is possible."""
+        if self._opens():
+            self._run(self._datagrams, self._answers, self._asks)
+        else:
+            log.error("%s; it is tried again, and this director is not ready to take over until then", self._failure)
+            self._run(self._retry)
 
     def stop(self) -> None:
         self._stop.set()
@@ -133,6 +136,11 @@ class Syncing:
     def look(self) -> None:
         """The configuration changed: what had no real server may have one now."""
         self._rebind = True
+
+    @property
+    def obstacle(self) -> str:
+        """Why it could not begin yet."""
+        return self._failure if self._state == "shut" else ""
 
     @property
     def ready(self) -> bool:
@@ -153,7 +161,7 @@ class Syncing:
             "id": settings.id,
             "version": settings.version,
             "maxlen": self.room,
-            "sealed": bool(self._key),
+            "sealed": bool(settings.key_file),
             "lag": round(self._lag, 3),
             "messages_sent": self._messages,
             "messages_received": self._received,
@@ -179,13 +187,39 @@ class Syncing:
 
     # --- sockets ------------------------------------------------------------------------------------------------------
 
+    def _run(self, *works: Callable[[], None]) -> None:
+        found = [threading.Thread(target=self._guard, args=(work,), name="sync", daemon=True) for work in works]
+        self._threads += found
+        for thread in found:
+            thread.start()
+
+    def _retry(self) -> None:
+        while not self._stop.wait(OPEN_SECONDS):
+            if self._opens():
+                log.info("sync begins")
+                self._run(self._answers, self._asks)
+                self._datagrams()
+                return
+
+    def _opens(self) -> bool:
+        """Whether the sockets could be opened."""
+        try:
+            self._open()
+        except (OSError, ConfigError) as error:
+            self._close()
+            over = f" over {self._settings.interface}" if self._settings.interface else ""
+            why = error.strerror or error if isinstance(error, OSError) else error
+            self._failure = f"no sync{over} at port {self._settings.port}: {why}"
+            return False
+        self._began, self._failure, self.room = time.monotonic(), "", self._room()
+        self._state = "whole" if self._settings.role == "master" else "waiting"
+        return True
+
     def _open(self) -> None:
         settings = self._settings
-        self._out: socket.socket | None = None
-        self._in: socket.socket | None = None
-        self._listener: socket.socket | None = None
-        group = ip_address(settings.peers[0] if settings.peers else settings.group)
-        self._family = socket.AF_INET if group.version == 4 else socket.AF_INET6
+        if settings.key_file:
+            self._key = read_key(settings.key_file)
+            self._seal = Seal(self._key, self._run_id)
         index = socket.if_nametoindex(settings.interface) if settings.interface else 0
         self._out = out = socket.socket(self._family, socket.SOCK_DGRAM)
         self._in = into = socket.socket(self._family, socket.SOCK_DGRAM)
@@ -194,7 +228,7 @@ class Syncing:
             with contextlib.suppress(PermissionError):
                 into.setsockopt(socket.SOL_SOCKET, option, BUFFER)
                 break
-        everywhere = "0.0.0.0" if group.version == 4 else "::"
+        everywhere = "0.0.0.0" if self._family == socket.AF_INET else "::"
         if settings.interface:
             for one in (out, into):
                 one.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, settings.interface.encode() + b"\0")
@@ -205,7 +239,7 @@ class Syncing:
         else:
             self._to = [(settings.group, settings.port)]
             self._join(out, into, index)
-        if group.version == 4:
+        if self._family == socket.AF_INET:
             out.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
         into.setblocking(False)
         out.setblocking(False)
@@ -237,6 +271,7 @@ class Syncing:
         for one in (self._out, self._in, self._listener):
             if one is not None:
                 one.close()
+        self._out = self._in = self._listener = None
 
     def _room(self) -> int:
         """Bytes of a message that fit a packet."""
@@ -255,7 +290,7 @@ class Syncing:
         except Exception:
             if not self._stop.is_set():
                 log.exception("sync ends")
-                self._state = "failed"
+                self._state, self._failure = "failed", "an error in nfqlb, which the log has"
 
     def _datagrams(self) -> None:
         speaks, hears = self._settings.role != "backup", self._settings.role != "master"
