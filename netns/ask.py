@@ -6,6 +6,7 @@ probe URL INTERVAL           one request on a new connection every INTERVAL seco
 udp ADDRESS PORT SIZE SOURCE,...  a datagram from each of these ports: [server, client address] or null
 again ADDRESS PORT COUNT SOURCE  that many requests of a page from one source port, each on a new connection that the
                              server closes: [server, client address, seconds that it took to connect]
+half URL                     half a download, then "half"; after a line on standard input the rest, and its SHA-256
 gso ADDRESS PORT COUNT SIZE  that many datagrams from one port, handed to the kernel as one UDP_SEGMENT super-packet
                              for every 16: [how many came back unharmed, how many came back]
 """
@@ -90,6 +91,24 @@ def again(address: str, port: str, count: str, source: str) -> None:
         say([server.decode(), client.decode(), took])
 
 
+def half(url: str) -> None:
+    parts = urlsplit(url)
+    address = parts.hostname or ""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # so that the rest stays with the server
+        connection.connect((address, parts.port or 80))
+        connection.sendall(f"GET {parts.path} HTTP/1.1\r\nHost: half\r\nConnection: close\r\n\r\n".encode())
+        file = connection.makefile("rb")
+        length = 0
+        while (line := file.readline()) not in (b"\r\n", b""):
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split()[1])
+        body = file.read(length // 2)
+        say("half")
+        sys.stdin.readline()
+        say(hashlib.sha256(body + file.read()).hexdigest())
+
+
 def udp(address: str, port: str, size: str, sources: str) -> None:
     for number, source in enumerate(sources.split(",")):
         data = content(number, int(size))
@@ -133,7 +152,7 @@ def datagrams(address: str, port: str, source: int = 0) -> socket.socket:
     return connection
 
 
-VERBS: dict[str, Callable[..., None]] = {"hold": hold, "probe": probe, "udp": udp, "gso": gso, "again": again}
+VERBS: dict[str, Callable[..., None]] = {verb.__name__: verb for verb in (hold, probe, udp, gso, again, half)}
 
 if __name__ == "__main__":
     VERBS[sys.argv[1]](*sys.argv[2:])

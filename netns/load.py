@@ -61,6 +61,21 @@ def slow_download(client: Host, url: str, rate: int) -> Process:
     return client.spawn(["bash", "-o", "pipefail", "-c", script], log=f"download-{len(client.processes)}.log")
 
 
+class Half:
+    """A download that stops in the middle, until it is asked for the rest."""
+
+    def __init__(self, client: Host, url: str) -> None:
+        self.process = client.spawn([*ASK, "half", url], log=f"half-{len(client.processes)}.log")
+        self.process.says('"half"')
+
+    def rest(self, timeout: float = 60.0) -> str:
+        """The SHA-256 of all of it."""
+        self.process.tell("")
+        if self.process.wait(timeout):
+            raise CommandError(f"the rest of a download did not come:\n{self.process.text}")
+        return str(json.loads(self.process.text.splitlines()[-1]))
+
+
 def upload(client: Host, file: Path, url: str, timeout: float = 100.0) -> None:
     client.run([*CURL, "--upload-file", str(file), url], timeout=timeout)
 

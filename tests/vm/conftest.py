@@ -26,7 +26,8 @@ def machine() -> None:
     """Modules are loaded before the first network is made: each namespace then has from its beginning what they put
     there. iptables is the one that needs no nf_tables; what is written here is gone with the machine.
     """
-    subprocess.run(["modprobe", "-a", "ipip", "ip6_tunnel", "ip_vs", "ip_vs_rr", "cls_bpf"], check=True, timeout=30)
+    modules = ["ipip", "ip6_tunnel", "ip_vs", "ip_vs_rr", "cls_bpf", "ip_tables", "ip6_tables", "xt_set"]
+    subprocess.run(["modprobe", "-a", *modules], check=True, timeout=30)
     for program in ("iptables", "ip6tables"):
         legacy = f"/usr/sbin/{program}-legacy"
         subprocess.run(["update-alternatives", "--set", program, legacy], check=True, timeout=30, capture_output=True)
