@@ -33,9 +33,10 @@ def crash(net: Net, victim: str, *args: str) -> None:
         director.nfqlb(*args)
 
 
-def wait_for_successor(net: Net, killed: int, timeout: float = 10.0) -> None:
+def wait_for_successor(net: Net, killed: int, timeout: float = 30.0) -> None:
     done = net.director.cli("show", "daemon", check=False, patience=timeout)
-    assert done.returncode == 0, f"no answer {timeout} s after director {killed} was killed: {done.stderr}"
+    said = net.director.process.text if net.director.process else ""
+    assert done.returncode == 0, f"no answer {timeout} s after director {killed} was killed: {done.stderr}\n{said}"
     assert net.director.director_pid() != killed
 
 
