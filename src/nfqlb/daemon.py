@@ -186,6 +186,7 @@ class Director:
         self.failover = (
             Failover(config.ha, config.name, run / "ha", config.log_format, self._turned) if config.ha else None
         )
+        self._backup = False
         self._offloading: Offloading | None = None
         self._without_offload = ""  # why there is none
         self._mirror: Mirror | None = None  # there once sync was on
@@ -219,6 +220,8 @@ class Director:
         self._advisors.adopt(intent)
         self._aiming.aim(intent.furnished, RESOLVE_SECONDS)
         self._datapath.publish(self._snapshot)
+        self._backup = saved is None or saved.clean
+        self._stand_by()
         bound = all(queue.bound for queue in self._queues)
         awaited = bound or (saved is not None and not saved.clean)  # rules that a predecessor left lead here
         if awaited:
@@ -570,6 +573,7 @@ class Director:
                         self._datapath.publish(self._snapshot)
                 raise
             self.state, self._snapshot = after, snapshot
+            self._stand_by()
             self._count(changed, slots)
             self._settle(view)
             self._adopt(intent)
@@ -830,7 +834,20 @@ class Director:
                 await asyncio.sleep(STEP_SECONDS)
             failover.release("connections of the other directors")
 
+    def _stand_by(self) -> None:
+        """Leave requests to the local stack where the options say so and this director is a backup: by [ha] while it
+        has not the VIPs, else by [sync]. One that does not know its role stays with what it was; one without a
+        predecessor is no master.
+        """
+        options, sync = self.state.intent.options, self.state.intent.sync
+        if self.failover is None:
+            self._backup = sync is not None and sync.role == "backup"
+        elif self.failover.role != "unknown":
+            self._backup = self.failover.role != "master"
+        self._datapath.stand_by(options.backup_only and self._backup)
+
     def _turned(self, role: str) -> None:
+        self._stand_by()
         if role != "unknown":
             log.info("failover: this director is %s", role)
             self.feed.say("failover", f"this director is {role}", self.revision)

@@ -797,6 +797,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `hash_key`: 128 bits in hexadecimal digits with which dh, sh, mh and hrw hash addresses, the same on all directors
     that should agree. Without it their hashes are the kernel's, and anybody can work out who gets which real server.
+
+    `backup_only`: while this director is a backup, requests are for the local stack: it is a real server of the master.
     """
 
     conn_reuse_mode: int = 3
@@ -810,6 +812,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     amemthresh: int = 0
     connections_max: int = 0
     hash_key: str = ""
+    backup_only: bool = False
 
     def __post_init__(self) -> None:
         for field in ("conn_reuse_mode", "drop_entry", "drop_packet", "secure_tcp"):

@@ -154,6 +154,7 @@ class Row:
     policy: Policy = KIND
     answer: bytes | None = None
     fate: str = "remove"
+    standby: bool = False  # the director is a backup, and a real server
 
 
 def forwarded(name: str, packet: bytes, out: bytes, *before: Sent, hook: int = PREROUTING, flags: int = 0) -> Row:
@@ -676,6 +677,30 @@ ROWS = [
         "drop",
         "no_call_id",
         then=(Virtual(DNS, {RESOLVER: 1}, protocol="udp", persistence=60, by_call=True),),
+    ),
+    Row("first of a connection, to a backup", tcp(CLIENT, DIRECT), "accept", "standby", standby=True),
+    Row("datagram to a backup", udp(CLIENT, DNS), "accept", "standby", standby=True),
+    Row("mid-stream, to a backup", tcp(CLIENT, DIRECT, "A"), "accept", "standby", standby=True),
+    Row("another server's, to a backup", tcp(CLIENT, WEB, "A"), "drop", "not_master", None, HANDSHAKE, standby=True),
+    Row("another server's, begun anew", tcp(CLIENT, WEB), "accept", "standby", None, HANDSHAKE, standby=True),
+    Row(
+        "icmp error to a backup",
+        icmp("192.0.2.1", "203.0.113.22", 3, 4, tcp(DIRECT, CLIENT, "A", b"reply"), rest=b"\0\0\5\0", ttl=9),
+        "accept",
+        "icmp",
+        None,
+        ((tcp(CLIENT, DIRECT), PREROUTING),),
+        standby=True,
+    ),
+    Row(
+        "a reply of nat, through a backup",
+        tcp(SECOND, CLIENT, "A"),
+        "rewrite",
+        "returned",
+        tcp(WEB, CLIENT, "A"),
+        HANDSHAKE,
+        hook=FORWARD,
+        standby=True,
     ),
     dropped("the table is full", "table_full", tcp(CLIENT, WEB), *FULL),
     dropped(

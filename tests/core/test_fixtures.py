@@ -20,6 +20,7 @@ def test_packet(row: Row) -> None:
         stay = {real for virtual in row.then for real in virtual.reals}
         lab.configure(*row.then, gone=[slot for key, slot in lab.slots.items() if key[-1] not in stay], fate=row.fate)
     lab.datapath.defend(lab.clock())
+    lab.datapath.stand_by(row.standby)
     before = lab.reasons()
     assert lab.send(row.packet, hook=row.hook, flags=row.flags, behind=row.behind) == (row.verdict, row.reason, row.out)
     assert lab.workers[0].outgoing() == ([row.answer] if row.answer else [])

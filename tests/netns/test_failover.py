@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from scapy.utils import rdpcap
 
 from netns import load
 from netns.director import Director
@@ -50,6 +52,7 @@ def test_the_master_is_cut_off_and_comes_back(mode: str) -> None:
 
 
 SYNC = '[sync]\nrole = "both"\ninterface = "eth0"\nid = 7\n'
+BOTH = 40  # connections to two directors
 SLOWLY = 4  # seconds that a download takes
 
 
@@ -182,3 +185,38 @@ def test_without_named_peers_one_joins_its_machines_keepalived_and_who_is_back_w
 
         assert second.stop() == 0
         assert not net.has_vip(second)
+
+
+def test_directors_that_are_the_real_servers_leave_packets_to_their_services_while_they_are_backup() -> None:
+    """No packet is sent on twice, and each connection goes on as the VIP moves there and back."""
+    with Pair(mode="dr", servers=0, web=False) as net:
+        ends = "".join(f'[[service.real]]\naddress = "{one.v4}:7"\n' for one in net.directors)
+        service = f'[[service]]\nvip = "{net.service(7)}"\nmode = "dr"\nscheduler = "rr"\n{ends}'
+        services = f"{SYNC}[options]\nbackup_only = true\n{service}"
+        for director in net.directors:
+            net.real_server(director, "setup", *net.serves)
+            director.start_echo()
+        net.start_pair(services)
+        first, second = net.directors
+
+        def held() -> load.Held:
+            one = load.Held(net.client, net.vip(), BOTH)
+            assert Counter(server for server, _ in one.opened) == {"d": BOTH // 2, "d2": BOTH // 2}
+            return one
+
+        # one hop younger than from the router it may be, which is 62
+        with first.capture(f"dst host {net.vip()} and ip[8] < 62", "eth0") as again:
+            before = held()
+            until(lambda: all(established(one) >= BOTH for one in net.directors), SECONDS, lambda: "not all were told")
+            assert first.stop() == 0
+            net.role(second, "master")
+            after = held()
+            assert [before.alive(), after.alive()] == [BOTH, BOTH]
+            net.start_one(first, services, priority="150")
+            net.role(first, "master")
+            net.role(second, "backup")
+            last = held()
+            assert [one.alive() for one in (before, after, last)] == [BOTH] * 3
+        assert len(rdpcap(str(again))) == 0
+        passed = second.show("reasons")["reasons"]
+        assert passed["standby"] > 0

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 # reasons that well-formed packets can have
 POSSIBLE = set(REASON_NAMES) - {"malformed", "truncated", "fragment", "other_protocol", "error_reissued"}
-POSSIBLE -= {"drop_packet", "limited", "no_call_id"}
+POSSIBLE -= {"drop_packet", "limited", "no_call_id", "standby", "not_master"}
 POSSIBLE -= {"server_down", "shed"}  # of a director that checks, and which queues alone bring about
 
 

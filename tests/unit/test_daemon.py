@@ -31,8 +31,8 @@ from nfqlb.kernel.neighbours import Hop, Route
 from nfqlb.kernel.plan import Plan
 from nfqlb.kernel.plan import marks as marks_of
 from nfqlb.logs import Voice
-from nfqlb.model import Health, Intent, Key, Quorum, Real, Service
-from nfqlb.runconfig import QUEUES, RunConfig
+from nfqlb.model import Health, Intent, Key, Options, Quorum, Real, Service, Sync
+from nfqlb.runconfig import QUEUES, Ha, RunConfig
 from nfqlb.state import State, Store
 from nfqlb.worker import Queue
 from tests.plans import reals_of, services_of
@@ -58,6 +58,7 @@ class Fakes:
         self.loads: dict[int, tuple[int, int]] = {}  # connections by slot
         self.counts: dict[int, tuple[int, ...]] = {}  # what a slot counted
         self.known: list[int] = []
+        self.standby = False
 
     def step(self, what: object) -> None:
         if what in self.fails:
@@ -97,6 +98,9 @@ class Fakes:
     def publish(self, snapshot: object) -> None:
         self.step("publish")
         self.published = snapshot
+
+    def stand_by(self, on: bool) -> None:
+        self.standby = on
 
     def worker(self) -> object:
         return None
@@ -738,6 +742,40 @@ def test_what_cannot_be_drained_is_refused(made: Made) -> None:
     with pytest.raises(NotFoundError):
         asyncio.run(made.director.drain(WEB.key, NEW, 60, False))
     assert made.director.drains() == []
+
+
+# --- a backup ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_stands_by_from_its_start_until_it_is_master(tmp_path: Path, fakes: Fakes) -> None:
+    backup_only = msgspec.structs.replace(INTENT, options=Options(backup_only=True))
+    ha = Ha(interface="eth0", vrid=1)
+    first = Made(tmp_path, fakes, intent=backup_only, ha=ha)
+    first.director.start()
+    assert fakes.standby
+    for role, standby in (("backup", True), ("master", False), ("unknown", False), ("fault", True), ("unknown", True)):
+        turn(first, role)
+        assert fakes.standby == standby, role
+    turn(first, "master")
+    Made(tmp_path, fakes, intent=backup_only, ha=ha, bound=True, starts=1).director.start()
+    assert not fakes.standby, "it may have the VIPs since before its crash"
+
+
+def test_who_is_backup_of_sync_alone_stands_by_when_asked_to(made: Made) -> None:
+    assert not made.fakes.standby
+    for role, standby in (("backup", True), ("both", False)):
+        sync = Sync(role=role, peers=("127.0.0.1",))
+        made.director.state = msgspec.structs.replace(
+            made.director.state, intent=msgspec.structs.replace(INTENT, sync=sync)
+        )
+        made.change(lambda intent: msgspec.structs.replace(intent, options=Options(backup_only=True)))
+        assert made.fakes.standby == standby
+
+
+def turn(made: Made, role: str) -> None:
+    assert made.director.failover
+    made.director.failover.role = role
+    made.director._turned(role)
 
 
 # --- between changes and end ------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ cdef struct worker_t:
     ring_t* ring                     # connections that peers are to hear of; NULL without sync
     uint32_t* turns                  # by slot: how often that was another one
     hop_t** nexts                    # by slot: the next hop for the offload, also where packets go by a mark
+    uint32_t* standby                # not 0: requests are for the local stack
     bint behind                      # more comes than can be taken: nothing new is begun
     int reader
     uint32_t now                     # tick of this batch
@@ -38,6 +39,7 @@ cdef class Datapath:
     cdef hop_t** hops
     cdef hop_t** nexts
     cdef uint32_t* turns
+    cdef uint32_t standby
     cdef path_t* paths
     cdef uint64_t* seen              # by slot: connections and packets that `moved` has told
     cdef dict ways                   # the Hop behind each of `hops`

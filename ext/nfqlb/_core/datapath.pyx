@@ -118,6 +118,7 @@ from nfqlb._core.types cimport (
     NO_OUTPUT,
     NO_SERVER,
     NO_SERVICE,
+    NOT_MASTER,
     ONE_PACKET,
     PARSED,
     PASS,
@@ -137,6 +138,7 @@ from nfqlb._core.types cimport (
     SERVER_DOWN,
     SERVER_GONE,
     SHED,
+    STANDBY,
     STATE_MASK,
     STATE_SHIFT,
     TABLE_FULL,
@@ -199,6 +201,7 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
     long.
     """
     cdef packet_t* packet
+    cdef bint standby = load32(&worker.standby[0], RELAXED)
     cdef int i
     enter(worker.table, worker.reader)
     worker.now = now // TICK
@@ -218,7 +221,10 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
             warm_entry(worker.table, packets[i].hash)
     for i in range(count):
         packet = &packets[i]
-        if packet.reason == PARSED:
+        if standby and not from_server(packet):
+            if packet.reason == PARSED:
+                packet.reason = stand_by(worker, packet)
+        elif packet.reason == PARSED:
             packet.reason = decide(worker, packet)
             if VERDICTS[packet.reason] == DROP:
                 explain(worker, packet, now)
@@ -230,6 +236,19 @@ cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now
     worker.telemetry.batches += count != 0
     expire(worker.table, worker.now, budget)
     leave(worker.table, worker.reader)
+
+
+cdef uint8_t stand_by(worker_t* worker, const packet_t* packet) noexcept nogil:
+    """A request that comes to a backup comes from the master, for the local service (ip_vs_core.c, ip_vs_in_hook), or
+    from the router, as the VIP has just come here: the local stack must not reset connections of other servers then.
+    """
+    cdef const connection_t* connection
+    if packet.protocol == TCP and not packet.segment & SYN:
+        connection = find(worker.table, packet, packet.hash, REQUEST)
+        if connection != NULL and (connection.word & STATE_MASK) >> STATE_SHIFT == ESTABLISHED \
+                and not is_here(worker, connection):
+            return NOT_MASTER
+    return STANDBY
 
 
 cdef void explain(worker_t* worker, const packet_t* packet, uint64_t now) noexcept nogil:
@@ -1039,6 +1058,18 @@ cdef class Datapath:
         for worker in self.workers:
             worker.speak()
 
+    def stand_by(self, on: bool) -> None:
+        """While it is on, requests are for the local stack: this director is a backup, and a real server of the master
+        (net.ipv4.vs.backup_only). What the kernel forwards by itself comes up.
+        """
+        cdef uint32_t slot
+        if on and not self.standby:
+            for slot in range(self.table.table.slot_count):
+                add32(&self.turns[slot], 1, SEQUENTIAL)
+        store32(&self.standby, 1 if on else 0, SEQUENTIAL)
+        if self.follower is not None:
+            self.follower.look()
+
     def fall_silent(self) -> None:
         """Announce nothing any more."""
         cdef Worker worker
@@ -1203,6 +1234,7 @@ cdef class Worker:
         self.worker.hops = datapath.hops
         self.worker.nexts = datapath.nexts
         self.worker.turns = datapath.turns
+        self.worker.standby = &datapath.standby
         self.worker.paths = datapath.paths
         self.worker.telemetry = telemetry_new(datapath.table.table.slot_count)
         self.worker.outbox = <outbox_t*>calloc(1, sizeof(outbox_t))

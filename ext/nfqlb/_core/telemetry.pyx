@@ -31,6 +31,7 @@ from nfqlb._core.types cimport (
     NO_NEIGHBOUR,
     NO_SERVER,
     NO_SERVICE,
+    NOT_MASTER,
     OTHER_PROTOCOL,
     REASONS,
     REFUSED,
@@ -40,6 +41,7 @@ from nfqlb._core.types cimport (
     SERVER_DOWN,
     SERVER_GONE,
     SHED,
+    STANDBY,
     TABLE_FULL,
     TOO_BIG,
     TRANSMIT,
@@ -84,6 +86,8 @@ _TABLE = (
     (DROP_PACKET,        "drop_packet",      DROP,    "a new connection's: one of so many, while places are few"),
     (LIMITED,            "limited",          DROP,    "a new connection's, beyond connections_max"),
     (NO_CALL_ID,         "no_call_id",       DROP,    "a new connection's, without the Call-ID that SIP messages have"),
+    (STANDBY,            "standby",          ACCEPT,  "to a backup with backup_only: for the local stack"),
+    (NOT_MASTER,         "not_master",       DROP,    "to a backup with backup_only: of another server's connection"),
 )
 
 REASON_NAMES: tuple[str, ...] = tuple(name for _, name, _, _ in _TABLE)

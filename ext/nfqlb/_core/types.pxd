@@ -97,6 +97,8 @@ cdef enum reason_t:
     DROP_PACKET
     LIMITED
     NO_CALL_ID
+    STANDBY
+    NOT_MASTER
     REASONS
     PARSED = 255                 # not an exit: the packet goes on
 

@@ -226,6 +226,7 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         "description": "128 bits in hexadecimal digits with which dh, sh, mh and hrw hash addresses: a secret.",
         "pattern": f"^([0-9a-fA-F]{{{HASH_KEY}}})?$",
     },
+    ("options", "backup_only"): {"description": "Whether a backup leaves requests to the local stack."},
     ("options", "expire_quiescent_udp"): {"description": "Whether datagrams leave a real server of weight 0."},
     ("service", "name"): {"description": "For people; no two services have the same."},
     ("service", "vip"): {

@@ -113,6 +113,7 @@ OPTIONS: Types = {
     "amemthresh": int,
     "connections_max": int,
     "hash_key": str,
+    "backup_only": bool,
 }
 SYNC: Types = {
     "role": str,

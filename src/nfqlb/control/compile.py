@@ -96,6 +96,7 @@ class Compiler:
         compiled, slots, left = dict(self._compiled), dict(self.slots.services), dict(self.left.services)
         options = msgspec.structs.asdict(intent.options)
         hash_key = bytes.fromhex(options.pop("hash_key"))
+        del options["backup_only"]  # follows the director's role, too
         rekeyed = _rekeyed(self._intent, intent)
         for key in dict.fromkeys([*differing(self._intent, intent), *_reweighted(self._weights, weights), *rekeyed]):
             service, gone = intent.by_key.get(key), slots.pop(key, {})
