@@ -1,6 +1,6 @@
 # Every target sets up all it needs (Debian packages, .venv, the build) and is safe to repeat.
 #
-#   make demo          the main job on real traffic, in network namespaces; MODE=nat, dr or tun
+#   make demo          the main job on real traffic, in network namespaces; MODE=nat, dr or tun; HA=1: failures
 #   make test          everything that CI runs, at small sizes; test-full: at the sizes that the issues name
 #   make quick         lint, types, unit tests: no root, under a minute
 #   make sanitize      the tests without a network, with AddressSanitizer and UndefinedBehaviorSanitizer in the core

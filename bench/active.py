@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import os
 import random
-import statistics
 import sys
 import time
 from collections import defaultdict
@@ -109,26 +108,15 @@ def main() -> int:
     about = figures.circumstances()
     print(figures.heading(about, f"{ROUNDS} rounds"))
     rounds = [one for mode in MODES for way in WAYS for one in run(mode, way)]
-    figures.keep("active", {"about": about, "rounds": [dataclasses.asdict(one) for one in rounds]})
-    print(
-        f"{'':<12} {'death':>7} {'worst':>7} {'return':>7} {'worst':>7} {'moved':>6} {'broken':>7}   seconds of a flow"
-    )
+    kept = figures.keep("active", {"about": about, "rounds": [dataclasses.asdict(one) for one in rounds]})
+    sheet = figures.Sheet()
     for mode, way in itertools.product(MODES, WAYS):
         some = [one for one in rounds if (one.mode, one.way) == (mode, way)]
-        deaths, backs = [one.death for one in some], [one.back for one in some]
-        print(
-            f"{mode + ', ' + way:<12} {statistics.median(deaths):>7.3f} {max(deaths):>7.3f}"
-            f" {statistics.median(backs):>7.3f} {max(backs):>7.3f}"
-            f" {max(one.moved for one in some):>6} {sum(one.broken for one in some):>7}"
-        )
-    bars = {
-        f"packets of each flow come again within {BAR:g} s": all(max(one.death, one.back) <= BAR for one in rounds),
-        f"none of {FLOWS} flows moves": all(one.moved == 0 for one in rounds),
-        f"none of {HELD} held connections breaks": all(one.broken == 0 for one in rounds),
-    }
-    for bar, kept in bars.items():
-        print(f"{'held' if kept else 'MISSED'}: {bar}")
-    return 0 if all(bars.values()) else 1
+        sheet.figure(f"{mode}, {way}: death, s", [one.death for one in some], ".3f", most=BAR, each=True)
+        sheet.figure(f"{mode}, {way}: return, s", [one.back for one in some], ".3f", most=BAR, each=True)
+    sheet.bar(f"none of {FLOWS} flows moves", all(one.moved == 0 for one in rounds))
+    sheet.bar(f"none of {HELD} held connections breaks", all(one.broken == 0 for one in rounds))
+    return sheet.end(kept)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A client, a router, a director with nfqlb, and three servers that do web, mail, files and names from one storage (see
 netns.tiers); the director runs docs/three-tiers.toml. Every line that starts with `ok` is an expectation that held; the
-exit code is 1 when one did not. MODE=nat, dr or tun chooses the way of forwarding.
+exit code is 1 when one did not. MODE=nat, dr or tun chooses the way of forwarding; HA=1 shows two directors, and how
+failures are healed (netns.mishaps).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from netns import CommandError, dns, ftp, kernelstate, load, mail
+from netns.desk import Desk
+from netns.mishaps import Mishaps, TiersPair
 from netns.tiers import CONFIGURATION, Tiers
 from nfqlb.model import MODES
 
@@ -32,19 +35,10 @@ PICTURE = """
 """
 
 
-class Demo:
+class Demo(Desk):
     def __init__(self, net: Tiers) -> None:
-        self.net, self.failures = net, 0
+        super().__init__(net)
         self.vip = net.service()
-
-    def expect(self, held: bool, text: str) -> None:
-        self.failures += not held
-        print(f"{'  ok  ' if held else 'FAILED'}  {text}", flush=True)
-
-    def operator(self, *words: str) -> None:
-        """What an operator types on the director, shown as they would type it."""
-        print(f"   $    nfqlb {' '.join(words)}", flush=True)
-        self.net.director.cli(*words)
 
     def run(self) -> int:
         found = self.net.director.state()
@@ -158,6 +152,11 @@ def listed(split: dict[str, int]) -> str:
     return ", ".join(f"{server} {count}" for server, count in sorted(split.items()))
 
 
+def show(net: Tiers) -> None:
+    addresses = {host.name: host.v4 for host in net.servers}
+    print(PICTURE.format(client=net.client.v4, vip=net.vip(), storage=net.storage.v4, **addresses))
+
+
 def main() -> int:
     mode = os.environ.get("MODE", "nat")
     if mode not in MODES:
@@ -169,10 +168,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     try:
-        with Tiers(mode=mode, servers=len(WEIGHTS)) as net:
-            addresses = {host.name: host.v4 for host in net.servers}
-            print(PICTURE.format(client=net.client.v4, vip=net.vip(), storage=net.storage.v4, **addresses))
-            failures = Demo(net).run()
+        if os.environ.get("HA"):
+            with TiersPair(mode=mode, servers=len(WEIGHTS)) as pair:
+                show(pair)
+                failures = Mishaps(pair).run()
+        else:
+            with Tiers(mode=mode, servers=len(WEIGHTS)) as net:
+                show(net)
+                failures = Demo(net).run()
     except CommandError as error:
         print(f"FAILED  {error}")
         return 1

@@ -110,6 +110,20 @@ class StorageHost(Mounting, Storage):
 
     def mounted_by(self, host: Mounting, mounts: Mapping[str, Path]) -> None:
         """Mount the files there as /srv, together with what else that machine has for itself."""
+        host.mount(mounts, self.sshfs, is_mounted)
+
+    def mounted_again(self, host: Mounting) -> None:
+        """The same for programs that run, whose mount is dead."""
+        program = host.spawn(["sh", "-c", f"umount -l {SHARED} && exec {shlex.join(self.sshfs)}"], log="mounts.log")
+        until(lambda: is_mounted(program), 10, lambda: f"{host.name}: sshfs is late:\n{program.text}")
+        host.root = program
+
+    @property
+    def sshfs(self) -> list[str]:
         ssh = f"ssh -F {self.own('keys') / 'ssh_config'}"
-        argv = ["sshfs", "-f", "-o", f"{SSHFS},ssh_command={ssh}", f"{self.v4}:{SHARED}", str(SHARED)]
-        host.mount(mounts, argv, lambda it: " fuse.sshfs " in Path(f"/proc/{it.pid}/mountinfo").read_text())
+        return ["sshfs", "-f", "-o", f"{SSHFS},ssh_command={ssh}", f"{self.v4}:{SHARED}", str(SHARED)]
+
+
+def is_mounted(program: Process) -> bool:
+    """Whether a program sees files that come over the network."""
+    return " fuse.sshfs " in Path(f"/proc/{program.pid}/mountinfo").read_text()

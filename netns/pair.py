@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from netns.director import Director
-from netns.host import until
+from netns.host import Host, until
 from netns.topology import Net
 from netns.wiring import INSIDE, Wiring
 
@@ -65,12 +65,12 @@ class Pair(Net):
             text += "".join(f'[[service.real]]\naddress = "{end}"\n' for end in ends)
         return text
 
-    def cut(self, director: Director) -> None:
+    def cut(self, host: Host) -> None:
         """Pull its cable."""
-        self.switch.ip(f"link set p-{director.name} down")
+        self.switch.ip(f"link set p-{host.name} down")
 
-    def mend(self, director: Director) -> None:
-        self.switch.ip(f"link set p-{director.name} up")
+    def mend(self, host: Host) -> None:
+        self.switch.ip(f"link set p-{host.name} up")
 
     def destroy(self, director: Director) -> None:
         """Its machine dies: the cable is dead, and so is every process, without a word to anybody."""

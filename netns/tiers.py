@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from netns import dns, mail
 from netns.dns import NameServer
@@ -46,6 +48,16 @@ class TierServer(Mounting, WebServer):
             service.start()
         self.launch()
 
+    def unmount(self) -> None:
+        """The program that has the storage mounted dies; all others run on."""
+        assert self.root is not None
+        self.root.end(signal.SIGKILL)
+
+    def remount(self) -> None:
+        assert isinstance(self.storage, StorageHost)
+        self.root = self.nginx  # it sees the mounts, too
+        self.storage.mounted_again(self)
+
     def is_ready(self) -> bool:
         return self.names.is_ready() and self.listening() >= PORTS
 
@@ -57,8 +69,8 @@ class Tiers(Net):
     storage: StorageHost
     servers: Sequence[TierServer]
 
-    def __init__(self, *, mode: str = "nat", servers: int = 3) -> None:
-        super().__init__(mode=mode, servers=servers)
+    def __init__(self, *, mode: str = "nat", servers: int = 3, **more: Any) -> None:
+        super().__init__(mode=mode, servers=servers, **more)
         self.serial = 1  # of the zone
 
     def start(self) -> None:
