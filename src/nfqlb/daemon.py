@@ -94,6 +94,7 @@ ADVISOR_SECONDS = 0.02  # between looks at schedulers in Python
 SWITCH_SECONDS = 0.0005  # that the data path waits for Python at most, where it asks a scheduler
 HANDSHAKE_SECONDS = 0.05  # between looks at how clients fare
 HANDSHAKE_PAUSE = 9  # times as long as a look took, at least: ten thousand servers do not take a CPU
+OBSTACLE_SECONDS = 30.0  # after which a director may be master although sync cannot begin: better broken than gone
 STEP_SECONDS = 0.1  # between looks whether sync has brought all connections
 BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -830,8 +831,11 @@ class Director:
             failover.hold("connections of the other directors")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(failover.mind())
-            while not self.in_step:
+            end = time.monotonic() + OBSTACLE_SECONDS
+            while not (self.in_step or (self._obstacle() and time.monotonic() > end)):
                 await asyncio.sleep(STEP_SECONDS)
+            if why := self._obstacle():
+                log.warning("this director may be master without the connections of the others: %s", why)
             failover.release("connections of the other directors")
 
     def _stand_by(self) -> None:

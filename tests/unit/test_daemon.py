@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, cast
 
@@ -776,6 +776,55 @@ def turn(made: Made, role: str) -> None:
     assert made.director.failover
     made.director.failover.role = role
     made.director._turned(role)
+
+
+class Waits:
+    """Failover that notes what holds this director, and a sync that `lacks` something."""
+
+    def __init__(self, lacks: str = "") -> None:
+        self.holds: list[str] = []
+        self.obstacle, self.ready = lacks, False
+
+    def require(self) -> None:
+        pass
+
+    def wants(self, addresses: Set[str]) -> None:
+        pass
+
+    def hold(self, why: str) -> None:
+        self.holds.append(why)
+
+    def release(self, why: str) -> None:
+        self.holds.remove(why)
+
+    async def mind(self) -> None:
+        await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize("lacks", ["", "no sync over eth99"])
+def test_who_cannot_sync_may_be_master_after_a_while_and_who_is_not_in_step_yet_may_not(
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lacks: str
+) -> None:
+    monkeypatch.setattr(daemon, "OBSTACLE_SECONDS", 0.0)
+    monkeypatch.setattr(daemon, "STEP_SECONDS", 0.001)
+    waits = Waits(lacks)
+    made.director._syncing = cast(Any, waits)
+
+    async def minded() -> None:
+        minding = asyncio.ensure_future(made.director._mind_failover(cast(Any, waits)))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+        held = [*waits.holds]
+        waits.ready = True
+        async with asyncio.timeout(10):
+            while waits.holds:
+                await asyncio.sleep(0)
+        minding.cancel()
+        assert held == ([] if lacks else ["connections of the other directors"])
+
+    asyncio.run(minded())
+    assert [lacks in line for line in caplog.messages] == [True] * bool(lacks)
 
 
 # --- between changes and end ------------------------------------------------------------------------------------------
