@@ -4,7 +4,7 @@ Two directors with keepalived, adverts every 0.1 s. A client sends a datagram ev
 server answers. The master's cable is cut and all its processes are killed in the same moment; later it is switched on
 again, with nothing left of what it had, and takes over, as it has the higher priority. Told is how long the client had
 no answer: from the last answer before to the first one after. Nothing is dropped from the figures. Exit code 1 where
-packets flowed again later than BAR after a death, or BACK after a return.
+packets flowed again later than BAR after a death or a return.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import os
 import random
 import select
 import socket
-import statistics
 import sys
 import threading
 import time
 from typing import NamedTuple
 
+from bench import figures
 from netns.pair import INTERVAL, Pair
 
 ROUNDS = 7
 PACE = 0.002
 BAR = 1.0  # seconds
-BACK = 1.0
 PORT = 7
 FLOWS = 64  # source ports, in turn: each is a connection
 
@@ -34,7 +33,6 @@ FLOWS = 64  # source ports, in turn: each is a connection
 class Round(NamedTuple):
     """Seconds without an answer."""
 
-    mode: str
     death: float
     back: float
 
@@ -113,7 +111,7 @@ def run(mode: str, rounds: int) -> list[Round]:
                 net.revive(net.director)
                 net.start_one(net.director, services, priority="150")
                 net.role(net.director, "master")
-                found.append(Round(mode, death, asking.gap(since)))
+                found.append(Round(death, asking.gap(since)))
         finally:
             asking.end()
     return found
@@ -123,22 +121,15 @@ def main() -> int:
     if os.geteuid():
         print("network namespaces need root", file=sys.stderr)
         return 3
-    rounds = [one for mode in ("nat", "dr", "tun") for one in run(mode, ROUNDS)]
-    print(f"{'mode':<6} {'death':>7} {'worst':>7} {'return':>7} {'worst':>7}   seconds without an answer")
-    for mode in ("nat", "dr", "tun"):
-        deaths, backs = ([getattr(one, name) for one in rounds if one.mode == mode] for name in ("death", "back"))
-        print(
-            f"{mode:<6} {statistics.median(deaths):>7.3f} {max(deaths):>7.3f}"
-            f" {statistics.median(backs):>7.3f} {max(backs):>7.3f}"
-        )
-    bars = {
-        f"packets flow again within {BAR:g} s of a death": all(one.death <= BAR for one in rounds),
-        f"and within {BACK:g} s of a return": all(one.back <= BACK for one in rounds),
-    }
-    print(f"medians and extremes of {ROUNDS} rounds")
-    for bar, held in bars.items():
-        print(f"{'held' if held else 'MISSED'}: {bar}")
-    return 0 if all(bars.values()) else 1
+    about = figures.circumstances()
+    print(figures.heading(about, f"{ROUNDS} rounds, seconds without an answer, median (spread)"))
+    rounds = {mode: run(mode, ROUNDS) for mode in ("nat", "dr", "tun")}
+    kept = figures.keep("failover", {"about": about, **{mode: [*map(list, some)] for mode, some in rounds.items()}})
+    sheet = figures.Sheet()
+    for mode, some in rounds.items():
+        sheet.figure(f"{mode}: death, s", [one.death for one in some], ".3f", most=BAR, each=True)
+        sheet.figure(f"{mode}: return, s", [one.back for one in some], ".3f", most=BAR, each=True)
+    return sheet.end(kept)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bench import figures
 from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath
 from nfqlb._core.mirror import Mirror
@@ -167,21 +168,18 @@ def lag() -> tuple[float, int]:
 
 
 def main() -> int:
-    code = 0
-    for number in range(1, ROUNDS + 1):
-        seconds, cpus, part, speed = whole()
-        late, lost = lag()
-        print(f"round {number}: {CONNECTIONS:,} connections in {seconds:.1f} s with {cpus:.2f} CPUs, meanwhile")
-        print(f"  {part:.3f} of the traffic, the core at {speed:.2f} of its speed;")
-        print(f"  at {RATE:,} new ones a second the lag's p99 is {late:.3f} s, {lost} lost", flush=True)
-        if seconds > WHOLE_SECONDS or cpus > CPUS or part < TRAFFIC or late > LAG or lost:
-            code = 1
-    if code:
-        print(
-            f"bars: {WHOLE_SECONDS:.0f} s, {CPUS:g} CPU, {TRAFFIC:g} of the traffic, {LAG:g} s, none lost",
-            file=sys.stderr,
-        )
-    return code
+    about = figures.circumstances()
+    print(figures.heading(about, f"{ROUNDS} rounds, median (spread)"))
+    rounds = [(*whole(), *lag()) for _ in range(ROUNDS)]
+    seconds, cpus, part, speed, late, lost = zip(*rounds, strict=True)
+    sheet = figures.Sheet()
+    sheet.figure(f"{CONNECTIONS:,} are told, s", seconds, ".1f", most=WHOLE_SECONDS, each=True)
+    sheet.figure("CPUs meanwhile", cpus, ".2f", most=CPUS, each=True)
+    sheet.figure("of the traffic, meanwhile", part, ".3f", TRAFFIC)
+    sheet.figure("of the core's speed, meanwhile", speed, ".2f")
+    sheet.figure(f"lag's p99 at {RATE:,}/s, s", late, ".3f", most=LAG, each=True)
+    sheet.figure("connections not told", lost, ",.0f", most=0, each=True)
+    return sheet.end(figures.keep("sync", {"about": about, "rounds": rounds}))
 
 
 if __name__ == "__main__":
