@@ -122,6 +122,7 @@ oracle-vm: setup
 test: lint types tests netns-test bench-compare
 
 test-full: export NFQLB_FULL = 1
+test-full: export PYTEST_TIMEOUT = 600
 test-full: test offload-test
 
 # Python is not compiled with the sanitizers, so their libraries go first, and what it leaks at its end is not counted.

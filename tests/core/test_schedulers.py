@@ -78,6 +78,25 @@ def test_a_raised_threshold_counts_at_once() -> None:
     assert lab.open(next(ends)) == SECOND
 
 
+@pytest.mark.parametrize("chooses", [False, True])
+@pytest.mark.parametrize("others", [1, 20])  # a walk, a ranking
+def test_what_was_below_the_lower_threshold_is_overloaded_no_more_whatever_changes(others: int, chooses: bool) -> None:
+    """Also where nobody looked: at weight 0, or before the thresholds changed. The kernel looks at each ending."""
+    rest = {f"10.0.1.{at}:80": 1 for at in range(others)}
+    lab = Lab(web("fo", {**rest, SECOND: (9, 4, 3)}))
+    ends = list(clients(4))
+    assert served(lab, ends) == [SECOND] * 4
+    lab.configure(web("fo", {**rest, SECOND: (0, 4, 3)}))
+    for end in ends[:2]:
+        reset(lab, end)
+    lab.workers[0].expire(lab.clock.advance(11))
+    assert lab.load(SECOND) == (2, 0)
+    if chooses:
+        assert lab.open("192.0.2.77:1024") != SECOND
+    lab.configure(web("fo", {**rest, SECOND: (9, 4, 1)}))
+    assert lab.open("192.0.2.77:1025") == SECOND
+
+
 # --- mh ---------------------------------------------------------------------------------------------------------------
 
 

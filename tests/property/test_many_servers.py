@@ -63,6 +63,7 @@ class Walk:
 
     def edit(self) -> None:
         """One or several changes, published at once."""
+        self.settle()
         before = dict(self.servers)
         for _ in range(self.chance.choice([1, 1, 5])):
             what = self.chance.random()

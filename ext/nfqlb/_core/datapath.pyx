@@ -671,10 +671,10 @@ cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet,
         entry.flags |= ONE_PACKET
     else:
         show(worker.table, entry, NEWBORN)
-    if note_connection(server, worker.table.loads):
+    if note_connection(service, server, worker.table.loads):
         note_load(worker.table, server.slot)
     if service.shadow != NULL:
-        note_connection(&service.shadow.service.servers[chosen], worker.table.loads)
+        note_connection(service.shadow.service, &service.shadow.service.servers[chosen], worker.table.loads)
     worker.telemetry.slots[server.slot].connections += 1
     connection[0] = entry
     return PARSED

@@ -35,17 +35,18 @@ cdef inline bint is_overloaded(server_t* server, const load_t* loads) noexcept n
     return server.overloaded
 
 
-cdef inline bint note_connection(server_t* server, const load_t* loads) noexcept nogil:
+cdef inline bint note_connection(service_t* service, server_t* server, const load_t* loads) noexcept nogil:
     """A connection was added (ip_vs_bind_dest); whether the server has too many now."""
     if server.upper == 0 or total_of(server, loads) < server.upper:
         return False
+    service.loads = loads
     server.overloaded = True
     return True
 
 
 cdef inline bint takes(server_t* server, const load_t* loads) noexcept nogil:
-    """Whether it gets new connections."""
-    return server.weight > 0 and not is_overloaded(server, loads)
+    """Whether it gets new connections. One of weight 0 may stop being overloaded all the same."""
+    return not is_overloaded(server, loads) and server.weight > 0
 
 
 cdef inline int32_t least_connection(service_t* service, const load_t* loads) noexcept nogil:
@@ -96,11 +97,12 @@ cdef inline int32_t shortest_expected_delay(service_t* service, const load_t* lo
 
 cdef inline int32_t never_queue(service_t* service, const load_t* loads) noexcept nogil:
     """The first that is idle; where none is, the one with the shortest expected delay."""
+    cdef int32_t idle = -1
     cdef int32_t at
-    for at in range(<int32_t>service.count):
-        if takes(&service.servers[at], loads) and active_of(&service.servers[at], loads) == 0:
-            return at
-    return shortest_expected_delay(service, loads)
+    for at in range(<int32_t>service.count):             # all of them: each may be overloaded no more
+        if takes(&service.servers[at], loads) and idle < 0 and active_of(&service.servers[at], loads) == 0:
+            idle = at
+    return idle if idle >= 0 else shortest_expected_delay(service, loads)
 
 
 cdef inline int32_t weighted_failover(service_t* service, const load_t* loads) noexcept nogil:

@@ -582,7 +582,7 @@ cdef connection_t* new_entry(Mirror mirror, service_t* service, int32_t at, cons
     entry.expires = worker.now + ticks_of(worker, entry, record)
     note_told(worker, entry, record)
     show(worker.table, entry, word)
-    if not record.flags & SYNC_TEMPLATE and note_connection(server, worker.table.loads):
+    if not record.flags & SYNC_TEMPLATE and note_connection(service, server, worker.table.loads):
         note_load(worker.table, server.slot)
     return entry
 

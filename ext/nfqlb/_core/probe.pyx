@@ -126,7 +126,7 @@ cdef double choose(Flows flows, uint32_t count, uint32_t lasting, bint to_many, 
                 chosen[at] = pick(service, &flows.batch[i], table.loads, 0, &flows.worker.worker.random)
                 if chosen[at] >= 0:
                     add32(&table.loads[service.servers[chosen[at]].slot].active, 1, SEQUENTIAL)
-                    if note_connection(&service.servers[chosen[at]], table.loads):
+                    if note_connection(service, &service.servers[chosen[at]], table.loads):
                         note_load(table, service.servers[chosen[at]].slot)
                 if at >= lasting and chosen[at - lasting] >= 0:
                     end(table, service, chosen[at - lasting])

@@ -17,6 +17,7 @@ import os
 from nfqlb._core.advisor cimport Advisor
 from nfqlb._core.atomic cimport lock, unlock
 from nfqlb._core.hash cimport hash_endpoint
+from nfqlb._core.load cimport is_overloaded
 from nfqlb._core.locality cimport clear, collect
 from nfqlb._core.memory cimport cache_lines
 from nfqlb._core.ranking cimport free_ranking, is_told, new_ranking, position, seat
@@ -257,20 +258,22 @@ cdef bint are_alike(Service one, Service other) noexcept:
 
 
 cdef void inherit(service_t* service, const service_t* previous) noexcept:
-    """What servers that stay remember of themselves: their last weight, and that they had too many connections. A
-    threshold that is raised or gone counts as not reached (__ip_vs_update_dest).
+    """What servers that stay remember of themselves: their last weight, and that they have too many connections, by the
+    lower threshold that was. One that is raised or gone counts as not reached (__ip_vs_update_dest).
     """
     cdef server_t* server
-    cdef const server_t* before
+    cdef server_t* before
     cdef uint32_t at
     cdef int32_t other
+    service.loads = previous.loads
     for at in range(service.count):
         server = &service.servers[at]
         other = position(previous, server.slot)
         if other >= 0:
             before = &previous.servers[other]
             server.last_weight = server.weight or before.last_weight
-            server.overloaded = before.overloaded and 0 < server.upper <= before.upper
+            server.overloaded = before.overloaded and is_overloaded(before, service.loads) \
+                and 0 < server.upper <= before.upper
 
 
 cdef class Locality:

@@ -534,6 +534,7 @@ cdef struct service_t:
     uint32_t seat_mask
     ranking_t* ranking           # or NULL: few servers, or the scheduler does not look at loads
     scheduler_state_t* state
+    const load_t* loads          # by slot, once a server reached its threshold; or NULL
     uint32_t timeouts[KINDS]     # ticks as in snapshot_t, 0: as for all services
     uint32_t limit               # connections, 0: none
     uint8_t has_timeouts         # some are not 0
