@@ -79,11 +79,6 @@ class Active(Pair):
         host.spawn(["bird", "-f", "-c", str(file), "-s", str(control)], log="bird.log")
         until(control.exists, SECONDS, lambda: (host.folder / "bird.log").read_text())
 
-    @staticmethod
-    def birdc(host: Host, *words: str) -> str:
-        """What BIRD there answers."""
-        return host.run(["birdc", "-s", str(host.folder / "bird.ctl"), *words]).stdout
-
     def ha(self, director: Director) -> dict[str, str]:
         """Each is alone in its group, and so master while it is ready."""
         return {"vrid": str(VRID + self.directors.index(director)), "device": '"lo"'}
