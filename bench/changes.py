@@ -1,9 +1,10 @@
 """Changes under load: `python -m bench.changes`.
 
 2,000 changes (a real server added, given another weight, deleted) within 10 s on the very service that 20,000 numbered
-datagrams a second go to; each is read back, and each side says which numbers it saw. All that has a part in it goes
-before other programs. Both diverters in turn, nothing dropped from the figures. Exit code 1 when a datagram was lost in
-any round, or the median took too long.
+datagrams a second go to; each is read back, and each side says which numbers it saw. Both diverters in turn; then the
+same with 10 changes a second that take the service's offload off and put it on again. All that has a part in it goes
+before other programs. Nothing dropped from the figures. Exit code 1 when a datagram was lost in any round, or the
+median took too long.
 """
 
 from __future__ import annotations
@@ -14,30 +15,37 @@ from bench import figures, share
 from netns import Net, changes
 
 ROUNDS = 5
-CHANGES, WITHIN, RATE = 2000, 10.0, 20_000
-DIVERTERS = ("nft", "iptables")
+WITHIN, RATE = 10.0, 20_000
+WAYS = {  # of changing: the arguments, how many changes, each by what
+    "nft": (["--diverter", "nft"], 2000, changes.change),
+    "iptables": (["--diverter", "iptables"], 2000, changes.change),
+    "offload": (["--offload", "auto"], 100, changes.switch_offload),
+}
 
 
 def main() -> int:
     share.alone()
     rounds: list[dict[str, object]] = []
     for number in range(ROUNDS):
-        for diverter in DIVERTERS[number % 2 :] + DIVERTERS[: number % 2]:
+        for way in sorted(WAYS, key=list(WAYS).index, reverse=number % 2 == 1):
+            args, count, step = WAYS[way]
             with Net(servers=3, web=False) as net:
                 outcome = changes.run(
-                    net, "--diverter", diverter, changes=CHANGES, rate=RATE, within=WITHIN, hasten=share.hasten
+                    net, *args, changes=count, rate=RATE, within=WITHIN, hasten=share.hasten, step=step
                 )
-            rounds.append({"diverter": diverter, **outcome._asdict()})
+            rounds.append({"way": way, **outcome._asdict()})
     about = figures.circumstances()
     path = figures.keep("changes", {"about": about, "rounds": rounds})
-    print(figures.heading(about, f"{ROUNDS} rounds of {CHANGES} changes, median (spread)"))
+    print(figures.heading(about, f"{ROUNDS} rounds a way, median (spread)"))
     sheet = figures.Sheet()
-    for diverter in DIVERTERS:
-        ours = [one for one in rounds if one["diverter"] == diverter]
+    for way in WAYS:
+        ours = [one for one in rounds if one["way"] == way]
         for name, form, most in (("seconds", ".3f", WITHIN), ("lost_there", ",.0f", 0), ("lost_back", ",.0f", 0)):
             values = [float(str(one[name])) for one in ours]
-            sheet.figure(f"{diverter}, {name.replace('_', ' ')}", values, form, most=most, each=name != "seconds")
-        print(f"{diverter + ', datagrams sent':<32} {sum(int(str(one['sent'])) for one in ours):>9,}")
+            sheet.figure(
+                f"{way}, {count:,} changes, {name.replace('_', ' ')}", values, form, most=most, each=name != "seconds"
+            )
+        print(f"{way + ', datagrams sent':<32} {sum(int(str(one['sent'])) for one in ours):>9,}")
     return sheet.end(path)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from netns.host import Host, Process
+from netns.host import Host, Process, until
 from netns.topology import Net
 from nfqlb.api.client import Client
 
@@ -16,6 +16,7 @@ PORT = 9000
 FLOWS = 64
 PACE = 0.9  # of the time that the changes may take
 LEAD = 0.5  # seconds of traffic before the first change, and after the last
+SWITCHED = 20.0  # seconds until a change of the offload must have taken effect, on a machine that does much else
 
 
 class Outcome(NamedTuple):
@@ -115,6 +116,17 @@ def change(client: Client, service: str, real: str, number: int) -> None:
         client.delete_real(service, real)
     weight = dict(weights(client, service)).get(real)
     assert weight == [1, 2 + number, None][number % 3], f"change {number} of {real} took no effect: {weight}"
+
+
+def switch_offload(client: Client, service: str, real: str, number: int) -> None:
+    """The number-th change, off or on, once the one before took effect: a flow goes down with its next packets."""
+
+    def flows() -> int:
+        return int(client.daemon()["offload"]["flows"])
+
+    on = number % 2 == 0
+    until(lambda: (flows() > FLOWS / 2) == on, SWITCHED, lambda: f"{flows()} flows offloaded before change {number}")
+    client.edit_service(service, {"offload": not on})
 
 
 def weights(client: Client, service: str) -> Iterator[tuple[str, int]]:

@@ -10,7 +10,6 @@ import pytest
 from netns import Net, changes, kernelstate, load
 from netns.host import until
 from netns.wiring import endpoint
-from nfqlb.api.client import Client
 from tests import sizes
 
 ON = ["--offload", "auto"]
@@ -166,14 +165,9 @@ def test_flows_go_on_without_a_director_and_with_the_next(make_net: Callable[...
 
 
 def test_nothing_is_lost_while_the_offload_goes_on_and_off(make_net: Callable[..., Net]) -> None:
-    seen: list[int] = []
-
-    def switch(client: Client, service: str, real: str, number: int) -> None:
-        seen.append(client.daemon()["offload"]["flows"])
-        client.edit_service(service, {"offload": number % 2 == 1})
-
     net = make_net(servers=3, web=False)
-    done = changes.run(net, *ON, changes=20, rate=sizes.RATE, within=1.0, step=switch)
+    done = changes.run(
+        net, *ON, changes=sizes.SWITCHES, rate=sizes.RATE, within=sizes.SWITCHING, step=changes.switch_offload
+    )
     assert done.sent >= sizes.RATE
     assert (done.lost_there, done.lost_back) == (0, 0)
-    assert min(seen[0::2]) > changes.FLOWS / 2 > max(seen[1::2])

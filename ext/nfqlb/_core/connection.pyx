@@ -795,12 +795,6 @@ cdef class Table:
             raise IndexError(slot)
         return self.table.loads[slot].active, self.table.loads[slot].inactive
 
-    def latency(self, uint32_t slot) -> float:
-        """Seconds that the last replies of a slot took, as ewma reckons; 0 where nothing is known."""
-        if slot >= self.table.slot_count:
-            raise IndexError(slot)
-        return self.table.loads[slot].latency / 1e6
-
     def connections(self, now: int, int limit = 0) -> list[tuple]:
         """(protocol, client, cport, vip, vport, server, port, state, seconds left, template) of each connection,
         `limit` at most (0: all). A template says where a client goes next; state 1: a connection of it was answered.

@@ -272,8 +272,7 @@ cdef void inherit(service_t* service, const service_t* previous) noexcept:
         if other >= 0:
             before = &previous.servers[other]
             server.last_weight = server.weight or before.last_weight
-            server.overloaded = before.overloaded and is_overloaded(before, service.loads) \
-                and 0 < server.upper <= before.upper
+            server.overloaded = is_overloaded(before, service.loads) and 0 < server.upper <= before.upper
 
 
 cdef class Locality:
