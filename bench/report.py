@@ -55,6 +55,7 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("bulk", "accept", "haproxy2", None),
     ("connections", "fast2", "haproxy2", None),
 ]
+CLOSE = 0.1  # of the distance of the quartiles: see `judged`
 CPU_BARS = [("connections", "nat-bpf", "haproxy2", 0.4)]  # measure, way, its peer, at most so many times its CPU
 LATENCY_BARS = {"nat-bpf": 2.0}  # microseconds added to the median
 PERCENTILES = {"figure": "median", "p99": "p99", "p99.9": "p99.9"}
@@ -65,7 +66,8 @@ INTRODUCTION = """# nfqlb beside its peers
 
 Written by `python -m bench.peers` (`make bench`); [bench/README.md](../../bench/README.md) says how the figures are
 taken. Medians of paired ratios inside a round, with their quartiles; every round counts. Microseconds of CPU a packet
-are seconds of CPU a million packets.
+are seconds of CPU a million packets. Where a median is nearer to its bar than a tenth of its quartiles' distance, the
+CPU decides that the whole machine spends for each packet or bit: what the peer needs, as a multiple of ours.
 """
 
 
@@ -82,6 +84,20 @@ def ratios(rounds: Sequence[Round], measure: str, way: str, peer: str, key: str 
     """What a way did in each round, as a multiple of what its peer did in the same."""
     pairs = zip(values(rounds, measure, way, key), values(rounds, measure, peer, key), strict=True)
     return [mine / other for mine, other in pairs]
+
+
+def judged(
+    rounds: Sequence[Round], measure: str, way: str, peer: str, bar: float | None
+) -> list[tuple[str, list[float], float | None]]:
+    """The ratio and its bar as (what it is of, values, bar). A median nearer to its bar than a tenth of the quartiles'
+    distance is what noise makes of it: then the CPU that the machine spends for each packet or bit decides, the peer's
+    as a multiple of the way's.
+    """
+    found = ratios(rounds, measure, way, peer)
+    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+    if bar is None or abs(middle - bar) > CLOSE * (high - low):
+        return [(measure, found, bar)]
+    return [(measure, found, None), (f"{measure} by CPU", ratios(rounds, measure, peer, way, "machine"), bar)]
 
 
 def added(rounds: Sequence[Round], way: str, key: str) -> list[float]:
@@ -102,7 +118,8 @@ def lines(rounds: Sequence[Round]) -> tuple[list[str], bool]:
     found.append(("Ratios", True))
     for measure, way, peer, bar in BARS:
         if {way, peer} <= set(there(rounds, measure)):
-            found.append(figures.line(f"  {measure}, {way} / {peer}", ratios(rounds, measure, way, peer), ".2f", bar))
+            for what, multiples, least in judged(rounds, measure, way, peer, bar):
+                found.append(figures.line(f"  {what}, {way} / {peer}", multiples, ".2f", least))
     for measure, way, peer, bar in CPU_BARS:
         if {way, peer} <= set(there(rounds, measure)):
             spent = ratios(rounds, measure, way, peer, "engine")
@@ -151,8 +168,8 @@ def tables(rounds: Sequence[Round]) -> list[str]:
             costs[-1].append(spread(added(rounds, way, key), ".1f") if way in ways_of("latency") else "-")
     bars = [["", "median", "least", "quartiles", "most", "bar"]]
     for measure, way, other, bar in BARS:
-        name = f"{measure}: {PEERS[way].title} / {PEERS[other].title}"
-        bars.append(barred(name, ratios(rounds, measure, way, other), ".2f", bar))
+        for what, multiples, least in judged(rounds, measure, way, other, bar):
+            bars.append(barred(f"{what}: {PEERS[way].title} / {PEERS[other].title}", multiples, ".2f", least))
     for measure, way, other, most in CPU_BARS:
         name = f"CPU of the engine, {measure}: {PEERS[way].title} / {PEERS[other].title}"
         bars.append(barred(name, ratios(rounds, measure, way, other, "engine"), ".2f", most=most))

@@ -75,3 +75,17 @@ def test_cpu_and_latency_have_bars(rounds: list[Round]) -> None:
     lines, good = report.lines(rounds)
     assert not good
     assert [line.split()[:2] for line in lines if line.endswith("NO")] == [["CPU,", "connections,"], ["nfqlb,", "NAT,"]]
+
+
+@pytest.mark.parametrize(("saved", "said"), [(1.2, "yes"), (1.0, "NO")])
+def test_where_noise_would_decide_the_machines_cpu_does(rounds: list[Round], saved: float, said: str) -> None:
+    for taken, times in zip(rounds, (0.9, 1.04, 1.2), strict=True):  # quartiles 0.97 and 1.12, the bar is 1.05
+        way, peer = taken["bulk"]["nat-bpf"], taken["bulk"]["nft"]
+        peer["figure"] = way["figure"] / times
+        peer["machine"] = way["machine"] * saved
+    lines, good = report.lines(rounds)
+    about = [line for line in lines if "nat-bpf / nft" in line and line.strip().startswith("bulk")]
+    assert [line.split("   ")[0].strip() for line in about] == ["bulk, nat-bpf / nft", "bulk by CPU, nat-bpf / nft"]
+    assert "at least" not in about[0]
+    assert about[1].endswith(f"at least 1.05: {said}")
+    assert good == (said == "yes")
