@@ -3,8 +3,8 @@
     python -m netns.adversary PORT ONE OTHER SEED PART
 
 Datagrams and connections to PORT go on to the other of the two addresses. It says ready, and then goes by each line on
-standard input: "harm" begins to cut, delay, duplicate, reorder, change and play again; "pass" ends that, and says as
-JSON how often it did each. PART is what it changes of a message: "any" byte, or only its "head", where no change makes
+standard input: "harm" begins to cut, delay, duplicate, reorder, change and play again, "pass" ends that, anything else
+changes nothing; it answers each with how often it did what so far, as JSON. PART is what it changes of a message: "any" byte, or only its "head", where no change makes
 another message that is right; nobody but a key could tell such a one.
 """
 
@@ -51,9 +51,8 @@ class Adversary:
             if sys.stdin in readable:
                 if not (word := sys.stdin.readline()):
                     return
-                self.harms = word == "harm\n"
-                if not self.harms:
-                    print(json.dumps(self.did), flush=True)
+                self.harms = {"harm\n": True, "pass\n": False}.get(word, self.harms)
+                print(json.dumps(self.did), flush=True)
             if self.datagrams in readable:
                 data, (sender, _) = self.datagrams.recvfrom(65535)
                 if sender in self.other:
@@ -82,7 +81,8 @@ class Adversary:
 
     def happens(self, what: str, share: float) -> bool:
         happens = self.random.random() < share
-        self.did[what] += happens
+        if happens:
+            self.did[what] += 1
         return happens
 
     def change(self, data: bytes, random: Random) -> bytes:
