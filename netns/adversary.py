@@ -4,8 +4,8 @@
 
 Datagrams and connections to PORT go on to the other of the two addresses. It says ready, and then goes by each line on
 standard input: "harm" begins to cut, delay, duplicate, reorder, change and play again, "pass" ends that, anything else
-changes nothing; it answers each with how often it did what so far, as JSON. PART is what it changes of a message: "any" byte, or only its "head", where no change makes
-another message that is right; nobody but a key could tell such a one.
+changes nothing; it answers each with how often it did what so far, as JSON. PART is what it changes of a message: "any"
+byte, or only its "head", where no change makes another message that is right; nobody but a key could tell such a one.
 """
 
 from __future__ import annotations
