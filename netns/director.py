@@ -65,6 +65,12 @@ class Director(Host):
     def show(self, what: str) -> Any:
         return json.loads(self.cli("show", what, "--json").stdout)
 
+    def faults(self) -> list[str]:
+        """The log, where there are errors of Python in it that nobody caught."""
+        log = self.folder / "nfqlb.log"
+        said = log.read_text(errors="replace") if log.exists() else ""
+        return [f"{self.name}: {said[-4000:]}"] if "Traceback (most recent call last)" in said else []
+
     def real(self, endpoint: str) -> Any:
         """What `show services` says of one real server."""
         found = [real for service in self.show("services")["services"] for real in service["reals"]]

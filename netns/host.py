@@ -153,6 +153,10 @@ class Host:
         for process in self.processes:
             process.end(signal.SIGKILL)
 
+    def faults(self) -> list[str]:
+        """What no program of ours may have said here."""
+        return []
+
     def start_echo(self, port: int = 7) -> None:
         """Answer on a TCP and UDP port: `NAME CLIENT `, then what was sent."""
         self.spawn([sys.executable, "-m", "netns.echo", self.name, str(port)], log=f"echo-{port}.log").says("ready")

@@ -8,11 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from netns import claim
-from netns.host import Host
+from netns.host import CommandError, Host
 
 
 class Machines(ABC):
-    """`with` builds it and leaves nothing of it; a subclass names its `hosts` and builds them."""
+    """`with` builds it and leaves nothing of it, and fails where a program of ours broke meanwhile; a subclass names
+    its `hosts` and builds them.
+    """
 
     hosts: Sequence[Host]
 
@@ -39,4 +41,7 @@ class Machines(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        faults = [fault for host in self.hosts for fault in host.faults()]
         self.close()
+        if faults and error is None:
+            raise CommandError("\n".join(faults))

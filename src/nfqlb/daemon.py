@@ -352,7 +352,9 @@ class Director:
             self._closing = True
         for minder in minders:
             minder.cancel()
-        if self.failover:
+        if self.failover and leaving.is_set():
+            await self.failover.leave()
+        elif self.failover:
             await self.failover.stop()  # another director takes over before this one takes no packets
         await self.health.close()
         await self.notices.close()
@@ -607,6 +609,8 @@ class Director:
         self.notices.require(intent)
         if intent.sync:
             require(intent.sync)
+        if self.failover:
+            self.failover.require_devices()
 
     async def _keep(self, **fields: Any) -> None:
         """Change what the state has beside the intent; the caller holds the lock."""

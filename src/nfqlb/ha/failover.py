@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from nfqlb.errors import MissingError
+from nfqlb.errors import ConfigError, MissingError
 from nfqlb.ha.keepalived import configuration, instance
 from nfqlb.ha.keeper import CONFIGURATION, PROGRAM, SOCKET
 from nfqlb.runconfig import Ha
@@ -51,6 +52,14 @@ class Failover:
         """MissingError where keepalived is not there."""
         if self.ha.keepalived == "start" and not shutil.which(PROGRAM):
             raise MissingError(f"[ha] needs {PROGRAM}, which is not there: {APT}; no VIP is on this machine until then")
+
+    def require_devices(self) -> None:
+        """ConfigError where a device that the configuration names is not there."""
+        gateways = [("gateways", gateway.partition("%")[2]) for gateway in self.ha.gateways]
+        there = [name for _, name in socket.if_nameindex()]
+        for field, device in [("interface", self.ha.interface), ("device", self.ha.device), *gateways]:
+            if device and device not in there:
+                raise ConfigError(f"ha {field}", device, "is not there", f"choose from {', '.join(there)}")
 
     def wants(self, addresses: Set[str]) -> None:
         """The master is to have these, unless the configuration names others."""
@@ -106,11 +115,21 @@ class Failover:
 
     async def stop(self) -> None:
         """Give the VIPs to another director, and end keepalived where it is ours."""
+        await self._end(b"stop\n", until_done=True)
+
+    async def leave(self) -> None:
+        """Leave everything to a successor on this machine, who has a little longer than after a crash."""
+        await self._end(b"leave\n", until_done=False)
+
+    async def _end(self, word: bytes, *, until_done: bool) -> None:
+        """The last word to the keeper."""
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(str(self._folder / SOCKET))
-                writer.write(b"stop\n")
-                await reader.read()
+                writer.write(word)
+                await writer.drain()
+                if until_done:
+                    await reader.read()
                 writer.close()
         except (OSError, TimeoutError):
             return

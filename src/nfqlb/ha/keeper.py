@@ -2,12 +2,13 @@
 
 Strategy: a process of its own, one loop, the standard library alone. The director speaks to it over a socket: a word a
 line. "ready" and "held" go into the file that keepalived tracks; "start" sees that it runs, "reload" that it goes by
-its configuration as it is now, too; "stop" ends both. Back come the states that keepalived writes into its FIFO:
-"MASTER", "BACKUP", "FAULT", "STOP".
+its configuration as it is now, too; "stop" ends both; "leave" says that a successor is on its way. Back come the states
+that keepalived writes into its FIFO: "MASTER", "BACKUP", "FAULT", "STOP".
 
 A director that ends without "stop" closes the socket by its death, however it dies, and the holder's death is its
-own. Then the time of patience runs. Whoever connects meanwhile is its successor, and nothing has happened; else the
-VIPs go to another director: keepalived is ended in order, which says so to the others at once.
+own. Then the time of patience runs, a longer one after "leave". Whoever connects meanwhile is its successor, and
+nothing has happened; else the VIPs go to another machine: keepalived is ended in order, which says so to the others at
+once.
 
 keepalived dies with its keeper (PR_SET_PDEATHSIG): nobody has a VIP who is not watched.
 """
@@ -36,6 +37,7 @@ CONFIGURATION, READY, FIFO = "keepalived.conf", "ready", "states"
 OWN = (SOCKET, CONFIGURATION, READY, FIFO, "keepalived.pid", "vrrp.pid", LOCK)
 STATE = re.compile(r'INSTANCE "(?P<name>[^"]+)" (?P<state>MASTER|BACKUP|FAULT|STOP)\b')
 FIRST_SECONDS = 10.0  # that a director has to speak at all
+HANDOVER_SECONDS = 5.0  # that a director has to follow one that left, at least
 PAUSE_SECONDS = 1.0  # between the end of keepalived and its next start
 END_SECONDS = 5.0  # that keepalived has to end in order
 PR_SET_PDEATHSIG = 1
@@ -59,11 +61,11 @@ class Keeper:
         self.state = ""  # none so far
         self.deadline: float | None = time.monotonic() + FIRST_SECONDS
         self.again: float | None = None  # when keepalived is started again
+        self.left = False  # a successor is on its way
         self.done = False
 
     def run(self) -> None:
-        lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a predecessor may be about to end keepalived
+        self.take_folder()
         self.track("1")
         fifo = self.open_fifo()
         with socket.socket(socket.AF_UNIX) as listener:
@@ -86,6 +88,20 @@ class Keeper:
                     with contextlib.suppress(OSError):
                         self.folder.rmdir()
 
+    def take_folder(self) -> None:
+        """Have it for ourselves, for as long as this process lives. A predecessor may be about to end keepalived: it
+        takes the folder away with it.
+        """
+        path = self.folder / LOCK
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+                    return
+                os.close(lock)
+
     def open_fifo(self) -> int:
         path = self.folder / FIFO
         if not path.is_fifo():
@@ -98,10 +114,11 @@ class Keeper:
         now = time.monotonic()
         due = [one for one in (self.deadline, self.again) if one is not None]
         for key, _ in self.selector.select(max(0.0, min(due) - now) if due else None):
-            key.data(key.fileobj)
+            if self.selector.get_map().get(key.fd) is key:  # not of a director whose successor came in the same turn
+                key.data(key.fileobj)
         now = time.monotonic()
         if self.deadline is not None and now >= self.deadline:
-            self.voice.say(f"no director for {self.patience:g} s: another one takes over", "error")
+            self.voice.say(f"no director for {self.wait:g} s: another one takes over", "error")
             self.done = True
         elif self.again is not None and now >= self.again:
             self.again = None
@@ -113,7 +130,7 @@ class Keeper:
         if self.director:
             self.leave()
         self.director, _ = listener.accept()
-        self.words, self.deadline = b"", None
+        self.words, self.deadline, self.left = b"", None, False
         self.selector.register(self.director, selectors.EVENT_READ, self.hear)
         self.tell()
 
@@ -124,7 +141,7 @@ class Keeper:
             heard = b""
         if not heard:
             self.leave()
-            self.deadline = time.monotonic() + self.patience
+            self.deadline = time.monotonic() + self.wait
             return
         *words, self.words = (self.words + heard).split(b"\n")
         for word in words:
@@ -134,8 +151,15 @@ class Keeper:
                 continue
             elif word == b"stop":
                 self.done = True
+            elif word == b"leave":
+                self.left = True
             else:
                 self.track("0" if word == b"ready" else "1")
+
+    @property
+    def wait(self) -> float:
+        """Seconds that a director may be away."""
+        return max(self.patience, HANDOVER_SECONDS) if self.left else self.patience
 
     def leave(self) -> None:
         if self.director:
