@@ -176,7 +176,7 @@ def refuse_while_waiting(now: State) -> None:
 def _read(file: str) -> tuple[dict[str, Any], Intent]:
     from nfqlb.config.file import read
 
-    return read(file)
+    return read(file, whole=True)
 
 
 def _told(value: object) -> str:

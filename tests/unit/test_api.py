@@ -393,6 +393,43 @@ def test_options_are_set_together(client: Client, director: FakeDirector) -> Non
         ),
         ("PUT", "/v1/options", b'{"conn_reuse_mode": 4}', 400, "conn_reuse_mode '4': out of range; use 0 to 3"),
         ("PUT", "/v1/timeouts", b'{"tcp": 0}', 400, "timeout tcp '0': out of range; use 1 to 2147483 seconds"),
+        (
+            "PUT",
+            "/v1/config?Plan=true",
+            b'{"services": []}',
+            400,
+            "query 'Plan': is not a parameter of this; it takes plan, confirm_within, file",
+        ),
+        ("DELETE", "/v1/services?plan=true", b"", 400, "query 'plan': is not a parameter of this; it takes none"),
+        ("PUT", "/v1/config?plan=false&plan=true", b"{}", 400, "query 'plan': is there twice; give it once"),
+        (
+            "PUT",
+            "/v1/config?confirm_within=0",
+            b'{"services": []}',
+            400,
+            "confirm_within '0': leaves no time to confirm; use more, up to 86400; leave it out to apply for good",
+        ),
+        (
+            "PUT",
+            "/v1/config",
+            b"{}",
+            400,
+            "body '': has no services; name all that are to be there; [] deletes them all",
+        ),
+        (
+            "PUT",
+            "/v1/config",
+            b'{"services": [], "revision": 7}',
+            409,
+            "this is revision 1, not 7: somebody changed it meanwhile",
+        ),
+        (
+            "PUT",
+            "/v1/config",
+            b"[" * 100_000,
+            400,
+            f"body '{'[' * 57}...': is nested too deeply",
+        ),
         ("GET", "/v1/nothing", b"", 404, "request 'GET /v1/nothing': Not Found"),
         ("DELETE", "/v1/stats", b"", 405, "request 'DELETE /v1/stats': Method Not Allowed"),
     ],
@@ -403,6 +440,15 @@ def test_a_bad_request_is_answered_by_a_sentence(
     found, answer = raw(client, method, target, body)
     assert (found, answer["error"]["message"]) == (status, message)
     assert director.revision == 1
+
+
+def test_what_config_gives_is_taken_back_and_no_services_are_said_so(client: Client, director: FakeDirector) -> None:
+    before, now = director.intent(), client.config()
+    assert {"revision", "confirm_by", "services"} <= now.keys()
+    assert client.call("PUT", "/v1/config", now)["steps"] == []
+    assert director.intent() == before
+    assert client.call("PUT", "/v1/config", {**now, "services": []})["revision"] == 2
+    assert director.intent() == Intent()
 
 
 def test_a_config_error_keeps_its_parts(client: Client) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from nfqlb.api.client import Client
 from nfqlb.config.toml import Loaded, dumps, loads
 from nfqlb.errors import ConflictError
-from nfqlb.model import Answers, Intent, Options, Persistence, Real, Service, Timeouts
+from nfqlb.model import Answers, Intent, Options, Persistence, Real, Service, Sync, Timeouts
 from nfqlb.runconfig import RunConfig
 from tests.intents import intents
 from tests.sizes import EXAMPLES
@@ -116,10 +116,26 @@ def test_one_can_go_back_at_once(live: Command, director: FakeDirector, file: Pa
     assert director.intent() == Intent((WEB, DNS))
 
 
-@pytest.mark.parametrize("time", ["0.5x", "x", "2d"])
+@pytest.mark.parametrize("time", ["0.5x", "x", "2d", "0", "0s", ""])
 def test_a_time_to_confirm_that_cannot_be(live: Command, director: FakeDirector, file: Path, time: str) -> None:
     assert live("apply", str(file), "--confirm-within", time).code == 2
     assert director.revision == 1
+
+
+@pytest.mark.parametrize("text", ["", "\n# nothing yet\n", "[timeouts]\nudp = 30\n"])
+def test_a_file_without_a_word_on_services_deletes_none(
+    live: Command, director: FakeDirector, tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "blank.toml"
+    file.write_text(text)
+    said = f"config '{file}': says nothing of services; write [[service]], or service = [] to delete every service"
+    assert live("apply", str(file)) == (2, "", f"nfqlb: {said}\n")
+    director.config = RunConfig(api="/run/nfqlb/main/api.sock", origin=str(file))
+    assert live("reload") == (2, "", f"nfqlb: {said}\n")
+    assert director.revision == 1
+    file.write_text(f"service = []\n{text}")
+    assert live("apply", str(file)).code == 0
+    assert director.intent().services == ()
 
 
 def test_reload_reads_the_file_of_the_start(live: Command, director: FakeDirector, file: Path) -> None:
@@ -154,7 +170,9 @@ def test_whatever_is_exported_reads_back_identical(live: Command, director: Fake
 
 def test_answers_and_settings_are_exported(live: Command, director: FakeDirector) -> None:
     director.state = replace(director.state, intent=Intent(answers=Answers(no_server="drop")), vip_dev="eth0")
-    assert live("export").out == '[director]\nvip_dev = "eth0"\nworkers = 2\n\n[answers]\nno_server = "drop"\n'
+    assert live("export").out == (
+        'service = []\n\n[director]\nvip_dev = "eth0"\nworkers = 2\n\n[answers]\nno_server = "drop"\n'
+    )
 
 
 def test_events_are_told(live: Command, director: FakeDirector, file: Path) -> None:
@@ -190,6 +208,13 @@ def test_set_shows_and_changes_what_holds_for_all_services(live: Command, direct
     )
     assert director.intent() == Intent((WEB, DNS), Timeouts(udp=9), Answers(sloppy_tcp=True), Options(1))
     assert json.loads(live("set", "--json").out)["options"]["conn_reuse_mode"] == 1
+
+
+def test_set_leaves_connection_sync_as_it_is(live: Command, director: FakeDirector) -> None:
+    sync = Sync(peers=("10.9.0.2",))
+    director.state = replace(director.state, intent=replace(director.intent(), sync=sync))
+    assert live("set", "timeouts.udp=9").code == 0
+    assert director.intent().sync == sync
 
 
 @pytest.mark.parametrize(

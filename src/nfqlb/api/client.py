@@ -121,9 +121,11 @@ class Client:
         return self.call("GET", "/v1/config")
 
     def apply(
-        self, config: Mapping[str, object], *, plan: bool = False, confirm_within: float = 0, file: str = ""
+        self, config: Mapping[str, object], *, plan: bool = False, confirm_within: int = 0, file: str = ""
     ) -> Any:
-        query = f"plan={str(plan).lower()}&confirm_within={confirm_within:g}&file={_quoted(file)}"
+        query = f"plan={str(plan).lower()}&file={_quoted(file)}"
+        if confirm_within:
+            query += f"&confirm_within={confirm_within}"
         return self.call("PUT", f"/v1/config?{query}", config)
 
     def confirm(self) -> Any:

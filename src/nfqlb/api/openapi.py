@@ -40,8 +40,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "boolean", "default": False},
     },
     "confirm_within": {
-        "description": "Seconds after which the revision before comes back unless somebody confirms; 0: never.",
-        "schema": {"type": "number", "minimum": 0, "maximum": 86400, "default": 0},
+        "description": "Seconds after which the revision before comes back unless somebody confirms; left out: never.",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
     },
     "file": {
         "description": "The path that this was read from.",

@@ -122,14 +122,19 @@ class Changed(msgspec.Struct):
 
 
 class Configuration(msgspec.Struct, forbid_unknown_fields=True):
-    """What the configuration file says. `director` is for the next start: it is compared with what runs, no more."""
+    """What the configuration file says; what is left out is as by default, only `services` have to be there. `director`
+    is for the next start: it is compared with what runs, no more. What GET gives is taken: `revision` as in If-Match,
+    `confirm_by` says nothing.
+    """
 
+    services: tuple[Service, ...] | msgspec.UnsetType = msgspec.UNSET
     director: dict[str, str | int | Ha] = {}
     timeouts: Timeouts = Timeouts()
     answers: Answers = Answers()
     options: Options = Options()
-    services: tuple[Service, ...] = ()
     sync: Sync | None = None
+    revision: int | None = None
+    confirm_by: float | None = None
 
 
 class ConfigurationView(msgspec.Struct):

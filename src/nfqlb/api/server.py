@@ -18,7 +18,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,7 +86,8 @@ class _Routes:
 
     def table(self) -> list[web.RouteDef]:
         return [
-            web.route(one.method, one.path.replace("{key}", KEY), getattr(self, one.name)) for one in openapi.OPERATIONS
+            web.route(one.method, one.path.replace("{key}", KEY), _knowing(one.query, getattr(self, one.name)))
+            for one in openapi.OPERATIONS
         ]
 
     async def services(self, _: web.Request) -> web.Response:
@@ -223,12 +224,21 @@ class _Routes:
 
     async def apply(self, request: web.Request) -> web.Response:
         wanted = await _body(request, schema.Configuration)
+        if wanted.services is msgspec.UNSET:
+            raise ConfigError("body", "", "has no services", "name all that are to be there; [] deletes them all")
         intent = Intent(wanted.services, wanted.timeouts, wanted.answers, wanted.options, wanted.sync)
         within = _number(request, "confirm_within", CONFIRM_MAX)
+        if not within and "confirm_within" in request.query:
+            fix = f"use more, up to {CONFIRM_MAX}; leave it out to apply for good"
+            raise ConfigError("confirm_within", request.query["confirm_within"], "leaves no time to confirm", fix)
         plan = request.query.get("plan", "false")
         if plan not in ("true", "false"):
-            raise ConfigError("plan", plan, "is neither true nor false")
+            raise ConfigError("plan", _short(plan), "is neither true nor false")
         applier, revision = self.director.applier, _revision(request)
+        if wanted.revision is not None:
+            if revision not in (None, wanted.revision):
+                raise ConfigError("body revision", wanted.revision, f"is not that of If-Match ({revision})", "send one")
+            revision = wanted.revision
         if plan == "true":
             return _applied(await applier.plan(wanted.director, intent, revision), done=False)
         file = request.query.get("file", "")
@@ -278,6 +288,21 @@ def _applied(outcome: Outcome, *, done: bool = True) -> web.Response:
 
 def _line(event: Event) -> bytes:
     return msgspec.json.encode(event) + b"\n"
+
+
+def _knowing(names: Sequence[str], handler: Handler) -> Handler:
+    """Refuse a query that says more than the operation hears: what is misspelled must not count as left out."""
+
+    async def heard(request: web.Request) -> web.StreamResponse:
+        for name in request.query:
+            if name not in names:
+                fix = f"it takes {', '.join(names)}" if names else "it takes none"
+                raise ConfigError("query", _short(name), "is not a parameter of this", fix)
+            if len(request.query.getall(name)) > 1:
+                raise ConfigError("query", name, "is there twice", "give it once")
+        return await handler(request)
+
+    return heard
 
 
 def _guard(path: Path) -> Middleware:
@@ -388,6 +413,8 @@ async def _body(request: web.Request, kind: type[T]) -> T:
         value = msgspec.json.decode(body)
     except msgspec.DecodeError as error:
         raise ConfigError("body", _short(body.decode(errors="replace")), f"is not JSON: {error}") from None
+    except RecursionError:
+        raise ConfigError("body", _short(body.decode(errors="replace")), "is nested too deeply") from None
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

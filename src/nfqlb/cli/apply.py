@@ -9,6 +9,7 @@ import click
 
 from nfqlb.cli import steps
 from nfqlb.cli.env import Env, change_options, client
+from nfqlb.errors import ConfigError
 
 
 @click.command("apply", short_help="Make a running director do what a file says.")
@@ -33,8 +34,11 @@ def command(
     from nfqlb.cli.values import seconds
     from nfqlb.config.file import read
 
-    director, intent = read(file)
-    within = seconds("--confirm-within", confirm_within) if confirm_within else 0
+    director, intent = read(file, whole=True)
+    within = seconds("--confirm-within", confirm_within) if confirm_within is not None else 0
+    if confirm_within is not None and not within:
+        fix = "give it some, as in 90s or 5m; leave it out to apply for good"
+        raise ConfigError("--confirm-within", confirm_within, "leaves no time to confirm", fix)
     if "api" in director:
         director["api"] = os.path.abspath(director["api"])
     wanted = {"director": msgspec.to_builtins(director), **msgspec.to_builtins(intent)}

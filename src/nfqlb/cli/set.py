@@ -41,7 +41,7 @@ def command(env: Env, values: tuple[str, ...], as_json: bool, api: str | None, n
         config[table][key] = new
     if director.revision is None:
         director.revision = config["revision"]
-    steps.tell(director.apply({part: config[part] for part in ("director", "services", *TABLES)}), as_json)
+    steps.tell(director.apply({part: config[part] for part in ("director", "services", "sync", *TABLES)}), as_json)
 
 
 def setting(text: str) -> tuple[str, str, object]:

@@ -11,15 +11,17 @@ from nfqlb.config.toml import Loaded, loads
 from nfqlb.errors import ConfigError
 
 
-def read(file: str) -> Loaded:
-    """Read a configuration; ConfigErrors holds everything that is wrong with it."""
+def read(file: str, *, whole: bool = False) -> Loaded:
+    """Read a configuration; ConfigErrors holds everything that is wrong with it. `whole`: it replaces another one, and
+    must not delete every service just because it says nothing.
+    """
     try:
         text = Path(file).read_text()
     except OSError as error:
         raise ConfigError("config", file, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError("config", file, "is not UTF-8 text") from None
-    return loads(text, file)
+    return loads(text, file, whole=whole)
 
 
 def write(file: str, text: str) -> None:

@@ -245,12 +245,17 @@ class Loaded(NamedTuple):
     intent: Intent
 
 
-def loads(text: str, file: str) -> Loaded:
-    """Read a configuration; `file` is its name for messages. ConfigErrors holds everything that is wrong with it."""
+def loads(text: str, file: str, *, whole: bool = False) -> Loaded:
+    """Read a configuration; `file` is its name for messages. ConfigErrors holds everything that is wrong with it; so it
+    is with a `whole` one without a word on services.
+    """
     try:
         tables = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise ConfigErrors([ConfigError("config", file, f"is not TOML: {error}")]) from None
+    if whole and "service" not in tables:
+        fix = "write [[service]], or service = [] to delete every service"
+        raise ConfigErrors([ConfigError("config", file, "says nothing of services", fix)])
     return _Reader(text, file).load(tables)
 
 
@@ -266,7 +271,7 @@ def dumps(loaded: Loaded) -> str:
         **({"sync": _sync(intent.sync)} if intent.sync else {}),
         "service": [_service(service) for service in intent.services],
     }
-    return tomli_w.dumps({key: table for key, table in document.items() if table})
+    return tomli_w.dumps({key: table for key, table in document.items() if table or key == "service"})
 
 
 def _sync(sync: Sync) -> dict[str, Any]:
