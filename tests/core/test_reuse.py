@@ -123,6 +123,39 @@ def test_datagrams_leave_a_server_at_once_and_so_do_those_that_nobody_sends(how:
     assert lab.datapath.sweep(lab.clock()) == 0
 
 
+@pytest.mark.parametrize("swept", [False, True])
+@pytest.mark.parametrize("moves", ["", "service", "options"])
+def test_datagrams_of_a_persistent_client_leave_a_server_of_weight_0_if_it_does(moves: str, swept: bool) -> None:
+    policy = KIND._replace(expire_quiescent_udp=True, expire_quiescent_template=moves == "options")
+    service = Virtual(VIP, REALS, protocol="udp", persistence=60, moves_quiesced=moves == "service")
+    lab = Lab(service, capacity=64, policy=policy)
+    lab.send(udp(CLIENT, VIP))
+    first = server(lab)
+    lab.configure(service._replace(reals={**REALS, first: 0}), policy=policy)
+    if swept:
+        assert lab.datapath.sweep(lab.clock()) == (moves != "")
+    assert {lab.send(udp(CLIENT, VIP)).reason for _ in range(200)} == {"forwarded"}
+    lab.workers[0].expire(lab.clock.advance(3 + TICK))
+    assert (server(lab) == first) == (moves == "")
+    assert lab.table.used == (3 if moves else 2), "the flow, its template, and for some time yet the one that it had"
+
+
+@pytest.mark.parametrize("how", ["was never led", "its template is over"])
+def test_a_flow_whose_template_does_not_lead_back_leaves_a_server_of_weight_0(how: str) -> None:
+    policy = KIND._replace(expire_quiescent_udp=True)
+    service = Virtual(VIP, REALS, protocol="udp", persistence=60 if how == "its template is over" else 0)
+    lab = Lab(service, policy=policy)
+    lab.send(udp(CLIENT, VIP))
+    first = server(lab)
+    other = B if first == A else A
+    if service.persistence:
+        lab.configure(service._replace(reals={other: 1}), policy=policy)
+        lab.send(udp("192.0.2.10:1", VIP))  # the same client, another flow: a template to the other one
+    lab.configure(service._replace(reals={first: 0, other: 1}, persistence=60), policy=policy)
+    sent = [lab.send(udp(CLIENT, VIP)).packet for _ in range(3)]
+    assert all(packet and endpoint(other)[0].endswith(packet[16:20]) for packet in sent)
+
+
 @pytest.mark.parametrize("expire", [False, True])
 def test_one_datagram_is_enough_to_leave_a_server_of_weight_0(expire: bool) -> None:
     policy = KIND._replace(expire_quiescent_udp=expire)

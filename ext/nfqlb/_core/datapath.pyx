@@ -102,6 +102,7 @@ from nfqlb._core.types cimport (
     INPUT,
     KEEPS,
     LATE_REPLY,
+    LEADS,
     LEFT,
     LIFE,
     LIMITED,
@@ -858,11 +859,16 @@ cdef inline bint outlived(worker_t* worker, const connection_t* connection, cons
             return not ends(packet)
         return fate == 0 and snapshot.expires_orphans
     if packet.protocol == UDP:
-        return snapshot.moves_datagrams and fate & QUIESCED
+        return snapshot.moves_datagrams and fate & QUIESCED and may_leave(worker, connection, fate)
     if not is_first(packet):
         return False
     return (snapshot.expires_orphans and fate & QUIESCED) \
         or (snapshot.reuse and connection.control == 0 and closes(connection, snapshot.reuse))
+
+
+cdef inline bint may_leave(worker_t* worker, const connection_t* connection, uint8_t fate) noexcept nogil:
+    """Whether a flow that leaves a real server of weight 0 gets another one: its template would lead it back else."""
+    return not fate & LEADS or connection.control == 0 or worker.table.entries[connection.control].flags & LEFT
 
 
 cdef inline bint closes(const connection_t* connection, uint8_t reuse) noexcept nogil:
@@ -896,8 +902,8 @@ cdef int sweep_group(worker_t* worker, uint32_t first, uint32_t now) noexcept no
         if load32(&connection.word, ACQUIRE) & LIFE != LIVE or connection.flags & (TEMPLATE | LEFT):
             continue
         fate = fate_of(worker, connection)
-        if connection.protocol == UDP and (not fate & AVAILABLE
-                                           or (worker.snapshot.moves_datagrams and fate & QUIESCED)):
+        if connection.protocol == UDP and (not fate & AVAILABLE or (
+                worker.snapshot.moves_datagrams and fate & QUIESCED and may_leave(worker, connection, fate))):
             abandon(worker.table, connection, now)
             gone += 1
         elif connection.protocol != UDP and worker.snapshot.expires_orphans and fate == 0:

@@ -29,6 +29,7 @@ from nfqlb._core.types cimport (
     DIFFERENCES,
     KEEPS,
     KINDS,
+    LEADS,
     MAY_OFFLOAD,
     MOVES,
     QUIESCED,
@@ -348,7 +349,7 @@ cdef class Snapshot:
             for i in range(service.service.count):
                 self.snapshot.available[service.service.servers[i].slot] = \
                     AVAILABLE | (MAY_OFFLOAD if service.service.offload else 0) \
-                    | (QUIESCED if service.service.servers[i].weight == 0 else 0)
+                    | (quiescence(self.snapshot, service.service) if service.service.servers[i].weight == 0 else 0)
                 self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True
@@ -373,6 +374,13 @@ cdef class Snapshot:
             free(self.snapshot.own)
             free(self.snapshot.mss)
             free(self.snapshot)
+
+
+cdef uint8_t quiescence(const snapshot_t* snapshot, const service_t* service) noexcept:
+    """What `available` says of a real server of weight 0."""
+    if service.persistence == 0 or service.moves_quiesced or snapshot.moves_quiesced:
+        return QUIESCED
+    return QUIESCED | LEADS
 
 
 cdef bint has_timeouts(Service service) noexcept:

@@ -569,6 +569,7 @@ cdef enum:
     KEEPS = 8                    # its connections go on
     RESETS = 16                  # their clients are reset
     MOVES = 32                   # they go on with another server, in mid-stream
+    LEADS = 64                   # QUIESCED, and templates lead there all the same
 
     REUSE = 1                    # bits of conn_reuse_mode (Documentation/networking/ipvs-sysctl.rst)
     REUSE_FIN_WAIT = 2
@@ -591,7 +592,7 @@ cdef struct snapshot_t:
     uint32_t marks
     uint8_t ftp                  # there is a persistent service on port 21
     uint64_t key[2]
-    uint8_t* available           # by slot: AVAILABLE, it belongs to its service; MAY_OFFLOAD, QUIESCED; or what else
+    uint8_t* available           # by slot: AVAILABLE, it belongs to its service; MAY_OFFLOAD, QUIESCED, LEADS; or else
     uint16_t* mss                # by slot: that of its service
     uint32_t slot_count
     uint32_t timeouts[KINDS]     # ticks by TCP state; UDP_KIND; SCTP_KIND and what follows by SCTP state
