@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +104,26 @@ def test_a_call_is_still_known_after_a_crash(tmp_path_factory: pytest.TempPathFa
         lab = Lab(PLAIN, fd=file.fileno())
         real = {call: server(lab, PHONE.replace("5060", str(6000 + call)), invite(b"%d@x" % call)) for call in range(5)}
         again = Lab(PLAIN, fd=file.fileno(), clock=lab.clock)
+        assert (again.table.adopted, again.table.torn) == (10, 0)
         assert {
-            call: server(again, PHONE.replace("5060", str(7000 + call)), invite(b"%d@x" % call)) for call in range(5)
+            call: server(again, PHONE.replace("5060", str(7000 + call)), invite(b"%d@x" % call))
+            for call in reversed(range(5))  # in the same order, a scheduler that begins anew would choose the same
         } == real
+        assert again.table.used == 15, "five templates, and two flows by each"
+
+
+def test_a_table_without_its_key_has_lost_its_calls_and_nothing_else(tmp_path: Path) -> None:
+    """A file that an older build wrote, which had another key at each start."""
+    with (tmp_path / "table").open("w+b") as file:
+        lab = Lab(PLAIN, fd=file.fileno())
+        server(lab, PHONE, invite(b"one@x"))
+        file.seek(32)
+        file.write(bytes(16))
+        file.flush()
+        again = Lab(PLAIN, fd=file.fileno(), clock=lab.clock)
+        assert [row.template for row in again.connections()] == [False]
+        real = server(again, PHONE, b"of the connection that is there")
+        assert server(again, "192.0.2.1:7000", invite(b"two@x")) != 0
+        third = Lab(PLAIN, fd=file.fileno(), clock=lab.clock)
+        assert (third.table.adopted, third.table.torn) == (3, 0), "it has a key from now on"
+        assert server(third, PHONE, b"still there") == real

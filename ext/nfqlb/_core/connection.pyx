@@ -505,7 +505,9 @@ cdef uint32_t sound_template(const table_t* table, const connection_t* entry, ui
     cdef const slot_t* slot
     if entry.cport or state > ASSURED or not 0 < entry.slot < table.slot_count or entry.control:
         return 0
-    if entry.expires <= now or entry.expires - now > LONGEST or entry.flags & ~TEMPLATE not in (NAT, DIRECT, TUNNEL):
+    if entry.expires <= now or entry.expires - now > LONGEST:
+        return 0
+    if entry.flags & ~(TEMPLATE | CALL) not in (NAT, DIRECT, TUNNEL):
         return 0
     slot = &table.slots[entry.slot]
     if not slot.used or not same(&slot.server, &entry.server) or slot.protocol != entry.protocol:
@@ -620,8 +622,6 @@ cdef class Table:
         if self.table.buckets == NULL or self.table.wheel == NULL or self.table.loads == NULL \
                 or self.table.watch == NULL or self.table.totals == NULL:
             raise MemoryError
-        key = os.urandom(16)
-        memcpy(self.table.key, <const char*>key, 16)
         self.table.untouched = 1
         self.table.epoch = 1
         self.table.wheel_tick = now // TICK
@@ -631,10 +631,17 @@ cdef class Table:
         """Take over what the file holds, or clear it; a `fresh` one is all zeros."""
         cdef header_t* header = self.table.header
         cdef bytes boot = boot_id()
-        if not fresh and not self.lost and header.magic == MAGIC:
-            self._adopt(now)
-        elif not fresh:
+        cdef bytes key = os.urandom(16)
+        cdef bint found = not fresh and not self.lost and header.magic == MAGIC
+        cdef bint keyed
+        if not found and not fresh:
             memset(self.memory, 0, self.size)
+        keyed = header.key[0] != 0 or header.key[1] != 0     # not in a file of before it was kept
+        if not keyed:
+            memcpy(header.key, <const char*>key, 16)
+        memcpy(self.table.key, header.key, 16)
+        if found:
+            self._adopt(now, keyed)
         header.magic = MAGIC
         header.layout = LAYOUT
         header.capacity = self.table.capacity
@@ -643,8 +650,10 @@ cdef class Table:
         header.clean = 0
         memcpy(header.boot, <const char*>boot, 16)
 
-    def _adopt(self, uint32_t now):
-        """Rebuild index, timers, counts and free list from the entries; what makes no sense is freed."""
+    def _adopt(self, uint32_t now, bint keyed):
+        """Rebuild index, timers, counts and free list from the entries; what makes no sense is freed. So are templates
+        of calls that are not `keyed`: their hash alone says of which call each is, and it was made with another key.
+        """
         cdef table_t* table = self.table
         cdef connection_t* entry
         cdef slot_t* slot
@@ -659,7 +668,7 @@ cdef class Table:
         for first in range(1, table.capacity + 1, GROUP):
             for i in range(min(GROUP, table.capacity + 1 - first)):
                 entry = &table.entries[first + i]
-                words[i] = sound(table, entry, now)
+                words[i] = sound(table, entry, now) if keyed or not entry.flags & CALL else 0
                 if words[i]:
                     if not entry.flags & CALL:
                         entry.hash = hash_endpoint(table.key, &entry.client, entry.cport, entry.protocol)

@@ -280,7 +280,7 @@ cdef struct header_t:            # first page of the table file, docs/table.md
     uint64_t layout
     uint64_t capacity
     uint64_t slots
-    uint64_t key[2]
+    uint64_t key[2]              # of the table's hashes
     uint8_t boot[16]
     uint64_t generation          # counts how often it was opened
     uint32_t clean
