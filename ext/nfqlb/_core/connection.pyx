@@ -54,6 +54,8 @@ from nfqlb._core.types cimport (
     CALL,
     DIRECT,
     FREE,
+    FTP,
+    FTP_DATA,
     INACTIVE,
     LATE_REPLY,
     LEFT,
@@ -68,9 +70,11 @@ from nfqlb._core.types cimport (
     REQUEST,
     STATE_MASK,
     STATE_SHIFT,
+    TCP,
     TEMPLATE,
     TICK,
     TUNNEL,
+    UNPRIVILEGED,
     WHEEL,
     address_t,
     bucket_t,
@@ -490,7 +494,7 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
         return 0
     if entry.sport != (slot.sport or entry.vport) and (slot.sport == 0 or entry.sport != entry.vport):
         return 0
-    if not slot.vport <= entry.vport <= slot.last:
+    if not slot.vport <= entry.vport <= slot.last and not is_ftp_data(slot, entry):
         return 0
     if slot.mark:
         if slot.protocol or slot.vport or slot.last != LAST_PORT:
@@ -498,6 +502,18 @@ cdef uint32_t sound(const table_t* table, const connection_t* entry, uint32_t no
     elif slot.protocol != entry.protocol or not same(&slot.virtual, &entry.virtual):
         return 0
     return LIVE | state << STATE_SHIFT | (0 if is_active(entry.protocol, state) else INACTIVE)
+
+
+cdef inline bint is_ftp_data(const slot_t* slot, const connection_t* entry) noexcept:
+    """Whether a connection may be one of data, which a persistent service of FTP has beside its own port."""
+    return slot.vport == FTP and entry.protocol == TCP and (entry.vport == FTP_DATA or entry.vport >= UNPRIVILEGED)
+
+
+cdef bint was_left(const table_t* table, const connection_t* entry, uint32_t now) noexcept:
+    """Whether an entry that is not sound only waited for replies of a real server that its flow had left."""
+    cdef connection_t whole = entry[0]
+    whole.flags &= <uint8_t>~LEFT
+    return entry.flags & LEFT and sound(table, &whole, now) != 0
 
 
 cdef uint32_t sound_template(const table_t* table, const connection_t* entry, uint32_t now, uint32_t state) noexcept:
@@ -680,7 +696,8 @@ cdef class Table:
                     show(table, entry, words[i])
                     table.used += 1
                 else:
-                    self.torn += not (entry.word == FREE or entry.word & LIFE == LIVE and entry.expires <= now)
+                    self.torn += not (entry.word == FREE or entry.word & LIFE == LIVE and entry.expires <= now
+                                      or was_left(table, entry, now))
                     entry.word = FREE
                     free_entry(table, entry, 0)
         self._count_children()

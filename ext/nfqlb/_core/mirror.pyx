@@ -58,6 +58,7 @@ from nfqlb._core.types cimport (
     ASSURED,
     CALL,
     DIRECT,
+    FTP,
     INACTIVE,
     LIFE,
     LIVE,
@@ -91,7 +92,6 @@ cdef enum:
     GROUP = 256                          # places in one batch: others' entries are used again in between
     STEP = 20                            # ticks that a timer may be behind at a peer
     OLD_TEMPLATE = 180                   # seconds of a template of version 0 (IP_VS_SYNC_CONN_TIMEOUT)
-    FTP = 21
     CACHE = 4096                         # real servers found last, a power of two
     ASIDE_MAX = 65536                    # records without a server
 

@@ -27,6 +27,8 @@ from nfqlb._core.tracking cimport default_timeouts, set_timeouts
 from nfqlb._core.types cimport (
     AVAILABLE,
     DIFFERENCES,
+    FTP,
+    FTP_DATA,
     KEEPS,
     KINDS,
     LEADS,
@@ -38,6 +40,7 @@ from nfqlb._core.types cimport (
     REUSE_FIN_WAIT,
     TCP,
     TICK,
+    UNPRIVILEGED,
     address_t,
     difference_t,
     locality_t,
@@ -61,9 +64,6 @@ FATES: dict[str, int] = {"remove": 0, "keep": KEEPS, "reset": RESETS, "move": MO
 cdef bytes MAPPED = bytes(10) + b"\xff\xff"          # in front of an IPv4 address (RFC 4291, 2.5.5.2)
 cdef enum:
     LAST_PORT = 65535
-    FTP = 21
-    FTP_DATA = 20
-    UNPRIVILEGED = 1024                                  # the first port that anybody may bind
 
 
 cdef class Hop:

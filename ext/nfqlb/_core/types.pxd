@@ -33,6 +33,10 @@ cdef enum:
     IP4_INSIDE = 4               # an IPv4 packet in an IP packet (RFC 2003)
     IP6_INSIDE = 41              # an IPv6 packet in an IP packet (RFC 2473)
 
+    FTP = 21                     # control connections; data connections go to
+    FTP_DATA = 20                # this port,
+    UNPRIVILEGED = 1024          # or to one from here on, the first that anybody may bind
+
 
 # What a packet of SCTP says to the state of its connection (ip_vs_proto_sctp.c, ipvs_sctp_event_t).
 cdef enum chunk_t:
