@@ -188,6 +188,21 @@ def test_the_secured_table_is_the_kernels() -> None:
     assert len(STATE_NAMES) == len(SHORT)
 
 
+@pytest.mark.parametrize("mode", ["nat", "dr"])
+def test_a_template_of_datagrams_each_on_its_own_stays_once_it_was_used_again(mode: str) -> None:
+    """It has no connections that could be answered. (The kernel holds such templates against their packets, and they
+    have none: todrop_entry.) Those that were made by one datagram only are as many as somebody likes to make.
+    """
+    service = Virtual(VIP, {REAL: 1}, protocol="udp", mode=mode, persistence=300, one_packet=True)
+    lab = Lab(service, policy=policy(drop_entry=3))
+    for at in range(1, 41):
+        for port in range(1, 1 + at % 2 + 1):
+            lab.send(udp(f"192.0.2.{at}:{port}", VIP))
+    assert lab.table.used == 40
+    assert defend(lab, 100) == 20
+    assert {row.client[15] % 2 for row in lab.connections()} == {1}
+
+
 # --- limits
 
 

@@ -76,12 +76,14 @@ from nfqlb._core.tracking cimport (
     INIT1,
     SYN_RECV,
     TIME_WAIT,
+    become,
     kind_of,
     timeouts_of,
     track,
 )
 from nfqlb._core.types cimport (
     ABORT_CAME,
+    ASSURED,
     AVAILABLE,
     BAD_CHECKSUM,
     CALL,
@@ -691,8 +693,9 @@ cdef uint8_t stay(worker_t* worker, service_t* service, const packet_t* packet, 
     cdef table_t* table = worker.table
     cdef connection_t* template = find_template(table, service, network, root)
     cdef int32_t chosen = kept(worker, service, template)
+    cdef bint again = chosen >= 0
     cdef uint8_t reason
-    if chosen < 0:
+    if not again:
         if template != NULL:
             abandon(table, template, worker.now)
         chosen = choose(worker, service, packet, advice)
@@ -711,6 +714,8 @@ cdef uint8_t stay(worker_t* worker, service_t* service, const packet_t* packet, 
     if not connection[0].flags & ONE_PACKET:
         add32(&template.children, 1, RELAXED)
         connection[0].control = <uint32_t>(template - table.entries)
+    elif again:
+        become(table, template, ASSURED)                     # it has no connections that could be answered
     store32(&template.expires, worker.now + service.persistence, RELAXED)
     if template.expires < load32(&template.due, RELAXED):
         hasten(table, template)
