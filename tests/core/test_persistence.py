@@ -175,6 +175,21 @@ def test_passive_ftp_data_goes_where_the_control_connection_went() -> None:
     assert lab.send(tcp("192.0.2.1:1004", "203.0.113.1:50000", "S")).reason == "no_service"
 
 
+def test_ftp_and_every_other_port_of_a_vip_have_a_template_each() -> None:
+    """(In the kernel they share one, and with it a server that may be none of the other service's.)"""
+    every = Virtual("203.0.113.1:0", {f"10.0.0.{at}:0": 1 for at in range(1, 4)}, persistence=300)
+    ftp = Virtual("203.0.113.1:21", {f"10.0.0.{at}:21": 1 for at in range(2, 5)}, persistence=300)
+    lab = Lab(every, ftp)
+    for host in (1, 2):
+        found: dict[int, set[str | None]] = {80: set(), 21: set()}
+        for port in range(1000, 1006):
+            for vport, reals in found.items():
+                reals.add(real(lab, f"192.0.2.{host}:{port}", f"203.0.113.1:{vport}"))
+        assert {vport: len(reals) for vport, reals in found.items()} == {80: 1, 21: 1}
+    assert len(templates(lab)) == 4
+    assert sum(persistent(lab).values()) == 4
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_templates_are_found_again_after_a_crash(tmp_path: Path, family: int) -> None:
     clock = FakeClock()

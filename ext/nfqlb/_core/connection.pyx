@@ -195,22 +195,26 @@ cdef connection_t* find_template(table_t* table, const service_t* service, const
     for i in range(8):
         index = bucket.index[i]
         if index != 0 and bucket.tag[i] == <uint16_t>(hash >> 48) \
-                and leads(&table.entries[index], service, client, hash):
+                and leads(table, &table.entries[index], service, client, hash):
             return &table.entries[index]
     index = bucket.chain
     while index != 0:
-        if leads(&table.entries[index], service, client, hash):
+        if leads(table, &table.entries[index], service, client, hash):
             return &table.entries[index]
         index = table.entries[index].chain
     return NULL
 
 
-cdef inline bint leads(connection_t* entry, const service_t* service, const address_t* client,
+cdef inline bint leads(const table_t* table, connection_t* entry, const service_t* service, const address_t* client,
                        uint64_t hash) noexcept nogil:
+    """Of two services with one key, FTP and every port of a VIP, each has its own: its slots say whose a template is.
+    In the kernel they share one, whichever service's server it names (ip_vs_sched_persist).
+    """
     return load32(&entry.word, ACQUIRE) & LIFE == LIVE \
         and entry.flags & (TEMPLATE | LEFT | CALL) == (TEMPLATE | CALL if service.by_call else TEMPLATE) \
         and (not service.by_call or entry.hash == hash) \
         and entry.protocol == service.template_protocol and entry.vport == service.template_port \
+        and table.slots[entry.slot].vport == service.port \
         and same(&entry.client, client) and same(&entry.virtual, &service.template_address)
 
 
