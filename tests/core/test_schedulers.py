@@ -97,6 +97,39 @@ def test_what_was_below_the_lower_threshold_is_overloaded_no_more_whatever_chang
     assert lab.open("192.0.2.77:1025") == SECOND
 
 
+@pytest.mark.parametrize("others", [1, 20])  # a walk, a ranking
+def test_a_client_that_comes_back_does_not_hide_that_others_left(others: int) -> None:
+    """A template and a remembered destination lead to an overloaded server, and nobody chooses it meanwhile."""
+    rest = {f"10.0.1.{at}:80": 1 for at in range(others)}
+    lab = Lab(web("fo", {**rest, SECOND: (9, 4, 3)})._replace(persistence=3000))
+    ends = [f"192.0.2.{at}:1000" for at in range(1, 5)]
+    assert served(lab, ends) == [SECOND] * 4
+    for end in ends[:2]:
+        reset(lab, end)
+    lab.workers[0].expire(lab.clock.advance(11))
+    assert lab.load(SECOND) == (2, 0)
+    assert lab.open("192.0.2.1:2000") == SECOND, "by its template"
+    assert lab.open("192.0.2.50:1000") == SECOND, "it was below the lower threshold"
+    assert lab.open("192.0.2.51:1000") != SECOND
+
+
+def test_a_destination_that_is_known_does_not_hide_it_either() -> None:
+    """(ip_vs_lblc_schedule does not ask whether the server that it remembers is overloaded.)"""
+    second = SECOND.replace("80", "0")
+    lab = Lab(Virtual("0.0.0.0:0", {second: (1, 4, 3)}, "lblc", mark=1))
+    for host in range(1, 5):
+        lab.send(tcp(f"192.0.2.{host}:1", "198.51.100.1:80", "S"), mark=1)
+    for host in (1, 2):
+        lab.send(tcp(f"192.0.2.{host}:1", "198.51.100.1:80", "A"), mark=1)
+        lab.send(tcp(f"192.0.2.{host}:1", "198.51.100.1:80", "R"), mark=1)
+    lab.workers[0].expire(lab.clock.advance(11))
+    assert lab.load(second, "0.0.0.0:0") == (2, 0)
+    lab.send(tcp("192.0.2.9:1", "198.51.100.1:80", "S"), mark=1)
+    assert lab.load(second, "0.0.0.0:0") == (3, 0)
+    lab.send(tcp("192.0.2.10:1", "198.51.100.2:80", "S"), mark=1)
+    assert lab.load(second, "0.0.0.0:0") == (4, 0)
+
+
 # --- mh ---------------------------------------------------------------------------------------------------------------
 
 

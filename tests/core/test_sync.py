@@ -9,7 +9,7 @@ import pytest
 from nfqlb._core.mirror import Mirror
 from nfqlb._core.sync import Message, Record, decode, encode
 from nfqlb.testing import FORWARD, FakeClock, endpoint, sctp, tcp, udp
-from tests.core.lab import CLIENT, REAL, VIP, Lab, Virtual, clients
+from tests.core.lab import CLIENT, REAL, VIP, Lab, Virtual, clients, served
 
 OTHER = "10.0.0.3:8080"
 CLIENT6, VIP6, REAL6 = "[2001:db8:1::10]:40000", "[2001:db8::1]:80", "[fd00::2]:8080"
@@ -336,6 +336,18 @@ def test_an_end_is_counted_as_one() -> None:
     assert side.outcomes() == {"entered": 1, "updated": 1}
     assert side.lab.state() == ("TIME_WAIT", 120)
     assert side.lab.load(REAL) == (0, 1)
+
+
+def test_a_connection_that_comes_in_does_not_hide_that_others_left_a_server_below_its_threshold() -> None:
+    side = Side(Virtual(VIP, {OTHER: 1, REAL: (9, 4, 3)}, "fo"))
+    ends = list(clients(4))
+    assert served(side.lab, ends) == [REAL] * 4
+    for end in ends[:2]:
+        side.lab.send(tcp(end, VIP, "R"))
+    side.lab.workers[0].expire(side.lab.clock.advance(11))
+    side.hear(record("192.0.2.77:1024"))
+    assert side.lab.load(REAL) == (3, 0)
+    assert served(side.lab, ["192.0.2.77:1025", "192.0.2.77:1026"]) == [REAL, OTHER]
 
 
 def test_without_a_timeout_the_state_says_it() -> None:

@@ -56,7 +56,7 @@ from nfqlb._core.forward cimport direct, finish_bulk, is_bulk, nat_reply, nat_re
 from nfqlb._core.hash cimport hash_endpoint, hash_text
 from nfqlb._core.icmp cimport is_sound, is_unreachable, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.latency cimport measure
-from nfqlb._core.load cimport note_connection
+from nfqlb._core.load cimport is_overloaded, note_connection
 from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, offload_t
 from nfqlb._core.memory cimport anonymous, cache_lines
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
@@ -670,6 +670,9 @@ cdef uint8_t begin(worker_t* worker, service_t* service, const packet_t* packet,
     # where its first packet will put it (ip_vs_conn_new says 3 s, until that packet is tracked)
     entry.expires = worker.now + timeouts_of(worker.snapshot, entry)[
         kind_of(packet.protocol, SYN_RECV if packet.protocol == TCP else INIT1)]
+    is_overloaded(server, worker.table.loads)                 # not any more, perhaps: nobody looks who was not chosen
+    if service.shadow != NULL:
+        is_overloaded(&service.shadow.service.servers[chosen], worker.table.loads)
     if single:
         entry.flags |= ONE_PACKET
     else:

@@ -28,7 +28,8 @@ cdef inline int64_t overhead(const server_t* server, const load_t* loads) noexce
 cdef inline bint is_overloaded(server_t* server, const load_t* loads) noexcept nogil:
     """Whether a server that had reached its upper threshold is still at or above the lower one (ip_vs_unbind_dest).
 
-    The kernel looks when a connection ends; between two choices only endings happen, so looking now is the same.
+    The kernel looks when a connection ends. Whoever chooses, or adds one, looks instead, before that: in between there
+    are endings only.
     """
     if server.overloaded and total_of(server, loads) < server.lower:
         server.overloaded = False

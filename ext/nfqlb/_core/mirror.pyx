@@ -28,7 +28,7 @@ from nfqlb._core.connection cimport (
 )
 from nfqlb._core.datapath cimport Datapath, Worker, worker_t
 from nfqlb._core.hash cimport hash_endpoint, hash_text
-from nfqlb._core.load cimport note_connection
+from nfqlb._core.load cimport is_overloaded, note_connection
 from nfqlb._core.ranking cimport note_load
 from nfqlb._core.snapshot cimport classify
 from nfqlb._core.sync cimport (
@@ -581,6 +581,7 @@ cdef connection_t* new_entry(Mirror mirror, service_t* service, int32_t at, cons
         word |= INACTIVE
     entry.expires = worker.now + ticks_of(worker, entry, record)
     note_told(worker, entry, record)
+    is_overloaded(server, worker.table.loads)
     show(worker.table, entry, word)
     if not record.flags & SYNC_TEMPLATE and note_connection(service, server, worker.table.loads):
         note_load(worker.table, server.slot)
