@@ -6,6 +6,7 @@ import math
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,37 @@ def test_a_destination_that_is_known_does_not_hide_it_either() -> None:
     assert lab.load(second, "0.0.0.0:0") == (3, 0)
     lab.send(tcp("192.0.2.10:1", "198.51.100.2:80", "S"), mark=1)
     assert lab.load(second, "0.0.0.0:0") == (4, 0)
+
+
+@pytest.mark.parametrize("others", [1, 20])
+def test_a_server_that_comes_back_to_its_connections_knows_that_they_are_too_many(others: int) -> None:
+    """(The kernel keeps what it knows of a server in its trash: ip_vs_trash_get_dest.)"""
+    rest = {f"10.0.1.{at}:80": 1 for at in range(others)}
+    limited = web("fo", {**rest, SECOND: (9, 4, 2)})
+    lab = Lab(limited)
+    ends = clients(20)
+    assert [lab.open(next(ends)) for _ in range(4)] == [SECOND] * 4
+    lab.configure(web("fo", dict(rest)))
+    lab.configure(limited)
+    assert lab.open(next(ends)) != SECOND
+    lab.configure(web("fo", dict(rest)))
+    lab.configure(web("fo", {**rest, SECOND: (9, 5, 2)}))
+    assert lab.open(next(ends)) == SECOND, "it may have more now"
+    assert lab.open(next(ends)) != SECOND
+
+
+def test_thresholds_count_after_a_crash(tmp_path: Path) -> None:
+    limited = web("fo", {FIRST: 1, SECOND: (9, 4, 2)})
+    with (tmp_path / "table").open("w+b") as file:
+        lab = Lab(limited, fd=file.fileno())
+        ends = list(clients(6))
+        assert served(lab, ends[:5]) == [SECOND] * 4 + [FIRST]
+        lab = Lab(limited, fd=file.fileno(), clock=lab.clock)
+        assert (lab.load(SECOND), lab.open(ends[5])) == ((4, 0), FIRST)
+        for end in ends[:3]:
+            reset(lab, end)
+        lab.workers[0].expire(lab.clock.advance(11))
+        assert lab.open(ends[0]) == SECOND, "until it has fewer than the lower one"
 
 
 # --- mh ---------------------------------------------------------------------------------------------------------------

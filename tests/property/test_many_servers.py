@@ -23,6 +23,8 @@ SCHEDULERS = ["lc", "wlc", "sed", "nq", "fo", "ovf", "lblc", "lblcr"]
 DESTINATIONS = [f"198.51.100.{at}:80" for at in range(1, 7)]
 WORKERS = 3
 FEW = 16  # servers up to which the core walks (ranking.pyx)
+HOSTS = 40  # clients that stay with their servers
+FOREVER = 30 * 86400  # seconds
 
 
 @dataclass
@@ -40,9 +42,11 @@ class Server:
 class Walk:
     """A service by mark, its real servers in the order in which they were added, and what a walk over them finds."""
 
-    def __init__(self, scheduler: str, chance: Random, count: int) -> None:
-        self.scheduler, self.chance = scheduler, chance
+    def __init__(self, scheduler: str, chance: Random, count: int, persistence: int = 0) -> None:
+        self.scheduler, self.chance, self.persistence = scheduler, chance, persistence
         self.servers: dict[str, Server] = {}
+        self.left: list[str] = []
+        self.led: dict[str, str] = {}  # with persistence: the server of each client
         self.known: dict[str, list[str]] = {}  # lblc, lblcr: servers of a destination, newest first
         self.opened: list[tuple[str, str, str]] = []  # client, destination, server
         self.made = 0
@@ -68,20 +72,30 @@ class Walk:
         for _ in range(self.chance.choice([1, 1, 5])):
             what = self.chance.random()
             real = self.chance.choice(list(self.servers))
-            if what < 0.25:
+            if what < 0.15:
                 self.add()
+            elif what < 0.25 and self.left:
+                self.servers[self.left.pop()] = self.drawn()  # the last of them all
             elif what < 0.5 and len(self.servers) > FEW - 2:
                 del self.servers[real]
+                self.left.append(real)
             else:
                 self.servers[real] = self.drawn()
         for real, new in self.servers.items():
             if real in before and new is not before[real]:
                 new.overloaded = before[real].overloaded and 0 < new.upper <= before[real].upper
         self.publish()
+        for real in self.servers.keys() - before.keys():
+            self.recall(real)
 
     def publish(self) -> None:
         reals = {real: server.given for real, server in self.servers.items()}
-        self.lab.configure(Virtual("0.0.0.0:0", reals, self.scheduler, mark=1))
+        self.lab.configure(Virtual("0.0.0.0:0", reals, self.scheduler, mark=1, persistence=self.persistence))
+
+    def recall(self, real: str) -> None:
+        """A server that is new here may have connections, from when it was here before."""
+        server = self.servers[real]
+        server.overloaded = 0 < server.upper <= sum(self.load(real))
 
     # -- the rules
 
@@ -145,10 +159,13 @@ class Walk:
 
     def begin(self, number: int) -> None:
         """A new connection goes where the walk says."""
-        client, destination = f"192.0.2.1:{1024 + number}", self.chance.choice(DESTINATIONS)
+        host = f"192.0.2.{self.chance.randint(1, HOSTS) if self.persistence else 1}"
+        client, destination = f"{host}:{1024 + number}", self.chance.choice(DESTINATIONS)
         self.lab.workers[0].expire(self.lab.clock())
         self.settle()
-        expected = self.expected(destination)
+        expected = self.led.pop(host, None)
+        if expected not in self.servers:
+            expected = self.expected(destination)
         result = self.lab.send(tcp(client, destination), mark=1, worker=self.chance.randrange(WORKERS))
         got = None if result.packet is None else "10.{}.{}.{}:0".format(*result.packet[17:20])
         assert got == expected, (self.scheduler, self.servers, expected and self.load(expected), got and self.load(got))
@@ -156,6 +173,8 @@ class Walk:
             server = self.servers[got]
             server.overloaded = server.overloaded or 0 < server.upper <= sum(self.load(got))
             self.opened.append((client, destination, got))
+            if self.persistence:
+                self.led[host] = got
 
     def go_on(self) -> None:
         """A packet of an older connection, from the client or from its server, that may change its state."""
@@ -174,10 +193,11 @@ class Walk:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SEQUENCES))
+@pytest.mark.parametrize("persistence", [0, FOREVER])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_a_ranking_finds_what_a_walk_finds(scheduler: str, seed: int) -> None:
-    chance = Random(f"{scheduler} {seed}")
-    walk = Walk(scheduler, chance, chance.choice([17, 33, 60]))
+def test_a_ranking_finds_what_a_walk_finds(scheduler: str, persistence: int, seed: int) -> None:
+    chance = Random(f"{scheduler} {persistence} {seed}")
+    walk = Walk(scheduler, chance, chance.choice([17, 33, 60]), persistence)
     assert walk.lab.services[0].ranked
     for number in range(SEQUENCE_STEPS // 3):
         what = chance.random()
@@ -226,7 +246,7 @@ def test_a_service_that_left_is_told_no_more_and_again_when_it_is_back() -> None
     walk.lab.configure()
     assert not service.ranked
     walk.publish()
-    for server in walk.servers.values():
-        server.overloaded = False
+    for real in walk.servers:
+        walk.recall(real)
     for number in range(2, 50):
         walk.begin(number)

@@ -56,7 +56,7 @@ from nfqlb._core.forward cimport direct, finish_bulk, is_bulk, nat_reply, nat_re
 from nfqlb._core.hash cimport hash_endpoint, hash_text
 from nfqlb._core.icmp cimport is_sound, is_unreachable, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.latency cimport measure
-from nfqlb._core.load cimport is_overloaded, note_connection
+from nfqlb._core.load cimport is_overloaded, note_connection, recall
 from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, offload_t
 from nfqlb._core.memory cimport anonymous, cache_lines
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
@@ -973,6 +973,11 @@ cdef class Datapath:
 
     def publish(self, Snapshot snapshot not None) -> None:
         """Put a configuration before the workers; their next batch goes by it. Never waits for them."""
+        cdef Service service
+        for service in snapshot.services:
+            while service is not None:
+                recall(service.service, self.table.table.loads)
+                service = service.shadow
         self._watch(snapshot)
         store_pointer(<void**>&self.published, <void*>snapshot.snapshot, SEQUENTIAL)
         self._retire(self.current)

@@ -45,6 +45,15 @@ cdef inline bint note_connection(service_t* service, server_t* server, const loa
     return True
 
 
+cdef inline void recall(service_t* service, const load_t* loads) noexcept nogil:
+    """Look how many connections servers have that are new to their service, but may not be to the table."""
+    cdef uint32_t at
+    for at in range(service.count):
+        if service.servers[at].is_new:
+            service.servers[at].is_new = False
+            note_connection(service, &service.servers[at], loads)
+
+
 cdef inline bint takes(server_t* server, const load_t* loads) noexcept nogil:
     """Whether it gets new connections. One of weight 0 may stop being overloaded all the same."""
     return not is_overloaded(server, loads) and server.weight > 0

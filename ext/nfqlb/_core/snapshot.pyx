@@ -167,6 +167,7 @@ cdef class Service:
             server.method = METHODS.index(method)
             server.last_weight = weight
             server.counts_total = "count-total" in flags
+            server.is_new = True
             server.upper, server.lower = thresholds or (0, 0)
             server.lower = server.lower or server.upper - server.upper // 4
             self.service.count += 1
@@ -273,6 +274,7 @@ cdef void inherit(service_t* service, const service_t* previous) noexcept:
         if other >= 0:
             before = &previous.servers[other]
             server.last_weight = server.weight or before.last_weight
+            server.is_new = before.is_new
             server.overloaded = is_overloaded(before, service.loads) and 0 < server.upper <= before.upper
 
 

@@ -412,6 +412,7 @@ cdef struct server_t:
     uint16_t port                # 0: that of the packet
     uint8_t method               # method_t
     uint8_t overloaded           # between those two; written by whoever adds a connection or looks
+    uint8_t is_new               # to its service, and nobody has looked yet how many it has
     uint8_t counts_total         # its service has COUNT_TOTAL
 
 
