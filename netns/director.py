@@ -47,7 +47,7 @@ class Director(Host):
         """`nfqlb run` with arguments that it must not accept; how it ended."""
         return self.run([NFQLB, "run", "--name", self.instance, *args], check=False, timeout=15, env=env)
 
-    def cli(self, *args: str, check: bool = True, patience: float = 3.0) -> subprocess.CompletedProcess[str]:
+    def cli(self, *args: str, check: bool = True, patience: float = 20.0) -> subprocess.CompletedProcess[str]:
         """Any other command of nfqlb, to the director that runs here: cli("show", "services").
 
         A director says ready before its API is there: one that does not answer yet is asked again.

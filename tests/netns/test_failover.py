@@ -89,6 +89,7 @@ def test_connections_go_on_when_the_masters_machine_dies_and_when_it_is_back(mod
         services = SYNC + sealed + net.services(80) + net.services(7)
         net.start_pair(services)
         held = load.Held(net.client, net.vip(), sizes.HELD)
+        everywhere(net, sizes.HELD)
 
         download = load.slow_download(net.client, net.url("/whole"), sizes.TRANSFER // SLOWLY)
         everywhere(net, sizes.HELD + 1)
