@@ -284,6 +284,17 @@ def test_ip6_and_templates_go_on() -> None:
     assert first[24:40] == more[24:40], "the client keeps its server"
 
 
+def test_ftp_and_every_other_port_of_a_vip_go_on_beside_each_other() -> None:
+    every = Virtual("203.0.113.1:0", {"10.0.0.1:0": 1, "10.0.0.2:0": 1}, persistence=60)
+    ftp = Virtual("203.0.113.1:21", {"10.0.0.1:21": 1, "10.0.0.2:21": 1}, persistence=60)
+    side, backup = Side(every, ftp), Side(every, ftp)
+    ends = [(f"192.0.2.{host}", port) for host in (1, 2) for port in (80, 21)]
+    real = {end: side.lab.open(f"{end[0]}:1000", f"203.0.113.1:{end[1]}") for end in ends}
+    backup.hear(*side.said())
+    assert backup.outcomes() == {"entered": 4, "updated": 4}, "as each began, and as it was assured"
+    assert {end: backup.lab.open(f"{end[0]}:2000", f"203.0.113.1:{end[1]}") for end in reversed(ends)} == real
+
+
 def test_services_by_mark_go_on() -> None:
     for vip, client, real in ((VIP, CLIENT, REAL), (VIP6, CLIENT6, REAL6)):
         any_ = "[::]:0" if ":" in vip[:3] or vip[0] == "[" else "0.0.0.0:0"

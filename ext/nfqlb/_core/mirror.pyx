@@ -439,7 +439,7 @@ cdef outcome_t take_in(Mirror mirror, record_t* record, bint whole) noexcept nog
     cdef bint ours
     if not is_sane(record):
         return REFUSED
-    service = service_of(worker.snapshot, record, &packet)
+    service = service_of(mirror, record, &packet)
     if service == NULL:
         return UNBOUND
     at = server_of(mirror, service, record)
@@ -497,8 +497,11 @@ cdef inline bint is_sip(const record_t* record) noexcept nogil:
     return record.name_length == 3 and memcmp(record.name, b"sip", 3) == 0
 
 
-cdef service_t* service_of(const snapshot_t* snapshot, record_t* record, packet_t* packet) noexcept nogil:
-    """The virtual service of a record, NULL where there is none; `packet` becomes one of its client's."""
+cdef service_t* service_of(Mirror mirror, record_t* record, packet_t* packet) noexcept nogil:
+    """The virtual service of a record, NULL where there is none; `packet` becomes one of its client's. Templates of FTP
+    and of every port of a VIP look alike: their real servers tell them apart.
+    """
+    cdef const snapshot_t* snapshot = mirror.own.worker.snapshot
     cdef service_t* service
     memset(packet, 0, sizeof(packet_t))
     packet.source = record.client
@@ -517,7 +520,7 @@ cdef service_t* service_of(const snapshot_t* snapshot, record_t* record, packet_
             | <uint32_t>(<const uint8_t*>&record.virtual)[14] << 8 | (<const uint8_t*>&record.virtual)[15]
     packet.mark = record.mark
     service = classify(snapshot, packet, True)
-    if service == NULL and record.vport == 0:
+    if record.vport == 0 and (service == NULL or server_of(mirror, service, record) < 0):
         packet.dport = FTP
         service = classify(snapshot, packet, True)
     if service == NULL or service.mark != record.mark or service.persistence == 0 \
