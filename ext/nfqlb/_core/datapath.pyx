@@ -1322,3 +1322,10 @@ cdef class Worker:
             gone = expire(self.worker.table, tick, budget)
             leave(self.worker.table, self.worker.reader)
         return gone
+
+    def settle(self, drained: bool) -> None:
+        """After the verdict of `process`: have the kernel forward its connection, if it is one to hand down. `drained`
+        says that no other packet waits.
+        """
+        if self.worker.nominees != NULL:
+            settle(&self.worker, drained)
