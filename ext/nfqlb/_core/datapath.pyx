@@ -281,6 +281,8 @@ cdef uint8_t decide(worker_t* worker, packet_t* packet) noexcept nogil:
             reply = not reply
     if connection != NULL and connection.place != 0:
         catch_up(worker, connection)
+        if not reply and is_first(packet):                   # its old place tells nothing of what begins now
+            bring_up(worker.table, connection)
     if connection != NULL and not reply and outlived(worker, connection, packet):
         if packet.protocol != UDP:
             moved = fate_of(worker, connection) & MOVES != 0
