@@ -23,7 +23,6 @@ from nfqlb._core.atomic cimport (
     add32,
     add64,
     load32,
-    load64,
     load_pointer,
     replace32,
     store32,
@@ -57,7 +56,7 @@ from nfqlb._core.hash cimport hash_endpoint, hash_text
 from nfqlb._core.icmp cimport is_sound, is_unreachable, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.latency cimport measure
 from nfqlb._core.load cimport is_overloaded, note_connection, recall
-from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, offload_t
+from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, is_opened, offload_t
 from nfqlb._core.memory cimport anonymous, cache_lines
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
 from nfqlb._core.ranking cimport attach, detach, note_load, position
@@ -474,7 +473,7 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
     if place == 0 or offload == NULL:
         return
     if connection.protocol == TCP and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV \
-            and load64(&offload.places[place].count[0].packets, RELAXED) != 0:
+            and is_opened(offload, place):
         follow(worker, connection, 0, False)
     ended = load32(&offload.places[place].ended, ACQUIRE)
     followed = load32(&offload.owners[place].followed, ACQUIRE)

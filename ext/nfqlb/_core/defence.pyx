@@ -11,6 +11,7 @@ from libc.stdint cimport int32_t, uint32_t
 
 from nfqlb._core.atomic cimport ACQUIRE, RELAXED, add32, load32, replace32, store32
 from nfqlb._core.connection cimport hold, let_go, remove
+from nfqlb._core.offload cimport is_opened, offload_t
 from nfqlb._core.tracking cimport ASSOCIATED, ESTABLISHED, INIT, INIT1, SYN_RECV, SYNACK, patience
 from nfqlb._core.types cimport (
     ASSURED,
@@ -90,10 +91,15 @@ cdef int evict(table_t* table, const snapshot_t* snapshot, uint32_t first, uint3
 
 
 cdef bint is_expendable(table_t* table, const snapshot_t* snapshot, connection_t* entry, uint32_t now) noexcept nogil:
-    """Whether a connection may end before its time. What the kernel forwards by itself may not: it is established."""
+    """Whether a connection may end before its time. What the kernel forwards by itself may not: it is established, but
+    for one of NAT whose client has not taken up the real server's SYN-ACK.
+    """
     cdef uint32_t word = load32(&entry.word, ACQUIRE)
     cdef uint32_t state = (word & STATE_MASK) >> STATE_SHIFT
-    if word & LIFE != LIVE or entry.flags & LEFT or load32(&entry.place, ACQUIRE) != 0:
+    cdef uint32_t place = load32(&entry.place, ACQUIRE)
+    if word & LIFE != LIVE or entry.flags & LEFT:
+        return False
+    if place != 0 and (entry.protocol != TCP or state != SYN_RECV or is_opened(<offload_t*>table.offload, place)):
         return False
     if entry.flags & TEMPLATE:
         return is_barren(entry)

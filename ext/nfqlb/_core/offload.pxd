@@ -101,6 +101,11 @@ cdef inline uint64_t packets_of(const offload_t* offload, uint32_t place) noexce
         + load64(&offload.places[place].count[1].packets, RELAXED)
 
 
+cdef inline bint is_opened(const offload_t* offload, uint32_t place) noexcept nogil:
+    """Whether the kernel has forwarded a packet of the client's for a place."""
+    return load64(&offload.places[place].count[0].packets, RELAXED) != 0
+
+
 cdef inline bint is_busy(const offload_t* offload, uint32_t place) noexcept nogil:
     """Whether packets passed since the follower looked."""
     return packets_of(offload, place) != offload.owners[place].noticed
