@@ -194,6 +194,7 @@ cdef enum:
     PATH_LIFE = 6000                     # ticks: ten minutes (RFC 1191, 6.3)
     UNANSWERED = 8                       # datagrams of a client that make a flow without an answer
     PATIENCE = 2                         # ticks that a connection waits for an empty queue
+    RETRY = 10                           # and until it is tried again where the kernel had no room
     GROUP = 256                          # places of the table that one batch goes through
     PART = 32                            # of the table: one is looked at in a second (ip_vs_random_dropentry)
 
@@ -413,6 +414,8 @@ cdef void nominate(worker_t* worker, connection_t* connection) noexcept nogil:
     cdef nominees_t* nominees = worker.nominees
     if connection.nominated == 0:
         connection.nominated = worker.now
+    elif <int32_t>(worker.now - connection.nominated) < 0:   # the kernel took none of it just now
+        return
     nominees.nominees[nominees.count].connection = <uint32_t>(connection - worker.table.entries)
     nominees.nominees[nominees.count].hash = connection.hash
     nominees.count += 1
@@ -455,9 +458,10 @@ cdef void hand_down(worker_t* worker, connection_t* connection) noexcept nogil:
         return
     elif hop != NULL:
         mtu = hop.mtu
-    if install(<offload_t*>worker.table.offload, connection, <uint32_t>(connection - worker.table.entries), hop, mtu,
-               own != NULL and own.mask != 0, turn) \
-            and (load32(&connection.word, SEQUENTIAL) & LIFE != LIVE or connection.flags & LEFT):
+    if not install(<offload_t*>worker.table.offload, connection, <uint32_t>(connection - worker.table.entries), hop, mtu,
+                   own != NULL and own.mask != 0, turn, worker.now):
+        connection.nominated = worker.now + RETRY
+    elif load32(&connection.word, SEQUENTIAL) & LIFE != LIVE or connection.flags & LEFT:
         bring_up(worker.table, connection)                   # it ended at the same moment
 
 

@@ -110,20 +110,21 @@ cdef bint put_flow(const offload_t* offload, const connection_t* connection, uin
     memset(&flow, 0, sizeof(offload_flow))
     flow.place = place
     request_key(connection, &key)
-    if connection.flags & METHOD == NAT:
-        flow.way = OFFLOAD_NAT
-        flow.most = mtu
-        translate(&flow, &connection.virtual, connection.vport, &connection.server, connection.sport)
-        if not tell(offload, BPF_MAP_UPDATE_ELEM, &key, &flow):
-            return False
+    if connection.flags & METHOD == NAT:                     # the key that may be another's first: nothing is counted then
         flow.way = OFFLOAD_REPLY
         flow.reply = 1
-        flow.most = 0
         translate(&flow, &connection.server, connection.sport, &connection.virtual, connection.vport)
         reply_key(connection, &key)
+        if not tell(offload, BPF_MAP_UPDATE_ELEM, &key, &flow):
+            return False
+        flow.way = OFFLOAD_NAT
+        flow.reply = 0
+        flow.most = mtu
+        translate(&flow, &connection.virtual, connection.vport, &connection.server, connection.sport)
+        request_key(connection, &key)
         if tell(offload, BPF_MAP_UPDATE_ELEM, &key, &flow):
             return True
-        request_key(connection, &key)
+        reply_key(connection, &key)
         tell(offload, BPF_MAP_DELETE_ELEM, &key, NULL)
         return False
     flow.way = OFFLOAD_DIRECT if connection.flags & METHOD == DIRECT else OFFLOAD_TUNNEL
@@ -156,7 +157,7 @@ cdef uint32_t take_place(offload_t* offload) noexcept nogil:
 
 
 cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, const hop_t* hop, uint32_t mtu,
-                  bint marked, uint32_t turn) noexcept nogil:
+                  bint marked, uint32_t turn, uint32_t now) noexcept nogil:
     """Have the kernel forward what comes of this connection from now on; False where it has no room.
 
     `mtu`: bytes of the longest packet, without an outer header; for NAT 0 where only the link has one. `hop` is for
@@ -174,32 +175,15 @@ cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, 
     owner.turn = turn
     store32(&owner.connection, index, RELEASE)
     if not put_flow(offload, connection, place, hop, mtu):
-        memset(owner, 0, sizeof(owner_t))
-        lock(&offload.lock)
-        owner.next = offload.free
-        offload.free = place
-        offload.used -= 1
-        offload.installed -= 1
-        offload.refused += 1
-        unlock(&offload.lock)
+        give_up(offload, place, now, True)
         return False
     store32(&connection.place, place, SEQUENTIAL)
     return True
 
 
-cdef void take_out(offload_t* offload, connection_t* connection, uint32_t now) noexcept nogil:
-    """Have packets of this connection come up again, if they don't."""
-    cdef uint32_t place = swap32(&connection.place, 0, SEQUENTIAL)
-    cdef offload_key key
-    cdef owner_t* owner
-    if place == 0:
-        return
-    request_key(connection, &key)
-    tell(offload, BPF_MAP_DELETE_ELEM, &key, NULL)
-    if connection.flags & METHOD == NAT:
-        reply_key(connection, &key)
-        tell(offload, BPF_MAP_DELETE_ELEM, &key, NULL)
-    owner = &offload.owners[place]
+cdef void give_up(offload_t* offload, uint32_t place, uint32_t now, bint refused) noexcept nogil:
+    """Let a place rest: its flow, or the half of it that was in before the kernel `refused`, is out again."""
+    cdef owner_t* owner = &offload.owners[place]
     store32(&owner.connection, 0, RELEASE)
     lock(&offload.lock)
     owner.released = now
@@ -210,7 +194,23 @@ cdef void take_out(offload_t* offload, connection_t* connection, uint32_t now) n
         offload.released_first = place
     offload.released_last = place
     offload.used -= 1
+    offload.installed -= refused
+    offload.refused += refused
     unlock(&offload.lock)
+
+
+cdef void take_out(offload_t* offload, connection_t* connection, uint32_t now) noexcept nogil:
+    """Have packets of this connection come up again, if they don't."""
+    cdef uint32_t place = swap32(&connection.place, 0, SEQUENTIAL)
+    cdef offload_key key
+    if place == 0:
+        return
+    request_key(connection, &key)
+    tell(offload, BPF_MAP_DELETE_ELEM, &key, NULL)
+    if connection.flags & METHOD == NAT:
+        reply_key(connection, &key)
+        tell(offload, BPF_MAP_DELETE_ELEM, &key, NULL)
+    give_up(offload, place, now, False)
 
 
 cdef uint32_t first_released(offload_t* offload, uint32_t now) noexcept nogil:

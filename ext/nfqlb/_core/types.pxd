@@ -183,7 +183,7 @@ cdef struct connection_t:
     uint32_t control             # its template, which does not go before it
     uint32_t children            # of a template: connections that it controls
     uint32_t place               # with the offload, 0: its packets come up
-    uint32_t nominated           # tick at which it first could have one, 0: not yet; while it is measured: latency.pyx
+    uint32_t nominated           # tick at which it first could have one, or can again, 0: not yet; else see latency.pyx
     uint32_t outpackets          # from the real server, wraps
     uint32_t began               # microseconds, wraps; 0: nobody measures how fast its server is (latency.pyx)
 
