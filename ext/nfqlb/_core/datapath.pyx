@@ -194,7 +194,8 @@ cdef enum:
     PATH_LIFE = 6000                     # ticks: ten minutes (RFC 1191, 6.3)
     UNANSWERED = 8                       # datagrams of a client that make a flow without an answer
     PATIENCE = 2                         # ticks that a connection waits for an empty queue
-    RETRY = 10                           # and until it is tried again where the kernel had no room
+    STALE = 10                           # and after which it waits anew: it was nominated another time
+    RETRY = 10                           # until it is tried again where the kernel had no room
     GROUP = 256                          # places of the table that one batch goes through
     PART = 32                            # of the table: one is looked at in a second (ip_vs_random_dropentry)
 
@@ -412,7 +413,7 @@ cdef bint is_answer(worker_t* worker, const connection_t* connection, const pack
 
 cdef void nominate(worker_t* worker, connection_t* connection) noexcept nogil:
     cdef nominees_t* nominees = worker.nominees
-    if connection.nominated == 0:
+    if connection.nominated == 0 or <int32_t>(worker.now - connection.nominated) > STALE:
         connection.nominated = worker.now
     elif <int32_t>(worker.now - connection.nominated) < 0:   # the kernel took none of it just now
         return
@@ -434,7 +435,8 @@ cdef void settle(worker_t* worker, bint drained) noexcept nogil:
     for i in range(nominees.count):
         connection = &worker.table.entries[nominees.nominees[i].connection]
         if load32(&connection.word, ACQUIRE) & LIFE == LIVE and connection.hash == nominees.nominees[i].hash \
-                and connection.place == 0 and (drained or worker.now - connection.nominated >= PATIENCE):
+                and connection.place == 0 \
+                and (drained or <int32_t>(worker.now - connection.nominated) >= PATIENCE):
             hand_down(worker, connection)
     nominees.count = 0
     leave(worker.table, worker.reader)

@@ -177,6 +177,7 @@ cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, 
     if not put_flow(offload, connection, place, hop, mtu):
         give_up(offload, place, now, True)
         return False
+    connection.nominated = 0
     store32(&connection.place, place, SEQUENTIAL)
     return True
 
@@ -205,6 +206,7 @@ cdef void take_out(offload_t* offload, connection_t* connection, uint32_t now) n
     cdef offload_key key
     if place == 0:
         return
+    connection.nominated = 0                                 # the next time is one of its own
     request_key(connection, &key)
     tell(offload, BPF_MAP_DELETE_ELEM, &key, NULL)
     if connection.flags & METHOD == NAT:
