@@ -478,10 +478,10 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
     cdef int first
     if place == 0 or offload == NULL:
         return
+    ended = load32(&offload.places[place].ended, ACQUIRE)    # before the counts, which the kernel writes first
     if connection.protocol == TCP and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV \
             and is_opened(offload, place):
         follow(worker, connection, 0, False)
-    ended = load32(&offload.places[place].ended, ACQUIRE)
     followed = load32(&offload.owners[place].followed, ACQUIRE)
     if ended == followed or not replace32(&offload.owners[place].followed, &followed, ended, False, RELEASE, ACQUIRE):
         return

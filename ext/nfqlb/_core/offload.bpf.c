@@ -367,12 +367,12 @@ INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *fron
 		return TC_ACT_UNSPEC;
 	if (flow->way == OFFLOAD_TUNNEL && packet->length > 0xffff - IP6)
 		return TC_ACT_UNSPEC;
-	if (packet->segment & (FIN | RST))
-		note_end(flow, place, packet->segment);
 	before = __sync_fetch_and_add(&place->count[flow->reply & 1].packets, 1);
 	if (before == 0 && flow->way == OFFLOAD_NAT && packet->key.protocol == IPPROTO_TCP)
 		ringbuf_output(&events, &flow->place, sizeof(flow->place), 0);
 	__sync_fetch_and_add(&place->count[flow->reply & 1].bytes, packet->length);
+	if (packet->segment & (FIN | RST)) /* after the count: who sees that it ended sees that it was opened */
+		note_end(flow, place, packet->segment);
 	put_link(front, flow);
 	if (flow->way == OFFLOAD_DIRECT) {
 		age(skb, front, packet->family, 0);
