@@ -56,7 +56,18 @@ from nfqlb._core.hash cimport hash_endpoint, hash_text
 from nfqlb._core.icmp cimport is_sound, is_unreachable, nat_error, refuse, reissue, tell_expired, tell_mtu, told_mtu
 from nfqlb._core.latency cimport measure
 from nfqlb._core.load cimport is_overloaded, note_connection, recall
-from nfqlb._core.offload cimport OFFLOAD_ENDS, OFFLOAD_FIN, OFFLOAD_FIRST, OFFLOAD_RST, Offload, install, is_opened, offload_t
+from nfqlb._core.offload cimport (
+    OFFLOAD_ENDS,
+    OFFLOAD_FIN,
+    OFFLOAD_FIRST,
+    OFFLOAD_RST,
+    Offload,
+    install,
+    is_answered,
+    is_busy,
+    is_opened,
+    offload_t,
+)
 from nfqlb._core.memory cimport anonymous, cache_lines
 from nfqlb._core.packet cimport load, parse, parse_inside, parse_quoted
 from nfqlb._core.ranking cimport attach, detach, note_load, position
@@ -480,8 +491,10 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
         return
     ended = load32(&offload.places[place].ended, ACQUIRE)    # before the counts, which the kernel writes first
     if connection.protocol == TCP and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV \
-            and is_opened(offload, place):
+            and is_opened(offload, place) and is_busy(offload, place):
         follow(worker, connection, 0, False)
+        if (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV and is_answered(offload, place):
+            follow(worker, connection, 0, True)              # secure_tcp went up since: its server has to say so
     followed = load32(&offload.owners[place].followed, ACQUIRE)
     if ended == followed or not replace32(&offload.owners[place].followed, &followed, ended, False, RELEASE, ACQUIRE):
         return

@@ -106,6 +106,11 @@ cdef inline bint is_opened(const offload_t* offload, uint32_t place) noexcept no
     return load64(&offload.places[place].count[0].packets, RELAXED) != 0
 
 
+cdef inline bint is_answered(const offload_t* offload, uint32_t place) noexcept nogil:
+    """Whether the kernel has forwarded a packet of the real server's for a place."""
+    return load64(&offload.places[place].count[1].packets, RELAXED) != 0
+
+
 cdef inline bint is_busy(const offload_t* offload, uint32_t place) noexcept nogil:
     """Whether packets passed since the follower looked."""
     return packets_of(offload, place) != offload.owners[place].noticed
