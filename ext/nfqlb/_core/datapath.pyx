@@ -821,6 +821,7 @@ cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nog
         path = &worker.paths[connection.slot]
         path.mtu = mtu
         path.until = worker.now + PATH_LIFE
+        catch_up(worker, connection)
         bring_up(worker.table, connection)                   # its next place has that MTU
         if error.version == 4 and not get16(inside.data + IP4_FRAGMENT) & DONT_FRAGMENT:
             return ERROR_REISSUED
