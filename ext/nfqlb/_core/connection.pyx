@@ -316,7 +316,7 @@ cdef bint remove(table_t* table, connection_t* entry) noexcept nogil:
 cdef void bring_up(table_t* table, connection_t* entry) noexcept nogil:
     """Have the kernel forward no more of a connection by itself."""
     if load32(&entry.place, SEQUENTIAL) != 0 and table.offload != NULL:
-        take_out(<offload_t*>table.offload, entry, load32(&table.wheel_tick, RELAXED))
+        take_out(<offload_t*>table.offload, entry)
 
 
 cdef inline void free_entry(table_t* table, connection_t* entry, uint64_t epoch) noexcept nogil:

@@ -88,8 +88,8 @@ cdef class Offload:
 
 
 cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, const hop_t* hop, uint32_t mtu,
-                  bint marked, uint32_t turn, uint32_t now) noexcept nogil
-cdef void take_out(offload_t* offload, connection_t* connection, uint32_t now) noexcept nogil
+                  bint marked, uint32_t turn) noexcept nogil
+cdef void take_out(offload_t* offload, connection_t* connection) noexcept nogil
 cdef void reap(offload_t* offload, uint32_t place) noexcept nogil
 cdef uint32_t first_released(offload_t* offload, uint32_t now) noexcept nogil
 cdef uint32_t next_event(Offload offload) noexcept nogil

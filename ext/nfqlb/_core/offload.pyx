@@ -13,6 +13,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.time cimport CLOCK_BOOTTIME, clock_gettime, timespec
 
 import os
 
@@ -29,7 +30,7 @@ from nfqlb._core.atomic cimport (
     unlock,
 )
 from nfqlb._core.checksum cimport add_address, fold, remove_address
-from nfqlb._core.types cimport DIRECT, METHOD, NAT, address_t, connection_t, hop_t
+from nfqlb._core.types cimport DIRECT, METHOD, NAT, TICK, address_t, connection_t, hop_t
 from nfqlb._core.wire cimport htons
 
 
@@ -157,7 +158,7 @@ cdef uint32_t take_place(offload_t* offload) noexcept nogil:
 
 
 cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, const hop_t* hop, uint32_t mtu,
-                  bint marked, uint32_t turn, uint32_t now) noexcept nogil:
+                  bint marked, uint32_t turn) noexcept nogil:
     """Have the kernel forward what comes of this connection from now on; False where it has no room.
 
     `mtu`: bytes of the longest packet, without an outer header; for NAT 0 where only the link has one. `hop` is for
@@ -175,19 +176,23 @@ cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, 
     owner.turn = turn
     store32(&owner.connection, index, RELEASE)
     if not put_flow(offload, connection, place, hop, mtu):
-        give_up(offload, place, now, True)
+        give_up(offload, place, True)
         return False
     connection.nominated = 0
     store32(&connection.place, place, SEQUENTIAL)
     return True
 
 
-cdef void give_up(offload_t* offload, uint32_t place, uint32_t now, bint refused) noexcept nogil:
-    """Let a place rest: its flow, or the half of it that was in before the kernel `refused`, is out again."""
+cdef void give_up(offload_t* offload, uint32_t place, bint refused) noexcept nogil:
+    """Let a place rest: its flow, or the half of it that was in before the kernel `refused`, is out again. From
+    now on, by the clock: the wheel is late in a mass of endings, and the packet that may be under way is not.
+    """
     cdef owner_t* owner = &offload.owners[place]
+    cdef timespec now
+    clock_gettime(CLOCK_BOOTTIME, &now)
     store32(&owner.connection, 0, RELEASE)
     lock(&offload.lock)
-    owner.released = now
+    owner.released = <uint32_t>((<uint64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec) // TICK)
     owner.next = 0
     if offload.released_last:
         offload.owners[offload.released_last].next = place
@@ -200,7 +205,7 @@ cdef void give_up(offload_t* offload, uint32_t place, uint32_t now, bint refused
     unlock(&offload.lock)
 
 
-cdef void take_out(offload_t* offload, connection_t* connection, uint32_t now) noexcept nogil:
+cdef void take_out(offload_t* offload, connection_t* connection) noexcept nogil:
     """Have packets of this connection come up again, if they don't."""
     cdef uint32_t place = swap32(&connection.place, 0, SEQUENTIAL)
     cdef offload_key key
@@ -212,7 +217,7 @@ cdef void take_out(offload_t* offload, connection_t* connection, uint32_t now) n
     if connection.flags & METHOD == NAT:
         reply_key(connection, &key)
         tell(offload, BPF_MAP_DELETE_ELEM, &key, NULL)
-    give_up(offload, place, now, False)
+    give_up(offload, place, False)
 
 
 cdef uint32_t first_released(offload_t* offload, uint32_t now) noexcept nogil:
