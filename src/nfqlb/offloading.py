@@ -8,6 +8,7 @@ flow shows the kernel that its neighbour is in use.
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from nfqlb import _core
 from nfqlb._core.datapath import Datapath
 from nfqlb._core.follow import Follower
 from nfqlb._core.offload import Offload
-from nfqlb.errors import NfqlbError
+from nfqlb.errors import MissingError, NfqlbError
 from nfqlb.kernel.offload import RING_BYTES, Program, Sizes, detach
+
+log = logging.getLogger("nfqlb")
 
 FLOWS_MAX = 1 << 20
 PROGRAM = Path(_core.__path__[0]) / "offload.bpf.o"
@@ -29,19 +32,38 @@ class Offloading:
         flows = min(connections, FLOWS_MAX)
         self._name = name
         self._program = Program(name, PROGRAM, Sizes(Offload.KEY, Offload.FLOW, Offload.PLACE, Offload.CONTROL), flows)
-        self._offload = Offload(*self._program.maps, RING_BYTES, flows)
-        datapath.hand_down(self._offload)
-        self._follower = Follower(datapath)
-        self._thread = threading.Thread(target=self._follower.run, name="offload", daemon=True)
+        self._datapath, self._refused = datapath, dict[int, str]()
+        try:
+            self._offload = Offload(*self._program.maps, RING_BYTES, flows)
+        except OSError as error:
+            self._program.close()
+            raise MissingError(f"the kernel gives no memory of BPF maps: {error.strerror}") from None
 
     def start(self) -> None:
-        """Attach to the interfaces, in place of a predecessor's program, and follow."""
-        self._program.follow()
+        """Attach to the interfaces, in place of a predecessor's program; then hand flows down, and follow them.
+        KernelError where no interface takes it: nothing is handed down then.
+        """
+        try:
+            self._attach()
+        except NfqlbError:
+            self._program.close()
+            raise
+        self._datapath.hand_down(self._offload)
+        self._follower = Follower(self._datapath)
+        self._thread = threading.Thread(target=self._follower.run, name="offload", daemon=True)
         self._thread.start()
+
+    def _attach(self) -> list[str]:
+        found = self._program.follow()
+        for index, why in self._program.refused.items():
+            if self._refused.get(index) != why:
+                log.warning("no offload of what comes in by %s", why)
+        self._refused = self._program.refused
+        return found
 
     def follow(self) -> list[str]:
         """Attach to interfaces that came, and where somebody took it away: a sentence for each of the latter."""
-        return [f"the offload was gone from {device}" for device in self._program.follow()]
+        return [f"the offload was gone from {device}" for device in self._attach()]
 
     def look_again(self) -> None:
         """Routes or neighbours may have changed."""
@@ -59,7 +81,4 @@ class Offloading:
 
 def withdraw(name: str) -> None:
     """Take away what a director of this name left in the kernel."""
-    try:
-        detach(name)
-    except OSError as error:
-        raise NfqlbError(f"cannot take the offload away: {error.strerror or error}") from error
+    detach(name)

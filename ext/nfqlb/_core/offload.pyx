@@ -55,8 +55,9 @@ cdef extern from "<linux/bpf.h>" nogil:
         uint64_t flags
 
 cdef enum:
-    PAGE = 4096
     REST = 10                        # ticks between the end of a place and its next use
+
+cdef size_t PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 # -- flows ------------------------------------------------------------------------------------------------------------

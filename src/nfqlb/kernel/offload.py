@@ -8,15 +8,15 @@ own in their place, in one step for each interface.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
-from nfqlb.errors import MissingError
+from nfqlb.errors import KernelError, MissingError
 from nfqlb.kernel import bpf
 
 SECTION = "tc"
@@ -47,7 +47,8 @@ class Program:
     """A program with its maps in the kernel, of the director of that name. MissingError where it cannot be had."""
 
     def __init__(self, name: str, file: Path, sizes: Sizes, flows: int) -> None:
-        self.name, self._attached = filter_name(name), set[int]()
+        self.name, self._attached, self._began = filter_name(name), set[int](), False
+        self.refused: dict[int, str] = {}  # interfaces that do not take it: why
         self._fds: list[int] = []
         try:
             program = bpf.read(file.read_bytes(), SECTION)
@@ -72,20 +73,32 @@ class Program:
         return fd
 
     def follow(self) -> list[str]:
-        """Attach to interfaces that came, and where somebody took it away; the names of the latter."""
-        done = []
-        with IPRoute() as ip:
+        """Attach to interfaces that came, and where somebody took it away; the names of the latter. Those that do not
+        take it are `refused`; KernelError where none does at the first time.
+        """
+        done, refused = [], {}
+        with _netlink("the offload cannot follow interfaces") as ip:
             wanted = interfaces(ip)
             for index, device in wanted.items():
-                if index not in self._attached or not bpf.ours(ip, index, self.name):
-                    with suppress(NetlinkError):  # it went again
-                        bpf.attach(ip, index, self._program, self.name)
-                        if index in self._attached:
-                            done.append(device)
+                try:
+                    if index in self._attached and bpf.ours(ip, index, self.name):
+                        continue
+                    bpf.attach(ip, index, self._program, self.name)
+                except (KernelError, NetlinkError) as error:
+                    refused[index] = f"{device}: {error}"
+                    continue
+                if index in self._attached:
+                    done.append(device)
+            if refused:
+                present = interfaces(ip)
+                refused = {index: why for index, why in refused.items() if index in present}  # the others went again
+            attached = wanted.keys() - refused.keys()
+            if refused and not attached and not self._began:
+                raise KernelError(next(iter(refused.values())))
             for index in self._attached - wanted.keys():
                 with suppress(NetlinkError):
                     bpf.detach(ip, index, self.name)
-        self._attached = set(wanted)
+        self._attached, self.refused, self._began = set(attached), refused, True
         return done
 
     def close(self) -> None:
@@ -100,10 +113,20 @@ def filter_name(name: str) -> str:
 
 def detach(name: str) -> None:
     """Take the program of a director away wherever it is."""
-    with IPRoute() as ip:
+    with _netlink("cannot take the offload away") as ip:
         for index in bpf.attached(ip, filter_name(name)):
             with suppress(NetlinkError):  # the interface went
                 bpf.detach(ip, index, filter_name(name))
+
+
+@contextmanager
+def _netlink(problem: str) -> Iterator[IPRoute]:
+    """A socket; what it cannot do is a KernelError."""
+    try:
+        with IPRoute() as ip:
+            yield ip
+    except (NetlinkError, OSError) as error:
+        raise KernelError(f"{problem}: {os.strerror(error.code) if isinstance(error, NetlinkError) else error}") from error
 
 
 def interfaces(ip: IPRoute) -> Mapping[int, str]:
