@@ -74,7 +74,8 @@ class Program:
 
     def follow(self) -> list[str]:
         """Attach to interfaces that came, and where somebody took it away; the names of the latter. Those that do not
-        take it are `refused`; KernelError where none does at the first time.
+        take it are `refused`; KernelError where none does at the first time. A predecessor's program goes then where ours
+        is not wanted.
         """
         done, refused = [], {}
         with _netlink("the offload cannot follow interfaces") as ip:
@@ -95,7 +96,7 @@ class Program:
             attached = wanted.keys() - refused.keys()
             if refused and not attached and not self._began:
                 raise KernelError(next(iter(refused.values())))
-            for index in self._attached - wanted.keys():
+            for index in (self._attached if self._began else bpf.attached(ip, self.name).keys()) - attached:
                 with suppress(NetlinkError):
                     bpf.detach(ip, index, self.name)
         self._attached, self.refused, self._began = set(attached), refused, True
