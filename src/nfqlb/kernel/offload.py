@@ -74,8 +74,8 @@ class Program:
 
     def follow(self) -> list[str]:
         """Attach to interfaces that came, and where somebody took it away; the names of the latter. Those that do not
-        take it are `refused`; KernelError where none does at the first time. A predecessor's program goes then where ours
-        is not wanted.
+        take it are `refused`; KernelError where none does at the first time. Then a predecessor's program goes where
+        ours is not wanted.
         """
         done, refused = [], {}
         with _netlink("the offload cannot follow interfaces") as ip:
@@ -127,7 +127,8 @@ def _netlink(problem: str) -> Iterator[IPRoute]:
         with IPRoute() as ip:
             yield ip
     except (NetlinkError, OSError) as error:
-        raise KernelError(f"{problem}: {os.strerror(error.code) if isinstance(error, NetlinkError) else error}") from error
+        why = os.strerror(error.code) if isinstance(error, NetlinkError) else error.strerror or error
+        raise KernelError(f"{problem}: {why}") from error
 
 
 def interfaces(ip: IPRoute) -> Mapping[int, str]:
