@@ -178,7 +178,8 @@ INLINE void note_end(struct offload_flow *flow, struct offload_place *place, __u
 	ringbuf_output(&events, &flow->place, sizeof(flow->place), 0);
 }
 
-/* The next hop by the kernel's routes. 0: it is known; 1: it is, and this packet must go by the kernel's neighbour;
+/* The next hop by the kernel's routes, for the packet as they see it that comes up: a request is translated before, a
+ * reply after that. 0: it is known; 1: it is, and this packet must go by the kernel's neighbour;
  * -1: there is none that we can use.
  */
 INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct packet *packet, union front *front,
@@ -196,18 +197,21 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct pac
 	zero = now->generation;
 	route.family = packet->family;
 	route.l4_protocol = packet->key.protocol;
+	route.sport = packet->key.sport;
+	route.dport = flow->reply ? packet->key.dport : flow->port;
 	route.tot_len = 1;     /* for the MTU to be told */
 	route.ifindex = skb->ingress_ifindex;
 	if (packet->family == FAMILY4) {
 		route.tos = front->byte[15];
-		route.ipv4_src = flow->reply ? flow->address[3] : packet->key.source[3];
+		route.ipv4_src = packet->key.source[3];
 		route.ipv4_dst = flow->reply ? packet->key.destination[3] : flow->address[3];
 	} else {
-		__u32 *source = flow->reply ? flow->address : packet->key.source;
 		__u32 *destination = flow->reply ? packet->key.destination : flow->address;
+
+		route.flowinfo = (front->half[7] | (__u32)front->half[8] << 16) & NET32(0x0fffffff);
 #pragma unroll
 		for (int i = 0; i < 4; i++) {
-			route.ipv6_src[i] = source[i];
+			route.ipv6_src[i] = packet->key.source[i];
 			route.ipv6_dst[i] = destination[i];
 		}
 	}
