@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nfqlb")
 
+ROUTES_SECONDS = 1.0  # between two looks at all routes of NAT, however often some change
+
 
 class Aiming:
     """The ways of one director's packets; `by` is RunConfig.dr_by, `mask` the bits of marks, 0 where there are none.
 
     `marks` are those by which the kernel steers packets to real servers; with `leads` it forwards by itself what is
     established. This machine's addresses are asked for when they are `stale`: always, unless somebody `listens` for
-    changes of them.
+    changes of them. What leads asks for the routes of NAT again when they were `rerouted`, but once in ROUTES_SECONDS.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Aiming:
         self._datapath, self._compiler, self._by, self._feed = datapath, compiler, by, feed
         self._leads = leads
         self._hops: Mapping[int, neighbours.Hop] = {}  # by slot: where flows leave that the kernel forwards
-        self.stale, self.listens = True, False
+        self.stale, self.listens, self.rerouted = True, False, False
+        self._asked = 0.0  # when all routes of NAT were
         self._own: set[str] = set()  # this machine's addresses
         self._intent = Intent()  # the last that was aimed for
         self._sent: dict[Key, dict[int, str]] = {}  # by service: slots whose packets are not NAT's, and their addresses
         self._here: dict[Key, list[int]] = {}  # by service: slots of NAT that are this machine
+        self._natted: dict[Key, dict[int, str]] = {}  # by service: slots of NAT that are elsewhere, and their addresses
         self._narrow: dict[Key, dict[int, neighbours.Hop]] = {}  # by service: slots of NAT whose route has an MTU
         self._wanted: dict[int, str] = {}  # all that is in _sent
         self._ways: dict[int, neighbours.Hop] = {}  # by slot
@@ -159,11 +163,11 @@ class Aiming:
             if own != self._own:
                 self._own, keys = own, {**self._intent.by_key, **intent.by_key}
             self.stale = not self.listens
-        natted: list[tuple[Key, int, str]] = []
+        keys = list(keys)
         for key in keys:
             self._sent.pop(key, None)
             self._here.pop(key, None)
-            self._narrow.pop(key, None)
+            self._natted.pop(key, None)
             service, slots = intent.by_key.get(key), self._compiler.slots.services.get(key, {})
             for real in service.reals if service else ():
                 slot = slots[real.address, real.port]
@@ -172,14 +176,26 @@ class Aiming:
                 elif real.address in self._own:
                     self._here.setdefault(key, []).append(slot)
                 else:
-                    natted.append((key, slot, real.address))
-        if natted and self._leads:
-            routes = neighbours.routes({address for _, _, address in natted})
-            for key, slot, address in natted:
-                if address in routes and routes[address].mtu:
-                    hop = neighbours.Hop(routes[address].interface, routes[address].mtu)
-                    self._narrow.setdefault(key, {})[slot] = hop
+                    self._natted.setdefault(key, {})[slot] = real.address
         self._intent = intent
+        if self._leads:
+            if (self.rerouted or not self.listens) and time.monotonic() >= self._asked + ROUTES_SECONDS:
+                self.rerouted, self._asked = False, time.monotonic()
+                keys = [*keys, *self._natted]
+            self._measure(keys)
+
+    def _measure(self, keys: Iterable[Key]) -> None:
+        """Find out which real servers of these services have a route with an MTU, of those that NAT reaches."""
+        addresses = {address for key in keys for address in self._natted.get(key, {}).values()}
+        routes = neighbours.routes(addresses) if addresses else {}
+        for key in keys:
+            self._narrow[key] = {
+                slot: neighbours.Hop(routes[address].interface, routes[address].mtu)
+                for slot, address in self._natted.get(key, {}).items()
+                if address in routes and routes[address].mtu
+            }
+            if not self._narrow[key]:
+                del self._narrow[key]
 
     def _way(self, server: str) -> neighbours.Hop | None:
         """Over the kernel's own route, if it has one."""

@@ -950,8 +950,9 @@ class Director:
         loop, heard = asyncio.get_running_loop(), asyncio.Event()
         probed = loop.time()
 
-        def hear(addresses: bool) -> None:
+        def hear(addresses: bool, routes: bool) -> None:
             self._aiming.stale = self._aiming.stale or addresses
+            self._aiming.rerouted = self._aiming.rerouted or routes
             heard.set()
 
         with contextlib.ExitStack() as stack:

@@ -22,6 +22,7 @@ from nfqlb.kernel.netlink import CREATE, DUMP, NLMSG_DONE, NLMSG_ERROR, REQUEST,
 from nfqlb.model import family
 
 RTM_GETLINK, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH, RTM_GETNEIGH = 18, 22, 24, 26, 28, 30
+RTM_DELROUTE = 25
 RTM_NEWADDR, RTM_DELADDR, RTM_GETRULE = 20, 21, 34
 REPLACE = 0x100  # NLM_F_REPLACE
 # RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
@@ -129,10 +130,10 @@ def ruled() -> set[int]:
 
 class Events:
     """Readable when links, addresses, routes or neighbours changed in this network namespace; `clear` then calls
-    `heard`, and tells it whether addresses of this machine may have changed.
+    `heard`, and tells it whether addresses of this machine may have changed, and whether routes.
     """
 
-    def __init__(self, heard: Callable[[bool], None]) -> None:
+    def __init__(self, heard: Callable[[bool, bool], None]) -> None:
         self._heard = heard
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setblocking(False)
@@ -146,8 +147,8 @@ class Events:
         try:
             kinds = {kind for kind, *_ in received(self._socket)}
         except OSError:  # more than could be kept
-            kinds = {RTM_NEWADDR}
-        self._heard(bool(kinds & {RTM_NEWADDR, RTM_DELADDR}))
+            kinds = {RTM_NEWADDR, RTM_NEWROUTE}
+        self._heard(bool(kinds & {RTM_NEWADDR, RTM_DELADDR}), bool(kinds & {RTM_NEWROUTE, RTM_DELROUTE}))
 
     def close(self) -> None:
         self._socket.close()
