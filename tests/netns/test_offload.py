@@ -9,7 +9,7 @@ import pytest
 
 from netns import Net, changes, kernelstate, load
 from netns.host import until
-from netns.wiring import endpoint
+from netns.wiring import endpoint, lan
 from tests import sizes
 
 ON = ["--offload", "auto"]
@@ -171,3 +171,54 @@ def test_nothing_is_lost_while_the_offload_goes_on_and_off(make_net: Callable[..
     )
     assert done.sent >= sizes.RATE
     assert (done.lost_there, done.lost_back) == (0, 0)
+
+
+def test_an_interface_that_does_not_take_it_costs_only_itself(net: Net) -> None:
+    """Its filters are a block that it shares. And one that lost its address while no director ran keeps no program."""
+    for device, address in (("shared", "198.51.100.1/28"), ("aside", "198.51.100.17/28")):
+        net.director.run(["ip", "link", "add", device, "type", "veth", "peer", "name", f"{device}0"])
+        net.director.run(["ip", "addr", "add", address, "dev", device])
+        net.director.run(["ip", "link", "set", device, "up"])
+    net.director.run(["tc", "qdisc", "add", "dev", "shared", "ingress_block", "7", "ingress"])
+
+    def filters(device: str) -> str:
+        return net.director.run(["tc", "filter", "show", "dev", device, "ingress"]).stdout
+
+    start(net)
+    assert net.director.process is not None
+    net.director.process.says("nfqlb: warning: no offload of what comes in by shared: tc on interface")
+    assert "nfqlb-offload" in filters("aside")
+    net.director.kill_both()
+    net.director.run(["ip", "addr", "flush", "dev", "aside"])
+    start(net)
+    assert filters("aside") == ""
+    net.client.run(["curl", "-sSf", "-o", "/dev/null", net.url()])
+    assert offload(net)["packets"] > 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_next_hops_are_those_of_packets_that_come_up(make_net: Callable[..., Net], family: int) -> None:
+    """The way back to clients is there for one port of the real server's alone."""
+    net = make_net(servers=1)
+    start(net, family=family)
+    ip, clients = ["ip", f"-{family}"], lan(1).prefixes.of(family)
+    net.director.run([*ip, "route", "add", "default", "via", net.outside.at(254).of(family), "table", "77"])
+    net.director.run([*ip, "rule", "add", "ipproto", "tcp", "sport", "80", "lookup", "77"])
+    net.director.run([*ip, "route", "add", "blackhole", clients])
+    sent = net.storage.fill("whole", sizes.MIB)
+    assert load.download(net.client, net.url("/whole", family), timeout=20) == sent
+    assert offload(net)["packets"] > net.director.show("stats")["packets"]
+
+
+def test_a_route_that_becomes_narrow_is_heard_by_clients(make_net: Callable[..., Net]) -> None:
+    net = make_net(servers=1)
+    start(net)
+    net.storage.fill("whole", sizes.MIB)
+
+    def known() -> bool:
+        load.upload(net.client, net.storage.files / "whole", net.url("/incoming/whole"), timeout=20)
+        return "mtu 1300" in net.client.run(["ip", "route", "get", net.vip()]).stdout
+
+    assert not known()
+    net.director.ip(f"route add {net.servers[0].v4}/32 dev eth0 mtu 1300")
+    until(known, SECONDS, lambda: "the client still sends long packets")
