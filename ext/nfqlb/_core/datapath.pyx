@@ -471,8 +471,8 @@ cdef void hand_down(worker_t* worker, connection_t* connection) noexcept nogil:
         return
     elif hop != NULL:
         mtu = hop.mtu
-    if not install(<offload_t*>worker.table.offload, connection, <uint32_t>(connection - worker.table.entries), hop, mtu,
-                   own != NULL and own.mask != 0, turn):
+    if not install(<offload_t*>worker.table.offload, connection, <uint32_t>(connection - worker.table.entries), hop,
+                   mtu, own != NULL and own.mask != 0, turn):
         connection.nominated = worker.now + RETRY
     elif load32(&connection.word, SEQUENTIAL) & LIFE != LIVE or connection.flags & LEFT:
         bring_up(worker.table, connection)                   # it ended at the same moment

@@ -112,7 +112,7 @@ cdef bint put_flow(const offload_t* offload, const connection_t* connection, uin
     memset(&flow, 0, sizeof(offload_flow))
     flow.place = place
     request_key(connection, &key)
-    if connection.flags & METHOD == NAT:                     # the key that may be another's first: nothing is counted then
+    if connection.flags & METHOD == NAT:                     # first the key that another may have: nothing is counted
         flow.way = OFFLOAD_REPLY
         flow.reply = 1
         translate(&flow, &connection.server, connection.sport, &connection.virtual, connection.vport)
