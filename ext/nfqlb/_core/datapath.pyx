@@ -496,8 +496,9 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
         if (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV and is_answered(offload, place):
             follow(worker, connection, 0, True)              # secure_tcp went up since: its server has to say so
     followed = load32(&offload.owners[place].followed, ACQUIRE)
-    if ended == followed or not replace32(&offload.owners[place].followed, &followed, ended, False, RELEASE, ACQUIRE):
-        return
+    if not ended & ~followed or not replace32(
+            &offload.owners[place].followed, &followed, followed | ended, False, RELEASE, ACQUIRE):
+        return                                               # it is known, or somebody else is at it
     ended &= ~followed | ~<uint32_t>OFFLOAD_ENDS
     first = 1 if ended & OFFLOAD_FIRST << 1 else 0
     if ended & OFFLOAD_FIN << first:
