@@ -100,6 +100,7 @@ RECORD = re.compile(r"[A-Z][A-Z0-9-]{0,15}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}", re.ASCII)  # MD5 as keepalived has it, SHA-256
 CHECK_SECONDS = 0.01, 86400.0
 MSS_MIN, MSS_MAX = 536, 65495  # what every host takes (RFC 9293, 3.7.1), and what the longest IPv4 packet holds
+NUMBER, DIGITS_MAX = re.compile(r"-?[0-9]+"), 20
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 # what IPv4 servers have, canonical as it is: ipaddress takes ten times as long, and files have many
 UNICAST = re.compile(rf"(?:[1-9]|[1-9]\d|1\d\d|2[01]\d|22[0-3])(?:\.{OCTET}){{3}}", re.ASCII)
@@ -967,14 +968,14 @@ def parse_vip(text: str) -> Key:
     if rest.startswith("fwmark:"):
         if slash:
             check_choice("family", tail, ("ipv4", "ipv6"))
-        return key_of_mark(_number("fwmark", rest.removeprefix("fwmark:")), 6 if tail == "ipv6" else 4)
+        return key_of_mark(parse_number("fwmark", rest.removeprefix("fwmark:")), 6 if tail == "ipv6" else 4)
     address, ports = _split("vip", rest)
     if not ports:
         raise ConfigError("vip", text, "has no port", "write ADDRESS:PORT, as in 203.0.113.10:80")
     first, dash, last = ports.partition("-")
     if slash:
         check_choice("protocol", tail, tuple(PROTOCOLS))
-    span = _number("vip port", first), _number("vip port", last) if dash else 0
+    span = parse_number("vip port", first), parse_number("vip port", last) if dash else 0
     return Key(tail or "tcp", canonical("vip", address), *span)
 
 
@@ -996,8 +997,10 @@ def parse_real(text: str, service: Key) -> Real:
         if name not in REAL_OPTIONS:
             fix = f"{', '.join(f'{known}=' for known in REAL_OPTIONS)} can follow the address"
             raise ConfigError("real", text, f"has the unknown option {name!r}", fix)
-        values[name] = value if name == "mode" else _number(name, value)
-    return Real(address, _number("real port", port) if port else 0 if service.wide else service.port, **values)
+        if name in values:
+            raise ConfigError("real", text, f"has {name} twice", "give each option once")
+        values[name] = value if name == "mode" else parse_number(name, value)
+    return Real(address, parse_number("real port", port) if port else 0 if service.wide else service.port, **values)
 
 
 def parse_listener(field: str, text: str) -> tuple[str, int]:
@@ -1005,7 +1008,7 @@ def parse_listener(field: str, text: str) -> tuple[str, int]:
     address, digits = _split(field, text)
     if not digits:
         raise ConfigError(field, text, "has no port", "write ADDRESS:PORT, as in 127.0.0.1:9105")
-    port = _number(f"{field} port", digits)
+    port = parse_number(f"{field} port", digits)
     check_range(f"{field} port", port, 1, PORT_MAX)
     return address if address in ANY_ADDRESS.values() else canonical(field, address), port
 
@@ -1034,8 +1037,10 @@ def _split(field: str, text: str) -> tuple[str, str]:
     return address, port
 
 
-def _number(field: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(field, text, "is not a whole number") from None
+def parse_number(field: str, text: str) -> int:
+    """A whole number in decimal digits; no signs of other languages, no blanks, no underscores."""
+    if not NUMBER.fullmatch(text):
+        raise ConfigError(field, text, "is not a whole number")
+    if len(text) > DIGITS_MAX:
+        raise ConfigError(field, text, "is out of every range", f"use at most {DIGITS_MAX} digits")
+    return int(text)

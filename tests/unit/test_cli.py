@@ -577,6 +577,37 @@ def test_the_schema_of_the_file_is_printed(command: Command) -> None:
     assert json.loads(command("schema").out) == schema()
 
 
+ODD = "\udcff"  # what Python makes of the byte ff
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["apply", f"{ODD}.toml"],
+        ["run", "--vip-dev", ODD],
+        ["service", "add", VIP, "--label", ODD],
+        ["set", f"options.hash_key={ODD}"],
+        ["real", "maint", VIP, REAL, "--why", ODD],
+    ],
+)
+def test_an_argument_that_is_no_text_is_refused(command: Command, args: list[str]) -> None:
+    ended = command(*args)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("nfqlb: argument '")
+    assert ended.err.endswith("': is not UTF-8 text\n")
+
+
+@pytest.mark.parametrize(("to", "why"), [(">&-", "Bad file descriptor"), ("> /dev/full", "No space left on device")])
+@pytest.mark.parametrize("words", ["show", "schema", "export", "ipvsadm -Ln"])
+def test_a_standard_output_that_takes_nothing_is_one_sentence(client: Client, words: str, to: str, why: str) -> None:
+    line = f"exec {sys.executable} -c 'from nfqlb.cli import main; main()' {words} {to}"
+    ended = subprocess.run(
+        ["sh", "-c", line], env={"NFQLB_API": client.path}, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"nfqlb: the standard output takes no more: {why}\n"
+
+
 def test_ctrl_c_ends_with_130() -> None:
     def interrupted(_: str, argv: list[str]) -> None:
         os.close(int(argv[-1]))

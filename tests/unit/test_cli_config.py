@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -116,7 +118,7 @@ def test_one_can_go_back_at_once(live: Command, director: FakeDirector, file: Pa
     assert director.intent() == Intent((WEB, DNS))
 
 
-@pytest.mark.parametrize("time", ["0.5x", "x", "2d", "0", "0s", ""])
+@pytest.mark.parametrize("time", ["0.5x", "x", "2d", "0", "0s", "", "9" * 5000])
 def test_a_time_to_confirm_that_cannot_be(live: Command, director: FakeDirector, file: Path, time: str) -> None:
     assert live("apply", str(file), "--confirm-within", time).code == 2
     assert director.revision == 1
@@ -158,6 +160,90 @@ def test_what_is_exported_is_applied_as_nothing_to_do(live: Command, tmp_path: P
     assert file.read_text() == printed.out
     assert live("apply", str(file)) == (0, "nothing to do: revision 1 is that already\n", "")
     assert live("export", str(tmp_path / "no" / "now.toml")).code == 2
+
+
+def test_export_writes_through_what_is_no_file_of_its_own(
+    live: Command, director: FakeDirector, tmp_path: Path
+) -> None:
+    text = live("export").out
+    assert live("export", "-") == (0, text, "")
+    file, link, pipe = tmp_path / "now.toml", tmp_path / "link", tmp_path / "pipe"
+    file.write_text("")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with open(reader, "rb") as read:
+        assert live("export", str(pipe)).code == live("export", str(link)).code == 0
+        assert read.read() == text.encode()
+    assert (pipe.is_fifo(), link.is_symlink(), file.read_text()) == (True, True, text)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_a_file_that_is_replaced_keeps_its_owner(live: Command, tmp_path: Path) -> None:
+    file = tmp_path / "now.toml"
+    file.write_text("")
+    os.chown(file, 4711, 4712)
+    assert live("export", str(file)).code == 0
+    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_size > 0) == (4711, 4712, True)
+
+
+@pytest.mark.parametrize(("options", "mode"), [(Options(), 0o644), (Options(hash_key="0" * 32), 0o600)])
+def test_a_new_file_with_a_key_is_its_owners(
+    live: Command, director: FakeDirector, tmp_path: Path, options: Options, mode: int
+) -> None:
+    director.state = replace(director.state, intent=replace(director.intent(), options=options))
+    file = tmp_path / "now.toml"
+    assert live("export", str(file)).code == 0
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+
+
+def test_what_comes_by_the_standard_input_is_applied(live: Command, director: FakeDirector, file: Path) -> None:
+    kept = os.dup(0)
+    try:
+        with file.open() as source:
+            os.dup2(source.fileno(), 0)
+        assert live("apply", "-").out.endswith("applied: revision 2\n")
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+    assert director.intent() == AFTER
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[timeouts]\nudp = " + "9" * 5000, "has a number of thousands of digits"),
+        ("a = " + "[" * 5000, "is nested too deeply"),
+    ],
+)
+def test_a_file_that_no_parser_takes_is_refused(live: Command, tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    assert live("apply", str(file)) == (2, "", f"nfqlb: config '{file}': {problem}\n")
+
+
+def test_no_name_is_no_folder_and_a_byte_order_mark_is_none_of_the_text(
+    live: Command, director: FakeDirector, tmp_path: Path
+) -> None:
+    assert live("apply", "") == (2, "", "nfqlb: config '': is no name of a file\n")
+    file = tmp_path / "marked.toml"
+    file.write_bytes(b"\xef\xbb\xbfservice = []\n")
+    assert live("apply", str(file)).code == 0
+    assert director.intent().services == ()
+
+
+@pytest.mark.parametrize("environ", [{"NFQLB_API": ""}, {"NFQLB_NAME": "other"}])
+def test_apply_finds_the_director_as_run_does(
+    capsys: pytest.CaptureFixture[str], client: Client, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    file = tmp_path / "named.toml"
+    file.write_text(f'service = []\n[director]\nname = "web"\napi = "{client.path}"\n')
+    assert Command(capsys, **environ)("apply", "--plan", str(file)).code == 0
+    file.write_text('service = []\n[director]\nname = "web"\n')
+    ended = Command(capsys, **environ)("apply", "--plan", str(file))
+    assert f"/run/nfqlb/{environ.get('NFQLB_NAME', 'web')}/api.sock" in ended.err
 
 
 @settings(max_examples=EXAMPLES // 4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -222,7 +308,10 @@ def test_set_leaves_connection_sync_as_it_is(live: Command, director: FakeDirect
     [
         ("udp=9", "set 'udp=9': is no setting; write TABLE.KEY=VALUE, TABLE one of timeouts, answers, options"),
         ("timeouts.icmp=9", "set 'timeouts.icmp': is not known; the keys of timeouts are "),
-        ("timeouts.udp=9s", "timeouts.udp '9s': is not a whole number"),
+        ("timeouts.udp=9w", "timeouts.udp '9w': is not a time; write 90, 90s, 5m, 2h or 1d"),
+        ("timeouts.udp=" + "9" * 5000, "timeouts.udp '" + "9" * 5000 + "': is too long; use at most 10 digits"),
+        ("options.drop_entry=1_0", "options.drop_entry '1_0': is not a whole number"),
+        ("options.conn_reuse_mode=2", "set 'options.conn_reuse_mode=2': is there twice; give each value once"),
         ("timeouts.udp=0", "timeout udp '0': out of range; use 1 to 2147483 seconds"),
         ("answers.sloppy_tcp=1", "answers.sloppy_tcp '1': is neither yes nor no"),
     ],

@@ -154,6 +154,31 @@ def test_connections_are_printed_as_recorded() -> None:
     assert language.connections(made, set(), language.Names(True)) == rows
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('-A -t 10.99.0.2:80 -s "rr', "line 2 of what is to be restored: No closing quotation"),
+        ("-A -t 10.99.0.2:80 -s \udcff", "argument '?': is not UTF-8 text"),
+        ("-A -t 10.99.0.2:\udcff", "illegal virtual server address[:port] specified"),
+        ("-R", "a saved table cannot restore another one"),
+    ],
+)
+def test_a_table_with_a_line_that_cannot_be_read_restores_nothing(
+    ipvsadm: Ipvsadm, monkeypatch: pytest.MonkeyPatch, line: str, fault: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"-A -t 10.99.0.1:80\n{line}\n-A -t 10.99.0.3:80\n"))
+    assert ipvsadm("-R") == (2, "", f"{fault}\n")
+    assert "10.99.0" not in ipvsadm("-Ln")[1]
+
+
+@pytest.mark.parametrize("port", ["٣", "8_0", "65536", "9" * 5000])
+def test_a_number_is_written_in_ascii_digits(port: str) -> None:
+    with pytest.raises(Fault, match="illegal virtual server address"):
+        parse(["-A", "-t", f"10.99.0.1:{port}"])
+    with pytest.raises(Fault, match="illegal weight"):
+        parse(["-a", "-t", "10.99.0.1:80", "-r", "10.2.1.1", "-w", port])
+
+
 def test_what_is_saved_restores_to_the_same(ipvsadm: Ipvsadm, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in ROUND:
         assert ipvsadm(*line.split()) == (0, "", "")

@@ -173,6 +173,18 @@ def refusal(build: Callable[[], object]) -> str:
         (lambda: Service(VIP, fwmark=7), f"fwmark '7': has the VIP {VIP}; leave out one or the other"),
         (lambda: parse_vip("fwmark:0"), "fwmark '0': out of range; use 1 to 4294967295"),
         (lambda: parse_vip("fwmark:x"), "fwmark 'x': is not a whole number"),
+        (lambda: parse_vip(f"{VIP}:٣"), "vip port '٣': is not a whole number"),
+        (lambda: parse_vip(f"{VIP}:8_0"), "vip port '8_0': is not a whole number"),
+        (lambda: parse_vip(f"{VIP}:+81"), "vip port '+81': is not a whole number"),
+        (
+            lambda: parse_vip(f"{VIP}:{'9' * 21}"),
+            f"vip port '{'9' * 21}': is out of every range; use at most 20 digits",
+        ),
+        (lambda: parse_real(f"{REAL}:80,weight= 5", WEB), "weight ' 5': is not a whole number"),
+        (
+            lambda: parse_real(f"{REAL}:80,weight=3,weight=4", WEB),
+            "real '10.0.1.11:80,weight=3,weight=4': has weight twice; give each option once",
+        ),
         (lambda: parse_vip("fwmark:7/tcp"), "family 'tcp': is not known; choose from ipv4, ipv6"),
         (lambda: parse_real(f"{REAL}:80,weight=x", WEB), "weight 'x': is not a whole number"),
         (

@@ -7,6 +7,7 @@ one for each mistake in it) and the exit code of its class in nfqlb.errors; wron
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import NoReturn
 import click
 
 from nfqlb import __version__
-from nfqlb.cli.env import Env
+from nfqlb.cli.env import Env, check_text
 from nfqlb.errors import NfqlbError
 
 COMMANDS = {
@@ -39,6 +40,9 @@ COMMANDS = {
     "completion": "Print what bash, zsh or fish need to complete this command.",
     "schema": "Print the JSON schema of the configuration file, for editors.",
 }
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of a standard output
 
 
 class LazyGroup(click.Group):
@@ -65,24 +69,37 @@ def nfqlb() -> None:
 def main(args: Sequence[str] | None = None, env: Env | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     words = sys.argv[1:] if args is None else args
+    if sys.stdout is None:  # closed: then writing says so
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        sys.exit(_run(args, words, env or Env()))
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer
+        sys.exit(_fail(f"the standard output takes no more: {error.strerror}", 1))
+
+
+def _run(args: Sequence[str] | None, words: Sequence[str], env: Env) -> int:
     if args is None and os.path.basename(sys.argv[0]) == "ipvsadm":
         words = ["ipvsadm", *words]
     if words and words[0] == "ipvsadm":  # it has a grammar of its own
         from nfqlb.cli import ipvsadm
 
-        sys.exit(ipvsadm.main(words[1:], env or Env()))
+        return ipvsadm.main(words[1:], env)
     try:
-        code = nfqlb.main(args, "nfqlb", standalone_mode=False, obj=env or Env())
+        for word in words:
+            check_text(word)
+        return nfqlb.main(args, "nfqlb", standalone_mode=False, obj=env) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except click.ClickException as error:
-        code = _fail(_sentence(error), error.exit_code)
+        return _fail(_sentence(error), error.exit_code)
     except click.Abort:
-        code = 130
+        return 130
     except NfqlbError as error:
-        code = _fail(str(error), error.exit_code)
-    sys.exit(code)
+        return _fail(str(error), error.exit_code)
 
 
 def _fail(sentences: str, code: int) -> int:

@@ -26,15 +26,17 @@ def command(
 ) -> None:
     """Make a running director do what FILE says: services that are not in it go, all in one step or not at all.
 
+    FILE - is the standard input.
+
     The file is checked as a whole first, and every mistake in it is told. Connections go on, unless their real server
     goes. What the [director] section says takes effect at the next start.
     """
     import msgspec
 
     from nfqlb.cli.values import seconds
-    from nfqlb.config.file import read
+    from nfqlb.config.file import STDIN, read
 
-    director, intent = read(file, whole=True)
+    director, intent = read(file, whole=True, stdin=True)
     within = seconds("--confirm-within", confirm_within) if confirm_within is not None else 0
     if confirm_within is not None and not within:
         fix = "give it some, as in 90s or 5m; leave it out to apply for good"
@@ -42,8 +44,9 @@ def command(
     if "api" in director:
         director["api"] = os.path.abspath(director["api"])
     wanted = {"director": msgspec.to_builtins(director), **msgspec.to_builtins(intent)}
-    chosen = client(env, api, name or director.get("name"))
-    answer = chosen.apply(wanted, plan=plan, confirm_within=within, file=os.path.abspath(file))
+    chosen = client(env, api, name, director)
+    origin = "" if file == STDIN else os.path.abspath(file)
+    answer = chosen.apply(wanted, plan=plan, confirm_within=within, file=origin)
     steps.tell(answer, as_json)
     if answer["confirm_by"] and not as_json:
         left = max(0, round(answer["confirm_by"] - time.time()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from nfqlb.errors import ConfigError
 from nfqlb.paths import DEFAULT_NAME, api_socket
 
 if TYPE_CHECKING:
@@ -21,6 +22,15 @@ class Env(NamedTuple):
     environ: Mapping[str, str] = os.environ
     euid: Callable[[], int] = os.geteuid
     execv: Callable[[str, list[str]], object] = os.execv
+
+
+def check_text(word: str) -> None:
+    """Refuse an argument whose bytes are no UTF-8: Python has stand-ins for them, which nothing else takes."""
+    if not word.isascii():
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("argument", word.encode(errors="replace").decode(), "is not UTF-8 text") from None
 
 
 def director_options(function: F) -> F:
@@ -57,12 +67,15 @@ def known_reals(context: click.Context, parameter: click.Parameter, incomplete: 
     return completion.reals(context, parameter, incomplete)
 
 
-def client(env: Env, api: str | None, name: str | None) -> Client:
+def client(env: Env, api: str | None, name: str | None, file: Mapping[str, Any] | None = None) -> Client:
+    """`file` is the [director] section of a configuration, where there is one."""
     from nfqlb.api.client import Client
 
     context = click.get_current_context(silent=True)
     revision = context.meta.get(REVISION) if context else None
-    return Client(socket_path(env, api, director_name(env, name)), revision=revision)
+    told = file or {}
+    chosen = director_name(env, name, told.get("name"))
+    return Client(socket_path(env, api, chosen, told.get("api")), revision=revision)
 
 
 def director_name(env: Env, option: str | None, file: str | None = None) -> str:

@@ -14,7 +14,7 @@ from nfqlb.cli.env import Env, client, director_options
 def command(env: Env, file: str | None, api: str | None, name: str | None) -> None:
     """Write what a director does as a configuration file, to FILE or to the standard output.
 
-    An existing FILE is replaced as a whole.
+    An existing FILE is replaced as a whole; - is the standard output. With `options.hash_key` a new one is its owner's.
     """
     import msgspec
 
@@ -27,7 +27,7 @@ def command(env: Env, file: str | None, api: str | None, name: str | None) -> No
         {part: answer[part] for part in ("timeouts", "answers", "options", "services", "sync")}, Intent
     )
     text = dumps(Loaded(answer["director"], intent))
-    if file is None:
+    if file in (None, "-"):
         click.echo(text, nl=False)
     else:
-        write(file, text)
+        write(file, text, secret=bool(intent.options.hash_key))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from nfqlb.api.client import Client
-from nfqlb.cli.env import Env, director_name, socket_path
+from nfqlb.cli.env import Env, check_text, director_name, socket_path
 from nfqlb.config import ipvsadm as language
 from nfqlb.config.ipvsadm import Command, Fault, Names
 from nfqlb.errors import ConfigError, ExistsError, NfqlbError, NotFoundError, UnreachableError
@@ -35,9 +35,12 @@ USAGE = """Usage:
           [--thresholds] [--persistent-conn] [--tun-info] [--nosort] [--sort]
   ipvsadm -Z [virtual-service]
   ipvsadm --set tcp tcpfin udp
+  ipvsadm --start-daemon master|backup [--mcast-interface device] [--syncid id] [--sync-maxlen length]
+          [--mcast-group address] [--mcast-port port] [--mcast-ttl ttl]
+  ipvsadm --stop-daemon master|backup
   ipvsadm -h | -v
 virtual-service: -t|-u|--sctp-service host[:port] or -f fwmark [-6]
-The director is that of NFQLB_API or NFQLB_NAME; the sync daemon, gue and gre are not supported."""
+The director is that of NFQLB_API or NFQLB_NAME; gue and gre are not supported."""
 
 
 @click.command(
@@ -70,15 +73,15 @@ class Front:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def run(self, arguments: Sequence[str], *, restoring: bool = False) -> int:
-        asked = language.parse(arguments)
+    def run(self, arguments: Sequence[str]) -> int:
+        return self.do(_parsed(arguments))
+
+    def do(self, asked: Command) -> int:
         match asked.name:
             case "h" | "v":
                 _print([language.VERSION] if asked.name == "v" else [language.VERSION, USAGE])
                 return 0
             case "R":
-                if restoring:
-                    raise Fault("a saved table cannot restore another one")
                 return self.restore()
             case "L":
                 return self.list(asked)
@@ -95,15 +98,10 @@ class Front:
         return 0
 
     def restore(self) -> int:
-        """Do each line of stdin; one that is refused keeps none of the others from being done."""
-        import shlex
-
+        """Do each line of stdin, once all can be read; one that is refused keeps none of the others from being done."""
         code = 0
-        for line in sys.stdin:
-            words = shlex.split(line, comments=True)
-            words = words[words[:1] == ["ipvsadm"] :]
-            if words:
-                code = self.run(words, restoring=True) or code
+        for asked in [*_saved(sys.stdin)]:
+            code = self.do(asked) or code
         return code
 
     def change(self, asked: Command) -> None:
@@ -194,6 +192,35 @@ class Front:
         return str(error)
 
 
+def _parsed(arguments: Sequence[str]) -> Command:
+    asked = language.parse(arguments)
+    for word in arguments:
+        try:
+            check_text(word)
+        except ConfigError as error:
+            raise Fault(str(error)) from None
+    return asked
+
+
+def _saved(lines: Iterable[str]) -> Iterator[Command]:
+    import shlex
+
+    try:
+        for number, line in enumerate(lines, 1):
+            try:
+                words = shlex.split(line, comments=True)
+            except ValueError as error:
+                raise Fault(f"line {number} of what is to be restored: {error}") from None
+            words = words[words[:1] == ["ipvsadm"] :]
+            if words:
+                asked = _parsed(words)
+                if asked.name == "R":
+                    raise Fault("a saved table cannot restore another one")
+                yield asked
+    except UnicodeDecodeError:
+        raise Fault("what is to be restored is not UTF-8 text") from None
+
+
 def _where(asked: Command) -> dict[str, object]:
     if asked.mark:
         return {"fwmark": asked.mark, "address": asked.address}
@@ -226,5 +253,5 @@ def _print(lines: Sequence[str]) -> None:
 
 
 def _say(text: str, code: int) -> int:
-    sys.stderr.write(text + "\n")
+    click.echo(text, err=True)
     return code

@@ -8,8 +8,10 @@ import click
 
 from nfqlb.cli import steps
 from nfqlb.cli.env import Env, change_options, client
+from nfqlb.cli.values import seconds
 from nfqlb.config.toml import ANSWERS, OPTIONS, TIMEOUTS
 from nfqlb.errors import ConfigError
+from nfqlb.model import parse_number
 
 TABLES = {"timeouts": TIMEOUTS, "answers": ANSWERS, "options": OPTIONS}
 TRUTH = {"yes": True, "true": True, "no": False, "false": False}
@@ -36,8 +38,12 @@ def command(env: Env, values: tuple[str, ...], as_json: bool, api: str | None, n
             for key, value in keys.items():
                 click.echo(f"{table}.{key} = {json.dumps(value)}")
         return
+    named: set[tuple[str, str]] = set()
     for text in values:
         table, key, new = setting(text)
+        if (table, key) in named:
+            raise ConfigError("set", text, "is there twice", "give each value once")
+        named.add((table, key))
         config[table][key] = new
     if director.revision is None:
         director.revision = config["revision"]
@@ -55,6 +61,6 @@ def setting(text: str) -> tuple[str, str, object]:
         raise ConfigError("set", path, "is not known", f"the keys of {table} are {', '.join(TABLES[table])}")
     if kind is bool and value not in TRUTH:
         raise ConfigError(path, value, "is neither yes nor no")
-    if kind is int and not (value.isascii() and value.isdigit()):
-        raise ConfigError(path, value, "is not a whole number")
-    return table, key, TRUTH[value] if kind is bool else int(value) if kind is int else value
+    if kind is int:
+        return table, key, seconds(path, value) if table == "timeouts" else parse_number(path, value)
+    return table, key, TRUTH[value] if kind is bool else value

@@ -8,6 +8,7 @@ from typing import Any
 from nfqlb.errors import ConfigError
 from nfqlb.model import OwnTimeouts, Persistence, Service, parse_real, parse_vip
 
+DIGITS = 10  # of a time: three centuries
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -16,6 +17,8 @@ def seconds(field: str, text: str) -> int:
     digits, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1)
     if not (digits.isascii() and digits.isdigit()):
         raise ConfigError(field, text, "is not a time", "write 90, 90s, 5m, 2h or 1d")
+    if len(digits.lstrip("0")) > DIGITS:
+        raise ConfigError(field, text, "is too long", f"use at most {DIGITS} digits")
     return int(digits) * unit
 
 
@@ -49,6 +52,8 @@ def own_timeouts(texts: Sequence[str]) -> OwnTimeouts | None:
         name, _, value = text.partition("=")
         if name not in OwnTimeouts.__struct_fields__:
             raise ConfigError("timeout", text, "is not known", f"write {'=, '.join(OwnTimeouts.__struct_fields__)}=")
+        if name in found:
+            raise ConfigError("timeout", text, "is there twice", "give each timeout once")
         found[name] = seconds(f"timeout {name}", value)
     return OwnTimeouts(**found) if found else None
 

@@ -8,6 +8,7 @@ are asked for where ipvsadm asks. The standard library only, and little of it: s
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ REMOTE = "  -> RemoteAddress:Port"
 TIMEOUT_MAX = 31 * 86400
 INT_MAX = 2**31 - 1
 MARK_MAX = 2**32 - 1
+NUMBER = re.compile(r"[ \t]*[+-]?[0-9]{1,19}")  # of strtol, as far as it fits
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 SCHEDULER, PERSISTENCE = "wlc", 300
 METHODS = {"g": "dr", "i": "tun", "m": "nat"}
@@ -386,22 +388,18 @@ def _host(text: str, fault: str) -> tuple[str, str]:
 
 
 def _port(text: str, protocol: str, fault: str) -> int:
-    if text.isdecimal():
+    if NUMBER.fullmatch(text):
         return _within(text, 0, 65535, fault)
     try:
         return socket.getservbyname(text, protocol)
-    except OSError:
+    except (OSError, UnicodeError):
         raise Fault(fault) from None
 
 
 def _within(text: str, low: int, high: int, fault: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise Fault(fault) from None
-    if not low <= number <= high:
+    if not NUMBER.fullmatch(text) or not low <= int(text) <= high:
         raise Fault(fault)
-    return number
+    return int(text)
 
 
 def _timeout(text: str, low: int) -> int:
@@ -418,7 +416,7 @@ def prefix(command: Command) -> int | None:
     fault = "illegal virtual server persistent mask specified"
     try:
         mask = int.from_bytes(socket.inet_aton(command.netmask))
-    except OSError:
+    except (OSError, UnicodeError):
         raise Fault(fault) from None
     ones = mask.bit_count()
     if not ones or mask != (2**ones - 1) << (32 - ones):

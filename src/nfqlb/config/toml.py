@@ -253,6 +253,10 @@ def loads(text: str, file: str, *, whole: bool = False) -> Loaded:
         tables = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise ConfigErrors([ConfigError("config", file, f"is not TOML: {error}")]) from None
+    except ValueError:  # of int()
+        raise ConfigErrors([ConfigError("config", file, "has a number of thousands of digits")]) from None
+    except RecursionError:
+        raise ConfigErrors([ConfigError("config", file, "is nested too deeply")]) from None
     if whole and "service" not in tables:
         fix = "write [[service]], or service = [] to delete every service"
         raise ConfigErrors([ConfigError("config", file, "says nothing of services", fix)])
