@@ -247,6 +247,18 @@ def test_a_table_of_any_size_is_that_of_the_paper(size: int, weights: tuple[int,
     assert served(lab, ends) == maglev(size, reals, ends)
 
 
+@pytest.mark.parametrize("weight", [1, 0])
+def test_a_fallback_does_not_look_for_servers_where_none_takes_connections(weight: int) -> None:
+    """Place by place, each SYN would cost 50 ms: the test's time runs out."""
+    full = dict.fromkeys((FIRST, SECOND, THIRD), (1, 1, 1))
+    mh = Virtual(VIP, full, "mh", flags=("mh-fallback",), maglev_size=655373)
+    lab = Lab(mh, capacity=8192)
+    assert Counter(picks(lab, 3)) == {FIRST: 1, SECOND: 1, THIRD: 1}
+    if not weight:
+        lab.configure(mh._replace(reals=dict.fromkeys(full, 0)))
+    assert set(picks(lab, 9000)[3:]) == {"-"}
+
+
 def test_a_larger_table_is_fairer_and_moves_fewer() -> None:
     reals = {f"10.0.0.{at}:80": 1 for at in range(1, 101)}
     left = {real: weight for real, weight in reals.items() if real != FIRST}

@@ -184,13 +184,21 @@ cdef int32_t maglev(service_t* service, const packet_t* packet, const load_t* lo
     cdef uint32_t more
     if at < 0 or takes(&service.servers[at], loads):
         return at
-    if not service.flags & FALLBACK:
+    if not (service.flags & FALLBACK and anybody_takes(service, loads)):
         return -1
     for more in range(size):
         at = <int32_t>service.places[hash_word(FIRST_KEY, client + (more + first) % size) % size] - 1
         if at < 0 or takes(&service.servers[at], loads):
             return at
     return -1
+
+
+cdef inline bint anybody_takes(service_t* service, const load_t* loads) noexcept nogil:
+    cdef uint32_t at
+    for at in range(service.count):
+        if takes(&service.servers[at], loads):
+            return True
+    return False
 
 
 # --- hrw --------------------------------------------------------------------------------------------------------------
