@@ -135,27 +135,41 @@ cdef int32_t round_robin(service_t* service, const load_t* loads) noexcept nogil
 
 
 cdef int32_t weighted_round_robin(service_t* service, const load_t* loads) noexcept nogil:
-    """Laps over the servers with a weight threshold that falls by the gcd after each, from the greatest weight to 1."""
+    """Laps over the servers with a weight threshold that falls by the gcd after each, from the greatest weight to 1.
+
+    A lap that found nobody tells the greatest weight that could be found: the laps above it are left out.
+    """
     cdef scheduler_state_t* state = service.state
     cdef int32_t at = state.cursor
     cdef int32_t last = at
     cdef int32_t stop = -1
     cdef bint last_lap = False
     cdef bint restarted = False
+    cdef bint whole = at < 0                                 # this lap begins at the head
+    cdef int32_t weight, reach
     if service.ceiling == 0:
         return -1
     while True:
+        reach = 0
         at += 1
         while at < <int32_t>service.count:
-            if service.servers[at].weight >= state.current and not is_overloaded(&service.servers[at], loads):
-                state.cursor = at
-                return at
+            weight = service.servers[at].weight
+            if weight > reach and not is_overloaded(&service.servers[at], loads):
+                if weight >= state.current:
+                    state.cursor = at
+                    return at
+                reach = weight
             if at == stop:
                 state.cursor = at
                 return -1
             at += 1
         at = -1
         state.current -= service.gcd
+        if whole:
+            reach = max(reach, service.gcd)                  # a threshold of at most the gcd is the last one
+            if state.current > reach:
+                state.current -= ((state.current - reach - 1) // service.gcd + 1) * service.gcd
+        whole = True
         if state.current <= 0:
             state.current = service.ceiling
             if last_lap or last == -1:                       # every server was held against weight 1
