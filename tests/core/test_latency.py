@@ -234,3 +234,19 @@ def test_each_server_is_drawn_as_often_as_its_weight_says(weights: tuple[int, ..
     total = sum(weights)
     for real, weight in reals.items():
         assert abs(found[real] - 400 * weight / total) <= 12, (real, weight)
+
+
+@pytest.mark.parametrize("scheduler", ["p2c", "ewma"])
+@pytest.mark.parametrize("mark", [0, 7])
+def test_all_datagrams_flows_are_under_way_by_mark_too(scheduler: str, mark: int) -> None:
+    """Blind draws would leave 50 or so between the ends."""
+    reals = {f"10.0.0.{at}:{0 if mark else 80}": 1 for at in range(1, 11)}
+    service = Virtual("0.0.0.0:0" if mark else VIP, reals, scheduler, "udp", mark=mark)
+    lab = Lab(service, capacity=4096)
+    chosen = Counter()
+    for end in clients(2000):
+        packet = lab.send(udp(end, VIP), mark=mark).packet
+        assert packet is not None
+        chosen[packet[19]] += 1
+    assert len(chosen) == 10
+    assert max(chosen.values()) - min(chosen.values()) < 15

@@ -5,7 +5,8 @@ from nfqlb._core.types cimport connection_t, load_t, packet_t, service_t
 
 
 cdef int fill_sums(service_t* service) except -1
-cdef int32_t two_choices(service_t* service, const load_t* loads, uint64_t* random, uint32_t now) noexcept nogil
+cdef int32_t two_choices(service_t* service, const packet_t* packet, const load_t* loads, uint64_t* random,
+                         uint32_t now) noexcept nogil
 cdef uint32_t latency_of(const load_t* load, uint32_t now) noexcept nogil
 cdef void measure(load_t* load, connection_t* connection, const packet_t* packet, bint reply, uint32_t micro,
                   uint32_t now) noexcept nogil

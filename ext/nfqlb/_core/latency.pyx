@@ -67,7 +67,8 @@ cdef int fill_sums(service_t* service) except -1:
     return 0
 
 
-cdef int32_t two_choices(service_t* service, const load_t* loads, uint64_t* random, uint32_t now) noexcept nogil:
+cdef int32_t two_choices(service_t* service, const packet_t* packet, const load_t* loads, uint64_t* random,
+                         uint32_t now) noexcept nogil:
     """The better of two, or of all that take connections where both of them do not; -1 where none does."""
     cdef uint64_t sum = service.sums[service.count - 1] if service.count else 0
     cdef uint64_t place
@@ -83,16 +84,16 @@ cdef int32_t two_choices(service_t* service, const load_t* loads, uint64_t* rand
             place += weight
         two = holder(service, place)
     if not takes(&service.servers[one], loads):
-        return two if takes(&service.servers[two], loads) else best(service, loads, now)
-    return better(service, loads, one, two, now) if takes(&service.servers[two], loads) else one
+        return two if takes(&service.servers[two], loads) else best(service, packet, loads, now)
+    return better(service, packet, loads, one, two, now) if takes(&service.servers[two], loads) else one
 
 
-cdef int32_t best(service_t* service, const load_t* loads, uint32_t now) noexcept nogil:
+cdef int32_t best(service_t* service, const packet_t* packet, const load_t* loads, uint32_t now) noexcept nogil:
     cdef int32_t found = -1
     cdef int32_t at
     for at in range(<int32_t>service.count):
         if takes(&service.servers[at], loads):
-            found = at if found < 0 else better(service, loads, found, at, now)
+            found = at if found < 0 else better(service, packet, loads, found, at, now)
     return found
 
 
@@ -111,12 +112,12 @@ cdef inline int32_t holder(const service_t* service, uint64_t place) noexcept no
     return low
 
 
-cdef inline int32_t better(const service_t* service, const load_t* loads, int32_t one, int32_t two,
-                           uint32_t now) noexcept nogil:
+cdef inline int32_t better(const service_t* service, const packet_t* packet, const load_t* loads, int32_t one,
+                           int32_t two, uint32_t now) noexcept nogil:
     cdef const server_t* first = &service.servers[one]
     cdef const server_t* second = &service.servers[two]
-    cdef double mine = (under_way(service, first, loads) + 1.0) / first.weight
-    cdef double other = (under_way(service, second, loads) + 1.0) / second.weight
+    cdef double mine = (under_way(packet, first, loads) + 1.0) / first.weight
+    cdef double other = (under_way(packet, second, loads) + 1.0) / second.weight
     cdef uint32_t my_latency, other_latency
     if service.scheduler == EWMA:
         my_latency = latency_of(&loads[first.slot], now)
@@ -131,8 +132,9 @@ cdef inline int32_t better(const service_t* service, const load_t* loads, int32_
     return two if other < mine else one
 
 
-cdef inline double under_way(const service_t* service, const server_t* server, const load_t* loads) noexcept nogil:
-    return <double>(total_of(server, loads) if service.protocol == UDP else active_of(server, loads))
+cdef inline double under_way(const packet_t* packet, const server_t* server, const load_t* loads) noexcept nogil:
+    """The packet says for which protocol: a service by mark has all of them."""
+    return <double>(total_of(server, loads) if packet.protocol == UDP else active_of(server, loads))
 
 
 # --- how long replies take --------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ cdef int32_t pick(service_t* service, const packet_t* packet, const load_t* load
     if service.scheduler == HRW:
         return rendezvous(service, packet, loads)
     if service.scheduler == P2C or service.scheduler == EWMA:
-        return two_choices(service, loads, random, now)
+        return two_choices(service, packet, loads, random, now)
     if service.scheduler == LBLC or service.scheduler == LBLCR:
         return locality_based(service, packet, loads, now, service.scheduler == LBLCR)
     lock(&service.state.lock)
