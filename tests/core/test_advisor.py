@@ -90,6 +90,25 @@ def raising(flow: Flow, servers: Sequence[Server]) -> Server:
     raise LookupError("nobody")
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+class Odd:
+    def __repr__(self) -> str:
+        raise SystemExit
+
+
+class Blank:
+    def __repr__(self) -> str:
+        return ""
+
+
+def muttering(flow: Flow, servers: Sequence[Server]) -> Server:
+    raise Mute
+
+
 @pytest.mark.parametrize(
     ("pick", "counted", "error"),
     [
@@ -97,6 +116,9 @@ def raising(flow: Flow, servers: Sequence[Server]) -> Server:
         (raising, "failed", "LookupError: nobody, line "),
         (lambda flow, servers: "10.0.0.2", "wrong", "answered '10.0.0.2', not one of the servers"),
         (lambda flow: None, "failed", "TypeError: "),
+        (muttering, "failed", "Mute, line "),
+        (lambda flow, servers: Odd(), "wrong", "answered Odd, not one of the servers"),
+        (lambda flow, servers: Blank(), "wrong", "answered "),
     ],
 )
 def test_the_scheduler_behind_it_chooses_where_it_does_not(pick: Any, counted: str, error: str) -> None:
@@ -106,6 +128,12 @@ def test_the_scheduler_behind_it_chooses_where_it_does_not(pick: Any, counted: s
     assert getattr(about, counted) == 3 == sum(about[1:7])
     assert about.error.startswith(error)
     assert bool(about.error) == bool(error)
+
+
+def test_an_error_that_cannot_be_told_gives_no_connection_to_a_drained_server() -> None:
+    asked = advisor(muttering)
+    assert served(lab(asked, {FIRST: 1, SECOND: 1, THIRD: 0}), list(clients(4))) == [SECOND, FIRST] * 2
+    assert asked.statistics().failed == 4
 
 
 def test_what_comes_late_does_not_count() -> None:
@@ -203,11 +231,26 @@ def test_a_server_that_was_kept_still_counts_after_a_change() -> None:
     assert asked.statistics()[1:5] == (2, 0, 0, 1)
 
 
-def test_a_function_that_does_not_come_back_is_ended() -> None:
-    def pick(flow: Flow, servers: Sequence[Server]) -> Server:
+class Endless(Exception):
+    def __str__(self) -> str:
         while True:
             pass
 
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def looping(flow: Flow, servers: Sequence[Server]) -> Server:
+    while True:
+        pass
+
+
+def telling(flow: Flow, servers: Sequence[Server]) -> Server:
+    raise Endless
+
+
+@pytest.mark.parametrize("pick", [looping, telling, lambda flow, servers: Endless()])
+def test_a_function_that_does_not_come_back_is_ended(pick: Any) -> None:
     asked = advisor(pick, budget=MILLISECOND)
     here = lab(asked)
     found: list[str] = []

@@ -183,6 +183,8 @@ cdef class Advisor:
         if not servers:
             return -1
         answer = error = None
+        said = ""
+        late = False
         thread = threading.get_ident()
         start = clock()
         self.running[thread] = start
@@ -190,8 +192,15 @@ cdef class Advisor:
             if self.function is None:
                 raise RuntimeError(self.error)
             answer = self.function(flow, servers)
+            if answer is not None and not isinstance(answer, Server):
+                said = _short(answer)
+        except Overrun:
+            late = True
         except BaseException as raised:
-            error = raised
+            try:
+                error = told(raised) if self.function is not None else self.error
+            except Overrun:
+                late = True
         self.running.pop(thread, None)
         if thread in self.interrupted:                       # also when it came too late to be raised
             self.interrupted.discard(thread)
@@ -199,12 +208,12 @@ cdef class Advisor:
         taken = clock() - start
         self.spent += taken
         self.longest = max(self.longest, taken)
-        if isinstance(error, Overrun) or (error is None and taken > self.budget):
+        if late or (error is None and taken > self.budget):
             self.late += 1
             return self.fail(f"took {taken // 1000} microseconds", now)
         if error is not None:
             self.failed += 1
-            return self.fail(told(error) if self.function is not None else self.error, now)
+            return self.fail(error, now)
         if answer is None:
             self.declined += 1
             self.row = 0
@@ -214,7 +223,7 @@ cdef class Advisor:
             at = position(service, (<Server>answer).slot)
         if at < 0 or not takes(&service.servers[at], loads):
             self.wrong += 1
-            return self.fail(f"answered {_short(answer)}, not one of the servers", now)
+            return self.fail(f"answered {said or _short(answer)}, not one of the servers", now)
         self.chosen += 1
         self.row = 0
         return at
@@ -239,13 +248,21 @@ cdef str told(error: object):
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = "" if trace is None else f", line {trace.tb_lineno}"
-    return f"{type(error).__name__}: {error}{where}"
+    try:
+        text = f": {error}"
+    except Overrun:
+        raise
+    except BaseException:                                    # its own text is the user's code, too
+        text = ""
+    return f"{type(error).__name__}{text}{where}"
 
 
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except Exception:
+    except Overrun:
+        raise
+    except BaseException:
         text = type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -264,7 +281,10 @@ cdef int32_t advised(service_t* service, const packet_t* packet, const load_t* l
 
 
 cdef int32_t in_python(service_t* service, const packet_t* packet, const load_t* loads, uint32_t now) noexcept:
-    return (<Advisor>service.advisor.object).ask(service, packet, loads, now)
+    try:
+        return (<Advisor>service.advisor.object).ask(service, packet, loads, now)
+    except BaseException:                                    # no error of Python's may choose a server
+        return -1
 
 
 cdef inline uint64_t clock() noexcept nogil:
