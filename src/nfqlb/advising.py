@@ -4,7 +4,8 @@ Strategy: a file is read and run when a change, an application or a reload comes
 service and role it gets a module of its own, so what it remembers is one service's. It runs in the director, as root:
 so it must be a file, in folders, that root alone can write. What is wrong with it is the error of whoever named it;
 where somebody else's change comes by, or a director starts, packets are worth more: the one before goes on, or the
-built-in scheduler.
+built-in scheduler. To run a file takes as long as it likes: it runs in a thread of its own, which nobody waits for
+longer than some seconds, and a director's changes do so before they keep others from theirs.
 
 The file defines `pick(flow, servers)`, or a class `Scheduler` with such a method, made without arguments
 (nfqlb._core.advisor).
@@ -14,17 +15,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Container, Iterator
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nfqlb._core.advisor import Advisor
+from nfqlb._core.advisor import Advisor, Overrun, interrupt
 from nfqlb.errors import ConfigError
 from nfqlb.model import Intent, Key, Service, is_script
 from nfqlb.spawner import distrust
 
 FOLDER = "/etc/nfqlb/schedulers"  # of those that are named without one
 ROLES = ("scheduler", "shadow")
+RUN_SECONDS = 5.0  # that the code at the top of a file has
+END_SECONDS = 0.5  # that it has to end once it was interrupted
 
 log = logging.getLogger("nfqlb")
 
@@ -43,36 +47,90 @@ class Loaded(NamedTuple):
     error: str = ""
 
 
-class Advisors:
-    """The advisors of all services; `read` gives the text of a scheduler (`trusted`)."""
+class Text(NamedTuple):
+    use: Use
+    digest: bytes
+    text: str
 
-    def __init__(self, read: Callable[[str], str] | None = None) -> None:
-        self._read = trusted if read is None else read
+
+class LateError(ConfigError):
+    """A file that did not come to its end."""
+
+
+Ran = dict[tuple[Use, bytes], Loaded | ConfigError]  # by the digest of the text
+
+
+class UnrunError(Exception):
+    """Some of these texts were not run yet."""
+
+    def __init__(self, texts: Sequence[Text]) -> None:
+        super().__init__(f"{len(texts)} to run")
+        self.texts = texts
+
+
+class Advisors:
+    """The advisors of all services; `read` gives the text of a scheduler (`trusted`), which may run for `seconds`."""
+
+    def __init__(self, read: Callable[[str], str] | None = None, seconds: float = RUN_SECONDS) -> None:
+        self._read, self._seconds = trusted if read is None else read, seconds
         self._advisors: dict[Use, Advisor] = {}
         self._digests: dict[Use, bytes] = {}
         self._fresh: dict[Use, Loaded] = {}
+        self._late: dict[tuple[Use, bytes], LateError] = {}  # others' changes do not wait for these again
 
-    def load(self, intent: Intent, strictly: Container[Key]) -> bool:
+    def load(self, intent: Intent, strictly: Container[Key], ran: Ran | None = None) -> bool:
         """Read those of `intent` that are new or changed, for the next `adopt`; whether there are any. ConfigError
-        where one of a service that is to be taken `strictly` is no scheduler.
+        where one of a service that is to be taken `strictly` is no scheduler. With `ran`, what `run` found, nothing is
+        run: UnrunError has what is to be run before.
         """
         fresh: dict[Use, Loaded] = {}
+        found: Ran = {} if ran is None else ran
+        unrun: list[Text] = []
+        errors: list[str] = []
         for use in _uses(intent):
             known = self._digests.get(use)
             try:
                 text = self._read(use.name)
                 digest = hashlib.sha256(text.encode()).digest()
-                if digest != known:
-                    fresh[use] = Loaded(digest, _run(text, use.name))
+                if digest == known:
+                    continue
+                if use.service not in strictly and (use, digest) in self._late:
+                    raise self._late[use, digest]
+                if (use, digest) not in found:
+                    unrun.append(Text(use, digest, text))
+                    if ran is not None:
+                        continue
+                    self.run(unrun[-1:], found)
+                loaded = found[use, digest]
+                if isinstance(loaded, ConfigError):
+                    raise loaded
+                fresh[use] = loaded
             except ConfigError as error:
                 wrong = ConfigError(use.role, use.name, error.problem, error.fix)
                 if use.service in strictly:
                     raise wrong from None
-                log.error("service %s: %s", use.service, wrong)
+                errors.append(f"service {use.service}: {wrong}")
                 if known is None:
                     fresh[use] = Loaded(b"", None, str(wrong))
+        if ran is not None and unrun:
+            raise UnrunError(unrun)
+        for text in errors:
+            log.error(text)
         self._fresh = fresh
         return bool(fresh)
+
+    def run(self, texts: Iterable[Text], found: Ran) -> None:
+        """Add what these texts are to `found`. Of the same text that did not come to its end one is enough."""
+        late = {digest: one for (_, digest), one in found.items() if isinstance(one, LateError)}
+        for use, digest, text in texts:
+            try:
+                if digest in late:
+                    raise late[digest]
+                found[use, digest] = Loaded(digest, _run(text, use.name, self._seconds))
+            except ConfigError as error:
+                found[use, digest] = error
+                if isinstance(error, LateError):
+                    late[digest] = self._late[use, digest] = error
 
     def advisor(self, service: Service, role: str) -> Advisor:
         """Who chooses for the service in this role; after `load`."""
@@ -95,6 +153,7 @@ class Advisors:
         wanted = set(_uses(intent))
         self._advisors = {use: one for use, one in self._advisors.items() if use in wanted}
         self._digests = {use: digest for use, digest in self._digests.items() if use in wanted}
+        self._late = {(use, digest): error for (use, digest), error in self._late.items() if use in wanted}
         for use, one in self._advisors.items():
             one.budget = intent.by_key[use.service].budget * 1000
         return sentences
@@ -131,16 +190,55 @@ def _uses(intent: Intent) -> Iterator[Use]:
                 yield Use(service.key, role, getattr(service, role))
 
 
-def _run(text: str, name: str) -> Callable[..., Any]:
-    """What chooses; ConfigError where the file is no scheduler."""
+def _run(text: str, name: str, seconds: float) -> Callable[..., Any]:
+    """What chooses; ConfigError where the file is no scheduler, LateError where it is not over in time. A thread that
+    Python cannot end, in a system call for example, is left behind.
+    """
+    ended: list[Callable[..., Any] | ConfigError] = []
+
+    def run() -> None:
+        try:
+            ended.append(_chooser(text, name))
+        except Overrun:
+            pass
+        except ConfigError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, name=f"runs {name}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        interrupt(thread.ident or 0)
+        thread.join(END_SECONDS)
+    if not ended:
+        problem = f"did not come to its end within {seconds:g} seconds"
+        raise LateError("scheduler", name, problem, "have its top define only, and do nothing that takes long")
+    if isinstance(ended[0], ConfigError):
+        raise ended[0]
+    return ended[0]
+
+
+def _chooser(text: str, name: str) -> Callable[..., Any]:
     names: dict[str, Any] = {"__name__": Path(name).stem, "__file__": name}
     try:
         exec(compile(text, name, "exec"), names)
         pick = names["Scheduler"]().pick if "Scheduler" in names else names.get("pick")
-    except Exception as error:
-        raise ConfigError("scheduler", name, f"raises {type(error).__name__}: {error}") from None
+    except Overrun:
+        raise
+    except BaseException as error:  # also of sys.exit()
+        raise ConfigError("scheduler", name, f"raises {_told(error)}") from None
     if not callable(pick):
         fix = "define pick(flow, servers), or a class Scheduler with such a method"
         raise ConfigError("scheduler", name, "is no scheduler", fix)
     found: Callable[..., Any] = pick
     return found
+
+
+def _told(error: BaseException) -> str:
+    """Its text is the user's code, too."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Overrun:
+        raise
+    except BaseException:
+        return type(error).__name__

@@ -41,7 +41,7 @@ from nfqlb import runconfig, state
 from nfqlb._core.connection import Table, unfit
 from nfqlb._core.datapath import Datapath, Drained
 from nfqlb._core.mirror import Mirror
-from nfqlb.advising import Advisors, Use
+from nfqlb.advising import Advisors, Ran, UnrunError, Use
 from nfqlb.aiming import Aiming
 from nfqlb.api.director import Choosing, DrainView
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
@@ -533,6 +533,17 @@ class Director:
     # --- changes ------------------------------------------------------------------------------------------------------
 
     async def _change(self, edit: Callable[[Intent], Intent], revision: int | None, kept: dict[str, Any]) -> int:
+        """Schedulers in Python that are new are run while nobody waits for the lock, and the change begins again."""
+        ran: Ran = {}
+        while True:
+            try:
+                return await self._change_with(ran, edit, revision, kept)
+            except UnrunError as unrun:
+                await asyncio.to_thread(self._advisors.run, unrun.texts, ran)
+
+    async def _change_with(
+        self, ran: Ran, edit: Callable[[Intent], Intent], revision: int | None, kept: dict[str, Any]
+    ) -> int:
         async with self._lock:
             if self._closing:
                 raise UnreachableError("the director is stopping")
@@ -542,7 +553,7 @@ class Director:
                 refuse_while_waiting(before)
             intent = edit(before.intent)
             changed = differing(before.intent, intent) if intent != before.intent else list(intent.by_key)
-            await asyncio.to_thread(self._advisors.load, intent, frozenset(changed))
+            await asyncio.to_thread(self._advisors.load, intent, frozenset(changed), ran)
             if intent == before.intent:
                 self._adopt(intent)
                 await self._keep(**kept)

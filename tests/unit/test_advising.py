@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from nfqlb._core.advisor import Advisor
-from nfqlb.advising import Advisors, Use, trusted
+from nfqlb.advising import Advisors, Ran, UnrunError, Use, trusted
 from nfqlb.errors import ConfigError
 from nfqlb.model import Intent, Real, Service
 
@@ -83,6 +84,11 @@ WRONG = [
         "choose = 1",
         "scheduler 'web.py': is no scheduler; define pick(flow, servers), or a class Scheduler with such a method",
     ),
+    ("import sys\nsys.exit(3)", "scheduler 'web.py': raises SystemExit: 3"),
+    (
+        "class Mute(Exception):\n    def __str__(self):\n        1 / 0\nraise Mute",
+        "scheduler 'web.py': raises Mute",
+    ),
     ("class Scheduler: pass", "scheduler 'web.py': raises AttributeError: 'Scheduler' object has no attribute 'pick'"),
 ]
 
@@ -97,6 +103,47 @@ def test_a_wrong_one_is_refused_and_the_one_before_goes_on(
     assert str(raised.value) == message
     assert advisors.adopt(INTENT) == []
     assert web(advisors).statistics().error == ""
+
+
+ENDLESS = "while True: pass"
+LATE = "did not come to its end within 0.1 seconds; have its top define only, and do nothing that takes long"
+
+
+def test_code_that_does_not_come_to_its_end_is_ended_and_refused(files: Files) -> None:
+    advisors, before = Advisors(files, seconds=0.1), threading.active_count()
+    files["web.py"] = ENDLESS
+    with pytest.raises(ConfigError) as raised:
+        advisors.load(INTENT, KEYS)
+    assert str(raised.value) == f"scheduler 'web.py': {LATE}"
+    assert threading.active_count() == before, "its thread is over"
+
+
+def test_a_director_starts_without_one_that_does_not_come_to_its_end(files: Files) -> None:
+    files["web.py"] = files["/opt/dns.py"] = ENDLESS
+    advisors = Advisors(files, seconds=0.1)
+    assert advisors.load(INTENT, ())
+    assert web(advisors).statistics().error == f"scheduler 'web.py': {LATE}"
+    assert advisors.advisor(DNS, "shadow").statistics().error == f"shadow '/opt/dns.py': {LATE}"
+    advisors.adopt(INTENT)
+    ran: Ran = {}
+    advisors.load(INTENT, (), ran)
+    with pytest.raises(UnrunError) as raised:
+        advisors.load(INTENT, {WEB.key}, ran)
+    assert [one.use.name for one in raised.value.texts] == ["web.py"], "whoever names it tries again, nobody else does"
+
+
+def test_what_is_new_may_be_run_before_it_is_loaded(advisors: Advisors, files: Files) -> None:
+    files["web.py"] = files["/opt/dns.py"] = "1 / 0"
+    ran: Ran = {}
+    with pytest.raises(UnrunError) as raised:
+        advisors.load(INTENT, {WEB.key}, ran)
+    assert [one.text for one in raised.value.texts] == ["1 / 0"] * 2
+    advisors.run(raised.value.texts, ran)
+    with pytest.raises(ConfigError):
+        advisors.load(INTENT, {WEB.key}, ran)
+    files["web.py"] = CLASS
+    with pytest.raises(UnrunError):
+        advisors.load(INTENT, {WEB.key}, ran)
 
 
 def test_somebody_elses_change_is_not_refused_for_it(

@@ -156,6 +156,7 @@ class Made:
         starts: int = 0,
         takeover: bool = False,
         marks: Any = None,
+        advisors: Advisors | None = None,
         **config: Any,
     ) -> None:
         self.fakes, self.file = fakes, folder / "state" / "state.toml"
@@ -164,8 +165,13 @@ class Made:
             state_file=self.file,
             table=cast(Any, fakes),
             datapath=cast(Any, fakes),
-            compiler=Compiler(lambda service, real: int(real.address.rpartition(".")[2]), service, snapshot),
-            advisors=Advisors(),
+            compiler=Compiler(
+                lambda service, real: int(real.address.rpartition(".")[2]),
+                service,
+                snapshot,
+                advise=advisors and advisors.advisor,
+            ),
+            advisors=advisors or Advisors(),
             kernel=lambda: fakes,
             queues=[[Queue(cast(Any, None), 4096 + at, kind, bound) for at, kind in enumerate(QUEUES)]],
             holder=1,
@@ -557,6 +563,30 @@ def test_what_a_server_that_left_has_in_the_table_is_looked_for(
 def test_a_change_of_nothing_is_none(made: Made) -> None:
     assert made.change(lambda intent: intent) == 1
     assert made.fakes.done == []
+
+
+def test_nobody_waits_for_a_scheduler_that_runs_for_long(
+    tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another change goes through meanwhile; the first one begins again with what that left."""
+    running, leave = threading.Event(), threading.Event()
+    monkeypatch.setattr(sys, "running", (running, leave), raising=False)
+    text = "import sys\nsys.running[0].set()\nassert sys.running[1].wait(60)\n"
+    texts = {"slow.py": text + "def pick(flow, servers):\n    return None\n"}
+    made = Made(tmp_path, fakes, advisors=Advisors(texts.__getitem__, seconds=60))
+    made.director.start()
+    key = WEB.key
+
+    async def changes() -> None:
+        change = made.director.change
+        slow = asyncio.create_task(change(lambda intent: registry.edit_service(intent, key, scheduler="slow.py")))
+        assert await asyncio.to_thread(running.wait, 60)
+        assert await change(weigh) == 2
+        leave.set()
+        assert await slow == 3
+
+    asyncio.run(changes())
+    assert made.director.intent().by_key[key] == msgspec.structs.replace(weigh(INTENT).by_key[key], scheduler="slow.py")
 
 
 @pytest.mark.parametrize(

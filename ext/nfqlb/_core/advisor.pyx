@@ -39,6 +39,11 @@ class Overrun(BaseException):
     """Raised in a function that does not come back."""
 
 
+def interrupt(thread: int) -> None:
+    """Raise Overrun in the Python thread of this identifier, at its next instruction; nothing where it has ended."""
+    PyThreadState_SetAsyncExc(thread, <PyObject*>Overrun)
+
+
 cdef class Server:
     """A real server: `address`, `port` (0: that of the packet), `weight`, and its `active` and `inactive` connections
     now. Equal to itself after a change of the configuration, too.

@@ -3,6 +3,8 @@ from typing import NamedTuple, Self
 
 class Overrun(BaseException): ...
 
+def interrupt(thread: int) -> None: ...
+
 class Server:
     port: int
     weight: int
