@@ -19,7 +19,7 @@ from nfqlb.api.client import Client
 from nfqlb.cli import COMMANDS, main
 from nfqlb.cli.env import Env
 from nfqlb.config.schema import schema
-from nfqlb.model import SCHEDULERS, Answers, Intent, OwnTimeouts, Real, Service
+from nfqlb.model import SCHEDULERS, Answers, Intent, OwnTimeouts, Persistence, Real, Service
 from nfqlb.runconfig import RunConfig
 from tests.unit.fakes import DNS, WEB, Command, FakeDirector
 
@@ -290,6 +290,40 @@ def test_a_change_is_made_in_silence(
 
 
 @pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (["--persistent", "60"], Persistence(60, 96, "move", "sip")),
+        (["--netmask", "64"], Persistence(600, 64, "move", "sip")),
+        (["--quiescent", "keep"], Persistence(600, 96, "keep", "sip")),
+        (["--persistence-engine", "", "--scheduler", "lc"], Persistence(600, 96, "move")),
+        (["--persistent", "0"], None),
+        (["--scheduler", "lc"], Persistence(600, 96, "move", "sip")),
+    ],
+)
+def test_an_edit_of_persistence_changes_what_it_names(
+    live: Command, director: FakeDirector, options: list[str], kept: Persistence | None
+) -> None:
+    vip = ("[::9]:5060/udp", "--persistent", "600", "--netmask", "96", "--quiescent", "move")
+    assert live("service", "add", *vip, "--persistence-engine", "sip") == (0, "", "")
+    assert live("service", "edit", vip[0], *options) == (0, "", "")
+    assert director.intent().services[-1].persistence == kept
+
+
+@pytest.mark.parametrize("verb", ["edit", "add"])
+@pytest.mark.parametrize(("option", "value"), [("netmask", "24"), ("persistence-engine", "sip"), ("quiescent", "move")])
+def test_without_persistence_nothing_of_it_can_be_said(live: Command, verb: str, option: str, value: str) -> None:
+    sentence = f"{option} '{value}': means nothing without persistence; give --persistent SECONDS, too"
+    for more in ((), ("--scheduler", "rr")) if verb == "add" else ((), ("--scheduler", "rr"), ("--persistent", "0")):
+        assert live("service", verb, VIP, f"--{option}", value, *more) == (2, "", f"nfqlb: {sentence}\n")
+
+
+def test_datagrams_are_scheduled_one_by_one_from_now_on_or_no_more(live: Command, director: FakeDirector) -> None:
+    for option, on in (("--one-packet", True), ("--no-one-packet", False)):
+        assert live("service", "edit", "[2001:db8::10]:53/udp", option) == (0, "", "")
+        assert director.intent().services[-1].one_packet is on
+
+
+@pytest.mark.parametrize(
     ("args", "code", "sentence"),
     [
         (
@@ -357,9 +391,9 @@ def test_what_the_director_refuses_is_said_in_its_words(
         (
             ["service", "edit", VIP],
             "edit '': says nothing to change; "
-            "give --scheduler or --fallback or --budget or --shadow or --flag or --persistent or "
-            "--mss or --offload or --mode or --label or --timeout or --connections-max or "
-            "--slow-start or --maglev-size",
+            "give --scheduler or --fallback or --budget or --shadow or --flag or --persistent or --netmask or "
+            "--persistence-engine or --quiescent or --one-packet or --mss or --offload or --mode or "
+            "--label or --timeout or --connections-max or --slow-start or --maglev-size",
         ),
         (
             ["service", "delete", "203.0.113.10"],

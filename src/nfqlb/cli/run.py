@@ -170,7 +170,7 @@ def _intent(
     from nfqlb.cli.values import persistence, service
     from nfqlb.model import Answers, Intent
 
-    sticky = persistence(persistent, None)
+    sticky = persistence(persistent)
     services = tuple(service(vip, reals, mode, scheduler, persistence=sticky) for vip in vips)
     return Intent(services, answers=Answers(**answers))
 

@@ -29,8 +29,9 @@ def command() -> None:
 )
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server for so long.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
+@click.option("--persistence-engine", metavar="NAME", help="With it: sip keeps calls together, not clients.")
 @click.option(
-    "--persistence-engine", metavar="NAME", default="", help="With it: sip keeps calls together, not clients."
+    "--quiescent", metavar="keep|move", help="With it: at weight 0 its clients stay, or leave [default: keep]."
 )
 @click.option("--one-packet", is_flag=True, help="Each datagram is scheduled on its own.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything [default: 0].")
@@ -56,7 +57,8 @@ def add(
     flags: tuple[str, ...],
     persistent: int | None,
     netmask: int | None,
-    persistence_engine: str,
+    persistence_engine: str | None,
+    quiescent: str | None,
     one_packet: bool,
     mss: int | None,
     offload: bool | None,
@@ -74,7 +76,7 @@ def add(
     from nfqlb.cli.values import own_timeouts, persistence, service
 
     more: dict[str, object] = {
-        "persistence": persistence(persistent, netmask, persistence_engine),
+        "persistence": persistence(persistent, netmask=netmask, engine=persistence_engine, quiescent=quiescent),
         "one_packet": one_packet,
     }
     more |= {"mss": mss, "name": label, "offload": offload, "fallback": fallback, "budget": budget, "shadow": shadow}
@@ -96,9 +98,9 @@ def add(
 )
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0: no more.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
-@click.option(
-    "--persistence-engine", metavar="NAME", default="", help="With it: sip keeps calls together, not clients."
-)
+@click.option("--persistence-engine", metavar="NAME", help="With it: sip keeps calls together; '': clients.")
+@click.option("--quiescent", metavar="keep|move", help="With it: at weight 0 its clients stay, or leave.")
+@click.option("--one-packet/--no-one-packet", default=None, help="Each datagram is scheduled on its own.")
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything.")
 @click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established.")
 @click.option(
@@ -121,7 +123,9 @@ def edit(
     flags: tuple[str, ...],
     persistent: int | None,
     netmask: int | None,
-    persistence_engine: str,
+    persistence_engine: str | None,
+    quiescent: str | None,
+    one_packet: bool | None,
     mss: int | None,
     offload: bool | None,
     timeouts: tuple[str, ...],
@@ -144,6 +148,10 @@ def edit(
         shadow=shadow,
         flags=list(flags) or None,
         persistent=persistent,
+        netmask=netmask,
+        persistence_engine=persistence_engine,
+        quiescent=quiescent,
+        one_packet=one_packet,
         mss=mss,
         offload=offload,
         mode=mode,
@@ -155,13 +163,16 @@ def edit(
     )
     if "label" in changed:
         changed["name"] = changed.pop("label")
-    if changed.pop("persistent", None) is not None:
-        changed["persistence"] = (
-            msgspec.to_builtins(persistence(persistent, netmask, persistence_engine)) if persistent else None
-        )
     if "timeouts" in changed:
         changed["timeouts"] = msgspec.to_builtins(own_timeouts(timeouts))
-    client(env, api, name).edit_service(str(parse_vip(vip)), changed)
+    director, key = client(env, api, name), str(parse_vip(vip))
+    if asked := {field for field in ("persistent", "netmask", "persistence_engine", "quiescent") if field in changed}:
+        before = director.service(key)["persistence"] if persistent != 0 else None
+        changed = {field: value for field, value in changed.items() if field not in asked}
+        changed["persistence"] = msgspec.to_builtins(
+            persistence(persistent or None, before, netmask=netmask, engine=persistence_engine, quiescent=quiescent)
+        )
+    director.edit_service(key, changed)
 
 
 @command.command("delete")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nfqlb.errors import ConfigError
@@ -35,14 +35,18 @@ def service(
     )
 
 
-def persistence(seconds: int | None, netmask: int | None, engine: str = "") -> Persistence | None:
-    if seconds is None:
-        if engine:
-            raise ConfigError("persistence-engine", engine, "means nothing alone", "give --persistent SECONDS, too")
-        if netmask is not None:
-            raise ConfigError("netmask", netmask, "means nothing alone", "give --persistent SECONDS, too")
+def persistence(
+    seconds: int | None, before: Mapping[str, Any] | None = None, **fields: int | str | None
+) -> Persistence | None:
+    """That of a service that had the one `before`, with what is not None."""
+    chosen = {field: value for field, value in fields.items() if value is not None}
+    if seconds is None and before is None:
+        for field, value in chosen.items():
+            name = "persistence-engine" if field == "engine" else field
+            raise ConfigError(name, value, "means nothing without persistence", "give --persistent SECONDS, too")
         return None
-    return Persistence(seconds, netmask, engine=engine)
+    timeout = {} if seconds is None else {"timeout": seconds}
+    return Persistence(**{**(before or {}), **timeout, **chosen})
 
 
 def own_timeouts(texts: Sequence[str]) -> OwnTimeouts | None:
