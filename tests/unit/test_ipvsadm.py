@@ -38,6 +38,7 @@ ROUND = [
     "-A -t [fd99::1]:0 -s sh -p 360 -M 64 -b sh-port",
     "-a -t [fd99::1]:0 -r [fd02::1]:0 -i -w 1 --tun-type ipip",
     "-A -f 7 -s mh -b mh-fallback,mh-port",
+    "-A -f 8 -s hrw -b hrw-port",
     "-A -f 8 -6 -s wlc",
     "-a -f 8 -6 -r [fd02::1]:0 -g -w 1",
 ]
@@ -209,6 +210,7 @@ def test_what_is_saved_restores_to_the_same(ipvsadm: Ipvsadm, monkeypatch: pytes
         ("-A -t 10.0.0.1:80 -p -M 255.0.255.0", 2, "illegal virtual server persistent mask specified"),
         ("-A -t 10.0.0.1:80 -s sh -b nosuch", 2, "invalid scheduler flag `nosuch'"),
         ("-A -t 10.0.0.1:80 -s sh -b mh-port", 2, "incompatible scheduler flag `mh-port'"),
+        ("-A -t 10.0.0.1:80 -s mh -b hrw-port", 2, "incompatible scheduler flag `hrw-port'"),
         ("-A -u 10.0.0.1:80 -p --pe nosuch", 255, "Scheduler or persistence engine not found"),
         ("-A -f 0", 2, "invalid fwmark value `0' specified"),
         ("-A -6 -f 1", 2, "-6 used before -f"),

@@ -31,6 +31,7 @@ FLAGS = {
     "sh-port": ("sh", 2),
     "mh-fallback": ("mh", 1),
     "mh-port": ("mh", 2),
+    "hrw-port": ("hrw", 2),
     "count-total": ("", 1),
     "flag-1": ("", 1),
     "flag-2": ("", 2),
