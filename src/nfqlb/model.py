@@ -524,7 +524,8 @@ class OwnTimeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
     """A virtual service and its real servers, in the order in which they were added; `name` is for people, `flags` are
-    those of the scheduler (FLAGS). With `one_packet` each datagram is scheduled on its own.
+    those of the scheduler (FLAGS), or of the `fallback` of one in Python. With `one_packet` each datagram is scheduled
+    on its own.
 
     Either `address`, `port` (0: every port; up to `last`, if that is given) and `protocol`, or `fwmark`: then it takes
     what bears this netfilter mark, of TCP, UDP and SCTP, and of the family of `address`, which is 0.0.0.0 or ::.
@@ -582,11 +583,11 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             check_scheduler("shadow", self.shadow)
             if self.shadow == self.scheduler:
                 raise ConfigError("shadow", self.shadow, "is the scheduler itself", "name another one to compare")
-        known = FLAGS.get(self.scheduler, ())
+        known = FLAGS.get(self.built_in, ())
         for flag in self.flags:
             if flag not in known:
                 fix = f"it knows {', '.join(known)}" if known else "it knows none"
-                raise ConfigError("flags", flag, f"is not a flag of scheduler {self.scheduler}", fix)
+                raise ConfigError("flags", flag, f"is not a flag of scheduler {self.built_in}", fix)
         msgspec.structs.force_setattr(self, "flags", tuple(flag for flag in known if flag in self.flags))
         if self.one_packet and self.protocol not in ("udp", ANY_PROTOCOL):
             raise ConfigError("one_packet", "true", f"is not for {self.protocol}", "it is for UDP and firewall marks")
@@ -677,6 +678,11 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             if getattr(timeouts, field) and self.protocol not in (owner, ANY_PROTOCOL):
                 problem, fix = f"is nothing that {self.protocol} has", f"give it to a service of {owner}"
                 raise ConfigError(f"timeouts {field}", getattr(timeouts, field), problem, fix)
+
+    @property
+    def built_in(self) -> str:
+        """The scheduler that chooses, or that stands behind one in Python."""
+        return self.fallback if is_script(self.scheduler) else self.scheduler
 
     def mode_of(self, real: Real) -> str:
         return real.mode or self.mode

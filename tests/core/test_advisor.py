@@ -130,6 +130,13 @@ def test_the_scheduler_behind_it_chooses_where_it_does_not(pick: Any, counted: s
     assert bool(about.error) == bool(error)
 
 
+def test_the_scheduler_behind_it_has_its_flags() -> None:
+    asked = advisor(lambda flow, servers: None)
+    ends = [f"192.0.2.10:{port}" for port in range(4000, 4040)]
+    for flags, count in (((), 1), (("sh-port",), 3)):
+        assert len(set(served(lab(asked, scheduler="sh", flags=flags), ends))) == count
+
+
 def test_an_error_that_cannot_be_told_gives_no_connection_to_a_drained_server() -> None:
     asked = advisor(muttering)
     assert served(lab(asked, {FIRST: 1, SECOND: 1, THIRD: 0}), list(clients(4))) == [SECOND, FIRST] * 2

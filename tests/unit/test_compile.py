@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -122,6 +122,15 @@ def test_an_unchanged_service_stays_the_same_object_and_a_changed_one_follows_it
     assert slots.asked == ["10.0.1.11:8080", "10.0.1.12:8080", "10.0.1.13:80", "10.0.1.14:80"]
     assert web_after.args[5] is web
     assert [slot for slot, *_ in web_after.args[4]] == [4, 2, 1, 0]
+
+
+def test_flags_go_to_the_fallback_of_a_scheduler_in_python() -> None:
+    asked: Any = "advisor"
+    service = Service("203.0.113.10", 80, scheduler="x.py", fallback="sh", flags=("sh-port",), reals=WEB.reals)
+    (made,) = services_of(
+        Compiler(Slots(), cast(Any, Made), cast(Any, Made), lambda *_: asked).snapshot(Intent((service,)))
+    )
+    assert (made.args[3], made.named["flags"], made.named["advisor"]) == ("sh", ("sh-port",), asked)
 
 
 def test_new_timeouts_leave_every_service_as_it_is(compiler: Compiler) -> None:

@@ -25,7 +25,7 @@ from nfqlb.cli.env import Env
 from nfqlb.cli.ipvsadm import main
 from nfqlb.config import ipvsadm as language
 from nfqlb.config.ipvsadm import Fault, parse, scaled
-from nfqlb.model import Intent
+from nfqlb.model import Intent, Service
 from tests.unit.fakes import Command, Drained, FakeDirector, serving
 
 RECORDING = Path(__file__).parents[1] / "oracle/ipvsadm.txt"
@@ -310,6 +310,13 @@ def test_counters_and_rates_begin_anew(director: Empty, ipvsadm: Ipvsadm) -> Non
     for option in ("--stats", "--rate"):
         after = [line.split()[-5:] for line in ipvsadm("-Ln", option)[1].splitlines()[3:]]
         assert after == [["0"] * 5] * 3
+
+
+def test_flags_of_the_fallback_of_a_scheduler_in_python_are_not_saved(director: Empty, ipvsadm: Ipvsadm) -> None:
+    service = Service("10.0.0.1", 80, scheduler="x.py", fallback="sh", flags=("sh-port",))
+    director.state = msgspec.structs.replace(director.state, intent=Intent((service,)))
+    assert ipvsadm("-S", "-n")[1] == "-A -t 10.0.0.1:80 -s x.py\n"
+    assert "TCP  10.0.0.1:80 x.py (sh-port)\n" in ipvsadm("-L", "-n")[1]
 
 
 def test_a_persistence_engine_is_listed_and_saved(ipvsadm: Ipvsadm) -> None:

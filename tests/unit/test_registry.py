@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import pytest
@@ -193,6 +194,15 @@ class RegistryMachine(RuleBasedStateMachine):
 
 TestRegistryMachine = RegistryMachine.TestCase
 TestRegistryMachine.settings = settings(max_examples=EXAMPLES // 10, stateful_step_count=20)
+
+
+def test_flags_are_those_of_the_fallback_of_a_scheduler_in_python_and_go_with_it() -> None:
+    service = Service("203.0.113.10", 80, scheduler="x.py", fallback="sh", flags=("sh-port",))
+    edit = partial(registry.edit_service, Intent((service,)), service.key)
+    assert edit(budget=9).services[0].flags == ("sh-port",)
+    assert edit(fallback="mh").services[0].flags == ()
+    assert edit(fallback="mh", flags=("mh-port",)).services[0].flags == ("mh-port",)
+    assert edit(scheduler="sh").services[0].flags == ()
 
 
 def test_a_shadow_that_becomes_the_scheduler_is_none_any_more() -> None:

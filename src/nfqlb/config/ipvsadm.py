@@ -604,7 +604,8 @@ def saved(services: Iterable[Answer], names: Names) -> list[str]:
             text += f" -M {mask}" if (mask := _mask(service)) else ""
             text += f" --pe {engine}" if (engine := persistence.get("engine")) else ""
         text += " -o" if service["one_packet"] else ""
-        text += f" -b {','.join(service['flags'])}" if service["flags"] else ""
+        if service["flags"] and not service["scheduler"].endswith(".py"):  # its fallback's, which has no option
+            text += f" -b {','.join(service['flags'])}"
         lines.append(text)
         for real in service["reals"]:
             end = names(real["address"], real["port"], service["protocol"])

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from nfqlb.errors import ExistsError, NotFoundError
-from nfqlb.model import Answers, Intent, Key, Options, Real, Service, Sync, Timeouts, endpoint
+from nfqlb.model import Answers, Intent, Key, Options, Real, Service, Sync, Timeouts, endpoint, is_script
 
 
 def find_service(intent: Intent, key: Key) -> Service:
@@ -35,14 +35,16 @@ def add_service(intent: Intent, service: Service) -> Intent:
 
 
 def edit_service(intent: Intent, key: Key, **changed: Any) -> Intent:
-    """Give the service other values of these fields. A new scheduler has no flags unless they come with it, and is not
-    its own shadow any more.
+    """Give the service other values of these fields. A new scheduler, or fallback of one in Python, has no flags unless
+    they come with it. A scheduler is not its own shadow any more.
     """
     service = find_service(intent, key)
     if changed.get("scheduler", service.scheduler) != service.scheduler:
         changed.setdefault("flags", ())
         if changed["scheduler"] == service.shadow:
             changed.setdefault("shadow", "")
+    elif is_script(service.scheduler) and changed.get("fallback", service.fallback) != service.fallback:
+        changed.setdefault("flags", ())
     return _put(intent, replace(service, **changed))
 
 
