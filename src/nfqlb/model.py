@@ -619,6 +619,10 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             if (real.address, real.port) in seen:
                 raise ConfigError("real", real, "is there twice", "name each real server once and give it a weight")
             seen.add((real.address, real.port))
+        if "mh" in (self.built_in, self.shadow) and len(self.reals) > self.maglev_size:
+            problem = f"is too small for {len(self.reals)} real servers"
+            fix = "use a prime of so many places at least, about a hundred for each server make shares even"
+            raise ConfigError("maglev_size", self.maglev_size, problem, fix)
         if self.quorum and self.quorum.sorry:
             self._check_sorry(seen)
         if self.quorum and self.quorum.announce == "quorum" and self.fwmark:

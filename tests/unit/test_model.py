@@ -39,6 +39,10 @@ A_NAME = "use a letter, then letters, digits and '-', at most 15 in all"
 ADDRESSES = st.ip_addresses().map(str)
 
 
+def many(count: int) -> tuple[Real, ...]:
+    return tuple(Real(f"10.1.{at >> 8}.{at & 255}", 80) for at in range(count))
+
+
 def refusal(build: Callable[[], object]) -> str:
     with pytest.raises(ConfigError) as error:
         build()
@@ -167,6 +171,15 @@ def refusal(build: Callable[[], object]) -> str:
         (
             lambda: Service(VIP, 80, maglev_size=251),
             "maglev_size '251': is nothing that scheduler wlc has; use mh, or 4093, the default",
+        ),
+        (
+            lambda: Service(VIP, 80, scheduler="mh", maglev_size=251, reals=many(252)),
+            "maglev_size '251': is too small for 252 real servers; use a prime of so many places at least, "
+            "about a hundred for each server make shares even",
+        ),
+        (
+            lambda: Service(VIP, 80, scheduler="x.py", fallback="sh", flags=("mh-port",)),
+            "flags 'mh-port': is not a flag of scheduler sh; it knows sh-fallback, sh-port",
         ),
         (lambda: Service(fwmark=2**32), "fwmark '4294967296': out of range; use 1 to 4294967295"),
         (lambda: Service(fwmark=7, port=80), "fwmark '7': has a port or a protocol; leave out one or the other"),
