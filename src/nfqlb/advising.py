@@ -27,7 +27,7 @@ from nfqlb.spawner import distrust
 
 FOLDER = "/etc/nfqlb/schedulers"  # of those that are named without one
 ROLES = ("scheduler", "shadow")
-RUN_SECONDS = 5.0  # that the code at the top of a file has
+RUN_SECONDS = 10.0  # that the code at the top of a file has
 END_SECONDS = 0.5  # that it has to end once it was interrupted
 
 log = logging.getLogger("nfqlb")
