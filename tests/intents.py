@@ -37,6 +37,7 @@ ADDRESSES = {
     6: st.integers(1, 0xFFFF).map("2001:db8::{:x}".format),
 }
 VIPS = {4: "203.0.113.{}".format, 6: "2001:db8:1::{:x}".format}
+TEXT = st.characters(codec="utf-8", exclude_categories=("C", "Z"), include_characters=" ")
 SECONDS = st.integers(1, 9999)
 
 
@@ -106,7 +107,7 @@ def services(draw: st.DrawFn) -> Service:
         "" if mark else protocol,
         mode,
         reals=tuple(draw(reals(*end, mode)) for end in ends),
-        name=draw(st.just("") | st.text(st.characters(codec="utf-8"), max_size=8)),
+        name=draw(st.just("") | st.text(TEXT, max_size=8)),
         last=draw(st.integers(port + 1, 65535)) if kind == "range" else 0,
         fwmark=draw(st.integers(1, MARK_MAX)) if mark else 0,
         persistence=draw(st.none() | persistences(version)),

@@ -47,6 +47,7 @@ NO_SERVER = ("icmp", "reset", "drop")
 NO_CONNECTION = ("pass", "reset", "drop")
 WEIGHT_MAX = 2**31 - 1
 NAME_MAX = 15
+LABEL_MAX = 200
 TIMEOUT_MAX = 2**31 // 1000  # seconds
 QUIESCENT = ("keep", "move")
 PERSISTENCE_ENGINES = ("sip",)  # of persistence
@@ -96,6 +97,8 @@ HOLD_MAX = 86400.0  # seconds
 ANNOUNCE = ("always", "quorum")
 STATUSES = re.compile(r"[1-5]\d\d(-[1-5]\d\d)?(,[1-5]\d\d(-[1-5]\d\d)?)*", re.ASCII)
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\x20-\x7e]*", re.ASCII)  # RFC 9110, 5.1
+HOST_MAX = 255
+DNS_LABEL, DNS_NAME_MAX = re.compile(r"[!-\[\]-~]{1,63}", re.ASCII), 253  # RFC 1035, 2.3.4; no escapes
 RECORD = re.compile(r"[A-Z][A-Z0-9-]{0,15}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}", re.ASCII)  # MD5 as keepalived has it, SHA-256
 CHECK_SECONDS = 0.01, 86400.0
@@ -307,6 +310,12 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             raise ConfigError("health path", self.path, "is not a path", "write it like /healthz")
         if not STATUSES.fullmatch(self.status):
             raise ConfigError("health status", self.status, "is not a list of statuses", "write it like 200,301-302")
+        for span in self.status.split(","):
+            first, dash, last = span.partition("-")
+            if dash and last < first:
+                raise ConfigError("health status", span, "ends before it begins", f"write {last}-{first}")
+        if not self.host.isascii() or not all("!" <= c <= "~" for c in self.host) or len(self.host) > HOST_MAX:
+            raise ConfigError("health host", self.host[:HOST_MAX], "is no name of a host", "write it like example.com")
         for header in self.headers:
             if not HEADER.fullmatch(header):
                 raise ConfigError("health headers", header, "is not a header", "write it like 'X-Probe: nfqlb'")
@@ -343,6 +352,10 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             raise ConfigError("health payload", self.payload, "is not hexadecimal", fix) from None
         if self.payload and self.send:
             raise ConfigError("health payload", self.payload, "is there with send", "give one of them")
+        labels = self.query.removesuffix(".").split(".") if self.query not in ("", ".") else []
+        if len(self.query) > DNS_NAME_MAX or not all(DNS_LABEL.fullmatch(label) for label in labels):
+            fix = f"write it like example.com, {DNS_NAME_MAX} characters at most, 63 between dots"
+            raise ConfigError("health query", self.query[: DNS_NAME_MAX + 1], "is no name of DNS", fix)
         if self.record and not RECORD.fullmatch(self.record):
             raise ConfigError("health record", self.record, "is no type of record", "write it like AAAA")
 
@@ -575,6 +588,9 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
                 raise ConfigError(
                     "vip port", f"{self.port}-{self.last}", "is not a range", f"write FIRST-LAST, in 1 to {PORT_MAX}"
                 )
+        if len(self.name) > LABEL_MAX or not self.name.isprintable():
+            fix = f"use at most {LABEL_MAX} characters"
+            raise ConfigError("name", self.name[:LABEL_MAX], "is no short line", fix)
         check_choice("mode", self.mode, MODES)
         check_scheduler("scheduler", self.scheduler)
         check_choice("fallback", self.fallback, SCHEDULERS)
@@ -942,7 +958,8 @@ def canonical(field: str, text: str) -> str:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise ConfigError(field, text, "is not an IP address", "write it as 10.0.0.1 or [2001:db8::1]") from None
-    if address.is_unspecified or address.is_multicast or getattr(address, "scope_id", None):
+    nowhere = address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255"
+    if nowhere or getattr(address, "scope_id", None):
         raise ConfigError(field, text, "cannot be the address of a server", "use a unicast address without a zone")
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         raise ConfigError(field, text, "is an IPv4 address in IPv6 notation", f"write {address.ipv4_mapped}")

@@ -303,6 +303,15 @@ def test_set_leaves_connection_sync_as_it_is(live: Command, director: FakeDirect
     assert director.intent().sync == sync
 
 
+def test_a_secret_is_in_no_plan_and_no_event(live: Command, director: FakeDirector, client: Client) -> None:
+    for key in ("a" * 32, "b" * 32):
+        ended = live("set", f"options.hash_key={key}", "--json")
+        change = json.loads(ended.out)["steps"][0]["changes"]["hash_key"]
+        assert (change[1], key in ended.out) == ("(secret)", False)
+    assert "hash_key (secret) -> (secret)" in live("set", f"options.hash_key={'c' * 32}").out
+    assert director.intent().options.hash_key == "c" * 32
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [

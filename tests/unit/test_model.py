@@ -15,6 +15,7 @@ from nfqlb.errors import ConfigError
 from nfqlb.model import (
     ANY_ADDRESS,
     SCHEDULERS,
+    Health,
     Intent,
     Key,
     Options,
@@ -197,6 +198,38 @@ def refusal(build: Callable[[], object]) -> str:
         (
             lambda: parse_real(f"{REAL}:80,weight=3,weight=4", WEB),
             "real '10.0.1.11:80,weight=3,weight=4': has weight twice; give each option once",
+        ),
+        (
+            lambda: Service("255.255.255.255", 80),
+            "vip '255.255.255.255': cannot be the address of a server; use a unicast address without a zone",
+        ),
+        (
+            lambda: Real("255.255.255.255", 80),
+            "real '255.255.255.255': cannot be the address of a server; use a unicast address without a zone",
+        ),
+        (lambda: Service(VIP, 80, name="a\nb"), "name 'a\\nb': is no short line; use at most 200 characters"),
+        (lambda: Service(VIP, 80, name="a\x1b[2J"), "name 'a\\x1b[2J': is no short line; use at most 200 characters"),
+        (
+            lambda: Service(VIP, 80, name="x" * 5000),
+            f"name '{'x' * 200}': is no short line; use at most 200 characters",
+        ),
+        (
+            lambda: Health("http", status="200,399-301"),
+            "health status '399-301': ends before it begins; write 301-399",
+        ),
+        (
+            lambda: Health("http", host="a\nb"),
+            "health host 'a\\nb': is no name of a host; write it like example.com",
+        ),
+        (
+            lambda: Health("dns", query="a..b"),
+            "health query 'a..b': is no name of DNS; "
+            "write it like example.com, 253 characters at most, 63 between dots",
+        ),
+        (
+            lambda: Health("dns", query="q" * 64),
+            f"health query '{'q' * 64}': is no name of DNS; "
+            "write it like example.com, 253 characters at most, 63 between dots",
         ),
         (lambda: parse_vip("fwmark:7/tcp"), "family 'tcp': is not known; choose from ipv4, ipv6"),
         (lambda: parse_real(f"{REAL}:80,weight=x", WEB), "weight 'x': is not a whole number"),

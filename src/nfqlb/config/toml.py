@@ -422,6 +422,10 @@ class _Reader:
         """One check, or several; what is shared is that of each that does not say otherwise."""
         values = self.table(path, table, HEALTH)
         several = values.pop("check", [])
+        for key in [key for key in values if several and key in CHECK and key not in SHARED]:
+            value = values.pop(key)
+            fix = "give it to those that it is for"
+            self.refuse((*path, key), _short(value), "stands beside checks of their own", fix)
         shared = {key: values.pop(key) for key in SHARED if several and key in values}
         checks = [self.check((*path, "check", at), one, shared) for at, one in enumerate(several)]
         if checks:

@@ -17,6 +17,7 @@ import msgspec
 from nfqlb.model import Intent, Service
 
 K = TypeVar("K")
+SECRET, HIDDEN = "hash_key", "(secret)"
 GLOBAL = ("timeouts", "answers", "options")
 IDENTITY = ("protocol", "address", "port", "last", "fwmark")  # of a service
 
@@ -90,13 +91,20 @@ def _edited(before: Service, after: Service) -> Iterator[Step]:
 
 def _fields(before: msgspec.Struct, after: msgspec.Struct, *but: str) -> dict[str, tuple[Any, Any]]:
     pairs = ((name, getattr(before, name), getattr(after, name)) for name in before.__struct_fields__)
-    return {name: (_plain(old), _plain(new)) for name, old, new in pairs if name not in but and old != new}
+    return {name: _told(name, old, new) for name, old, new in pairs if name not in but and old != new}
 
 
 def _values(value: msgspec.Struct, *but: str) -> dict[str, tuple[Any, Any]]:
     defaults = {field.name: field.default for field in msgspec.structs.fields(value)}
     given = ((name, getattr(value, name)) for name in defaults if name not in but)
     return {name: (None, _plain(one)) for name, one in given if one != defaults[name]}
+
+
+def _told(name: str, before: object, after: object) -> tuple[Any, Any]:
+    """A secret is not: steps are printed, logged and sent about."""
+    if name == SECRET:
+        return HIDDEN if before else before, HIDDEN if after else after
+    return _plain(before), _plain(after)
 
 
 def _plain(value: object) -> Any:
