@@ -103,6 +103,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "agent_port": 0,
                 "ramping": 0,
                 "reply_us": 0,
+                "why": "",
             },
             {
                 "endpoint": "10.0.1.12:8080",
@@ -119,6 +120,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "agent_port": 0,
                 "ramping": 0,
                 "reply_us": 1500,
+                "why": "",
             },
             {
                 "endpoint": "10.0.1.13:80",
@@ -135,6 +137,7 @@ def test_services_come_with_their_connections_in_the_order_of_the_intent(client:
                 "agent_port": 0,
                 "ramping": 0,
                 "reply_us": 0,
+                "why": "",
             },
         ],
         "last": 0,

@@ -14,7 +14,7 @@ def text(table: tables.Table) -> str:
     return "\n".join([*table.titles, *table.rows]) + "\n"
 
 
-def real(endpoint: str, **values: int) -> dict[str, object]:
+def real(endpoint: str, **values: int | str) -> dict[str, object]:
     return {"endpoint": endpoint, "mode": "", **values}
 
 
@@ -36,7 +36,7 @@ def test_services_look_as_ipvsadm_lists_them() -> None:
                 "maglev_size": 65537,
                 "reals": [
                     real("10.0.1.11:8080", weight=3, active=2, inactive=50, ramping=2, reply_us=12_345),
-                    real("10.0.1.12:8080", weight=0, active=0, inactive=1234567),
+                    real("10.0.1.12:8080", weight=0, active=0, inactive=1234567, health="maintenance", why="disk"),
                 ],
             },
             {"key": "203.0.113.10:53/udp", "mode": "nat", "scheduler": "rr", **PLAIN, "reals": []},
@@ -48,7 +48,7 @@ def test_services_look_as_ipvsadm_lists_them() -> None:
         "TCP  203.0.113.10:80 wlc (sh-port) persistent 600 mask /24 mss 1400 max 5 slow-start 30 maglev-size 65537 "
         "timeouts tcp=60,tcp_fin=9 no-offload\n"
         "  -> 10.0.1.11:8080               nat     3      2          50        ramping 2 12.3 ms\n"
-        "  -> 10.0.1.12:8080               nat     0      0          1234567\n"
+        "  -> 10.0.1.12:8080               nat     0      0          1234567   maintenance: disk\n"
         "UDP  203.0.113.10:53 rr\n"
     )
 

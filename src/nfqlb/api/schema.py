@@ -282,6 +282,8 @@ class RealView(msgspec.Struct):
     """The weight that it has worked up to so far; 0 where it does not ramp."""
     reply_us: int = 0
     """Microseconds that it takes to reply, as `ewma` reckons; 0 where nothing is known."""
+    why: str = ""
+    """Why it is out; nothing where it is not, or where nobody said."""
 
 
 class ServiceView(msgspec.Struct):
@@ -499,6 +501,7 @@ def service_view(service: Service, slots: Slots, drained: Drained, serving: Serv
                 real.agent_port,
                 serving.ramping((service.key, real.address, real.port)),
                 counters.reply_us,
+                _why(serving, (service.key, real.address, real.port)),
             )
             for real, counters in counted
         ],
@@ -531,6 +534,11 @@ def _condition(serving: Serving, end: SlotKey) -> str:
     if out and out.cause is not Cause.DOWN:
         return str(out.cause)
     return str(seen.status.condition) if seen else ""
+
+
+def _why(serving: Serving, end: SlotKey) -> str:
+    out = serving.out.get(end)
+    return out.why if out else ""
 
 
 def stats(intent: Intent, slots: Slots, drained: Drained, meter: Meter) -> Stats:

@@ -86,7 +86,7 @@ def delete(env: Env, vip: str, real: str, api: str | None, name: str | None) -> 
 @command.command("maint")
 @click.argument("vip", shell_complete=known_vips)
 @click.argument("real", shell_complete=known_reals)
-@click.option("--why", default="", metavar="TEXT", help="For those who look: `nfqlb show health` tells it.")
+@click.option("--why", default="", metavar="TEXT", help="For those who look: `nfqlb show services` tells it.")
 @director_options
 @click.pass_obj
 def maint(env: Env, vip: str, real: str, why: str, api: str | None, name: str | None) -> None:

@@ -96,7 +96,7 @@ def add(
 @click.option(
     "--flag", "flags", multiple=True, metavar="FLAG", help="The scheduler's flags, all that it is to have; repeats."
 )
-@click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0: no more.")
+@click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0 ends it.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @click.option("--persistence-engine", metavar="NAME", help="With it: sip keeps calls together; '': clients.")
 @click.option("--quiescent", metavar="keep|move", help="With it: at weight 0 its clients stay, or leave.")

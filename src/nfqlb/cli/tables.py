@@ -36,7 +36,8 @@ def services(answer: Answer, width: int = 0) -> Table:
         for real in service["reals"]:
             rest = f"{real['mode'] or service['mode']:<7} {real['weight']:<6} {real['active']:<10} {real['inactive']}"
             if real.get("health") not in (None, "", "up"):
-                rest = f"{rest:<{len(VALUES)}} {real['health']}"
+                said = f": {real['why']}" if real["health"] == "maintenance" and real.get("why") else ""
+                rest = f"{rest:<{len(VALUES)}} {real['health']}{said}"
             if real.get("ramping"):
                 rest = f"{rest:<{len(VALUES)}} ramping {real['ramping']}"
             if real.get("reply_us"):
