@@ -1,7 +1,11 @@
-"""Strategies that draw what an operator may ask for."""
+"""Strategies that draw what an operator may ask for.
+
+What is drawn from often is made once: hypothesis looks through each new strategy before it draws.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -39,16 +43,28 @@ ADDRESSES = {
 VIPS = {4: "203.0.113.{}".format, 6: "2001:db8:1::{:x}".format}
 TEXT = st.characters(codec="utf-8", exclude_categories=("C", "Z"), include_characters=" ")
 SECONDS = st.integers(1, 9999)
+TIMEOUTS = st.builds(Timeouts, *[SECONDS] * len(Timeouts.__struct_fields__))
+ANSWERS = st.builds(Answers, st.sampled_from(NO_SERVER), st.sampled_from(NO_CONNECTION), st.booleans())
+OPTIONS = st.builds(
+    Options,
+    st.integers(0, 3),
+    *[st.booleans()] * 3,
+    *[st.integers(0, 3)] * 3,
+    st.integers(1, 99),
+    *[st.integers(0, 9999)] * 2,
+)
 
 
-def persistences(version: int) -> st.SearchStrategy[Persistence]:
+@cache
+def persistences(version: int) -> st.SearchStrategy[Persistence | None]:
     netmask = st.none() | st.integers(1, 32 if version == 4 else 128)
-    return st.builds(Persistence, SECONDS, netmask, st.sampled_from(QUIESCENT))
+    return st.none() | st.builds(Persistence, SECONDS, netmask, st.sampled_from(QUIESCENT))
 
 
-def own_timeouts(protocol: str) -> st.SearchStrategy[OwnTimeouts]:
+@cache
+def own_timeouts(protocol: str) -> st.SearchStrategy[OwnTimeouts | None]:
     mine = [name for name in OwnTimeouts.__struct_fields__ if protocol in (name.partition("_")[0], "any")]
-    return st.builds(OwnTimeouts, **{name: st.just(0) | SECONDS for name in mine})
+    return st.none() | st.builds(OwnTimeouts, **{name: st.just(0) | SECONDS for name in mine})
 
 
 @st.composite
@@ -72,10 +88,13 @@ def quorums(draw: st.DrawFn, version: int) -> Quorum:
     return Quorum(weight, draw(st.integers(0, weight - 1)), sorry, bool(sorry) and draw(st.booleans()), line, line)
 
 
-def healths() -> st.SearchStrategy[Health]:
+@cache
+def healths() -> st.SearchStrategy[Health | None]:
     """Of the checks' results, what follows."""
     seconds = st.integers(0, 300).map(float)
-    return st.builds(Health, port=PORTS, on_down=st.sampled_from(ON_DOWN), panic=st.integers(0, 100), hold=seconds)
+    return st.none() | st.builds(
+        Health, port=PORTS, on_down=st.sampled_from(ON_DOWN), panic=st.integers(0, 100), hold=seconds
+    )
 
 
 @st.composite
@@ -110,14 +129,14 @@ def services(draw: st.DrawFn) -> Service:
         name=draw(st.just("") | st.text(TEXT, max_size=8)),
         last=draw(st.integers(port + 1, 65535)) if kind == "range" else 0,
         fwmark=draw(st.integers(1, MARK_MAX)) if mark else 0,
-        persistence=draw(st.none() | persistences(version)),
-        health=draw(st.none() | healths()),
+        persistence=draw(persistences(version)),
+        health=draw(healths()),
         quorum=draw(st.none() | quorums(version)),
         **picks,
         maglev_size=draw(st.sampled_from((4093, 655373))) if "mh" in picks.values() else 4093,
         slow_start=0 if picks.get("scheduler") in SUDDEN else draw(st.sampled_from((0, 30))),
         connections_max=draw(st.sampled_from((0, 5000))),
-        timeouts=draw(st.none() | own_timeouts("any" if mark else protocol)),
+        timeouts=draw(own_timeouts("any" if mark else protocol)),
     )
 
 
@@ -127,8 +146,4 @@ def intents(draw: st.DrawFn, most: int = 4) -> Intent:
     found = draw(st.lists(services(), max_size=most, unique_by=lambda service: (service.address, service.fwmark)))
     names = [service.name for service in found]
     found = [service for at, service in enumerate(found) if not service.name or service.name not in names[:at]]
-    timeouts = draw(st.builds(Timeouts, *[SECONDS] * len(Timeouts.__struct_fields__)))
-    answers = st.builds(Answers, st.sampled_from(NO_SERVER), st.sampled_from(NO_CONNECTION), st.booleans())
-    modes, places = [st.integers(0, 3)] * 3, [st.integers(0, 9999)] * 2
-    options = st.builds(Options, st.integers(0, 3), *[st.booleans()] * 3, *modes, st.integers(1, 99), *places)
-    return Intent(tuple(found), timeouts, draw(answers), draw(options))
+    return Intent(tuple(found), draw(TIMEOUTS), draw(ANSWERS), draw(OPTIONS))
