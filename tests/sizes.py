@@ -23,5 +23,5 @@ PUBLISHES = 3000 if FULL else 300  # while packets flow
 ROUNDS = 300 if FULL else 25  # of packets dealt to several workers at once
 CHANGES, CHANGING = (2000, 10.0) if FULL else (90, 1.0)  # of a service under load, and the seconds they may take
 SWITCHES, SWITCHING = (100, 10.0) if FULL else (20, 4.0)  # of a service's offload, likewise
-RATE = 5_000  # datagrams a second meanwhile; 20,000 are for bench, where all that has a part comes before other programs
+RATE = 5_000  # datagrams a second meanwhile; for 20,000 see bench, which comes before other programs
 SYNS = 40_000 if FULL else 4000  # each given to four workers at once
