@@ -281,7 +281,7 @@ def test_a_taken_name_is_refused_with_the_pid(bench: Bench) -> None:
 
 
 def test_the_name_is_free_when_holder_and_director_are_both_gone(bench: Bench) -> None:
-    first = bench.start("ready serve")
+    first = bench.start("serve")  # one that says ready to a dead holder dies of it
     director = bench.events(1)[0]["pid"]
     first.kill()
     first.wait(10)
