@@ -283,7 +283,7 @@ class RealView(msgspec.Struct):
     reply_us: int = 0
     """Microseconds that it takes to reply, as `ewma` reckons; 0 where nothing is known."""
     why: str = ""
-    """Why it is out; nothing where it is not, or where nobody said."""
+    """Why it is in maintenance; nothing where it is not, or where nobody said."""
 
 
 class ServiceView(msgspec.Struct):
@@ -538,7 +538,7 @@ def _condition(serving: Serving, end: SlotKey) -> str:
 
 def _why(serving: Serving, end: SlotKey) -> str:
     out = serving.out.get(end)
-    return out.why if out else ""
+    return out.why if out and out.cause is Cause.MAINTENANCE else ""
 
 
 def stats(intent: Intent, slots: Slots, drained: Drained, meter: Meter) -> Stats:
