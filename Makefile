@@ -42,11 +42,8 @@ export CC := $(CLANG)
 PACKAGES += libclang-rt-16-dev llvm-16
 endif
 PYTEST := $(BIN)/pytest
-# A process for each CPU of two; network tests wait much, and go three at a time, each a network of processes. A file of
-# tests stays in one process, so that they share what they make for it.
-TOGETHER := --dist loadfile -p no:benchmark
-PARALLEL := -n 2 $(TOGETHER)
-NETWORKS := -n 3 $(TOGETHER)
+# Two at a time, each a network of processes. A file of tests stays in one, so that they share what they make for it.
+PARALLEL := -n 2 --dist loadfile -p no:benchmark
 
 .PHONY: setup packages lint types unit tests quick test test-full sanitize fuzz netns-test offload-test oracle-vm demo bench bench-compare clean
 
@@ -112,10 +109,10 @@ tests: setup
 	$(PYTEST) $(PARALLEL) --junitxml=build/reports/tests.xml --ignore=tests/netns tests $(ARGS)
 
 netns-test: setup
-	$(PYTEST) $(NETWORKS) -v --junitxml=build/reports/netns.xml tests/netns $(ARGS)
+	$(PYTEST) $(PARALLEL) -v --junitxml=build/reports/netns.xml tests/netns $(ARGS)
 
 offload-test: setup
-	NFQLB_OFFLOAD=auto $(PYTEST) $(NETWORKS) -v --junitxml=build/reports/offload.xml tests/netns/test_matrix.py $(ARGS)
+	NFQLB_OFFLOAD=auto $(PYTEST) $(PARALLEL) -v --junitxml=build/reports/offload.xml tests/netns/test_matrix.py $(ARGS)
 
 # Not part of `make test`. ARGS is one word for pytest here, as it goes through a shell: ARGS=-x.
 oracle-vm: PACKAGES += $(VM_PACKAGES)
