@@ -27,7 +27,7 @@ def main() -> int:
     share.alone()
     rounds: list[dict[str, object]] = []
     for number in range(ROUNDS):
-        for way in sorted(WAYS, key=list(WAYS).index, reverse=number % 2 == 1):
+        for way in (reversed if number % 2 else iter)(WAYS):
             args, count, step = WAYS[way]
             with Net(servers=3, web=False) as net:
                 outcome = changes.run(
@@ -42,9 +42,7 @@ def main() -> int:
         ours = [one for one in rounds if one["way"] == way]
         for name, form, most in (("seconds", ".3f", WITHIN), ("lost_there", ",.0f", 0), ("lost_back", ",.0f", 0)):
             values = [float(str(one[name])) for one in ours]
-            sheet.figure(
-                f"{way}, {count:,} changes, {name.replace('_', ' ')}", values, form, most=most, each=name != "seconds"
-            )
+            sheet.figure(f"{way}, {name.replace('_', ' ')}", values, form, most=most, each=name != "seconds")
         print(f"{way + ', datagrams sent':<32} {sum(int(str(one['sent'])) for one in ours):>9,}")
     return sheet.end(path)
 
