@@ -191,6 +191,19 @@ class Walk:
             self.opened.append((client, destination, real))
 
 
+    def go(self, number: int) -> None:
+        """Any of these, or time passes."""
+        what = self.chance.random()
+        if what < 0.5:
+            self.begin(number)
+        elif what < 0.93:
+            self.go_on()
+        elif what < 0.97:
+            self.lab.clock.advance(self.chance.choice([0.1, 5, 11, 70]))
+        else:
+            self.edit()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SEQUENCES))
 @pytest.mark.parametrize("persistence", [0, FOREVER])
@@ -200,16 +213,8 @@ def test_a_ranking_finds_what_a_walk_finds(scheduler: str, persistence: int, see
     walk = Walk(scheduler, chance, chance.choice([17, 33, 60]), persistence)
     assert walk.lab.services[0].ranked
     for number in range(SEQUENCE_STEPS // 3):
-        what = chance.random()
-        if what < 0.5:
-            walk.begin(number)
-        elif what < 0.93:
-            walk.go_on()
-        elif what < 0.97:
-            walk.lab.clock.advance(chance.choice([0.1, 5, 11, 70]))
-        else:
-            walk.edit()
-            assert walk.lab.services[0].ranked == (len(walk.servers) > FEW)
+        walk.go(number)
+        assert walk.lab.services[0].ranked == (len(walk.servers) > FEW)
 
 
 @pytest.mark.slow

@@ -87,15 +87,7 @@ def test_the_core_goes_round_as_the_kernel_does(seed: int) -> None:
     chance = Random(f"wrr {seed}")
     walk = Laps(chance, chance.choice([1, 2, 3, 5, 17]))
     for number in range(SEQUENCE_STEPS // 3):
-        what = chance.random()
-        if what < 0.6:
-            walk.begin(number)
-        elif what < 0.9:
-            walk.go_on()
-        elif what < 0.97:
-            walk.lab.clock.advance(chance.choice([0.1, 5, 11, 70]))
-        else:
-            walk.edit()
+        walk.go(number)
 
 
 @pytest.mark.parametrize("heavy", [65535, 2**31 - 1])
