@@ -190,7 +190,6 @@ class Walk:
         if segment in ("A", "SA") or self.chance.random() < 0.5:
             self.opened.append((client, destination, real))
 
-
     def go(self, number: int) -> None:
         """Any of these, or time passes."""
         what = self.chance.random()
