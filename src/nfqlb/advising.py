@@ -20,7 +20,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nfqlb._core.advisor import Advisor, Overrun, interrupt
+from nfqlb._core.advisor import Advisor, Overrun, interrupt, named
 from nfqlb.errors import ConfigError
 from nfqlb.model import Intent, Key, Service, is_script
 from nfqlb.spawner import distrust
@@ -226,19 +226,9 @@ def _chooser(text: str, name: str) -> Callable[..., Any]:
     except Overrun:
         raise
     except BaseException as error:  # also of sys.exit()
-        raise ConfigError("scheduler", name, f"raises {_told(error)}") from None
+        raise ConfigError("scheduler", name, f"raises {named(error)}") from None
     if not callable(pick):
         fix = "define pick(flow, servers), or a class Scheduler with such a method"
         raise ConfigError("scheduler", name, "is no scheduler", fix)
     found: Callable[..., Any] = pick
     return found
-
-
-def _told(error: BaseException) -> str:
-    """Its text is the user's code, too."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Overrun:
-        raise
-    except BaseException:
-        return type(error).__name__

@@ -44,6 +44,16 @@ def interrupt(thread: int) -> None:
     PyThreadState_SetAsyncExc(thread, <PyObject*>Overrun)
 
 
+def named(error: BaseException) -> str:
+    """What was raised and its text, which is the user's code, too: without one where that raises. Raises Overrun."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Overrun:
+        raise
+    except BaseException:
+        return type(error).__name__
+
+
 cdef class Server:
     """A real server: `address`, `port` (0: that of the packet), `weight`, and its `active` and `inactive` connections
     now. Equal to itself after a change of the configuration, too.
@@ -253,13 +263,7 @@ cdef str told(error: object):
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = "" if trace is None else f", line {trace.tb_lineno}"
-    try:
-        text = f": {error}"
-    except Overrun:
-        raise
-    except BaseException:                                    # its own text is the user's code, too
-        text = ""
-    return f"{type(error).__name__}{text}{where}"
+    return named(error) + where
 
 
 def _short(value: object) -> str:
