@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from nfqlb.errors import ConfigError, MissingError
+from nfqlb.errors import MissingError
+from nfqlb.ha import require_device
 from nfqlb.ha.keepalived import configuration, instance
 from nfqlb.ha.keeper import CONFIGURATION, PROGRAM, SOCKET
 from nfqlb.runconfig import Ha
@@ -56,10 +56,9 @@ class Failover:
     def require_devices(self) -> None:
         """ConfigError where a device that the configuration names is not there."""
         gateways = [("gateways", gateway.partition("%")[2]) for gateway in self.ha.gateways]
-        there = [name for _, name in socket.if_nameindex()]
         for field, device in [("interface", self.ha.interface), ("device", self.ha.device), *gateways]:
-            if device and device not in there:
-                raise ConfigError(f"ha {field}", device, "is not there", f"choose from {', '.join(there)}")
+            if device:
+                require_device(f"ha {field}", device)
 
     def wants(self, addresses: Set[str]) -> None:
         """The master is to have these, unless the configuration names others."""

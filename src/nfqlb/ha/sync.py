@@ -35,7 +35,7 @@ import msgspec
 
 from nfqlb._core.mirror import Mirror
 from nfqlb.errors import ConfigError
-from nfqlb.ha import resync
+from nfqlb.ha import require_device, resync
 from nfqlb.ha.seal import OVERHEAD, ReplayError, Seal, read_key
 from nfqlb.model import Sync
 
@@ -483,10 +483,6 @@ class Syncing:
 def require(settings: Sync) -> None:
     """ConfigError for what cannot be done on this machine."""
     if settings.interface:
-        try:
-            socket.if_nametoindex(settings.interface)
-        except OSError:
-            there = ", ".join(name for _, name in socket.if_nameindex())
-            raise ConfigError("interface", settings.interface, "is not there", f"choose from {there}") from None
+        require_device("interface", settings.interface)
     if settings.key_file:
         read_key(settings.key_file)
