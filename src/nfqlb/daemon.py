@@ -260,6 +260,7 @@ class Director:
     def _offload(self) -> None:
         """Have the kernel forward what is established, as far as it can; else take a predecessor's offload away."""
         from nfqlb import offloading
+        from nfqlb.kernel import offload
 
         try:
             if self.config.offload == "off":
@@ -275,7 +276,7 @@ class Director:
             self._without_offload = str(error)
             log.warning("no offload: %s", error)
         try:
-            offloading.withdraw(self.config.name)
+            offload.detach(self.config.name)
         except NfqlbError as error:
             log.error("%s", error)
 
@@ -1110,9 +1111,9 @@ def load_kernel(name: str) -> Kernel:
 
 def withdraw(name: str) -> int:
     """Do what a director that was killed could not do; the exit code."""
-    from nfqlb import offloading
+    from nfqlb.kernel import offload
 
-    offloading.withdraw(name)
+    offload.detach(name)
     load_kernel(name).withdraw()
     store = Store(paths(name).state)
     last = store.load()

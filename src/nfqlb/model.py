@@ -98,6 +98,7 @@ ANNOUNCE = ("always", "quorum")
 STATUSES = re.compile(r"[1-5]\d\d(-[1-5]\d\d)?(,[1-5]\d\d(-[1-5]\d\d)?)*", re.ASCII)
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\x20-\x7e]*", re.ASCII)  # RFC 9110, 5.1
 HOST_MAX = 255
+HOST = re.compile(rf"[!-~]{{0,{HOST_MAX}}}")
 DNS_LABEL, DNS_NAME_MAX = re.compile(r"[!-\[\]-~]{1,63}", re.ASCII), 253  # RFC 1035, 2.3.4; no escapes
 RECORD = re.compile(r"[A-Z][A-Z0-9-]{0,15}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}", re.ASCII)  # MD5 as keepalived has it, SHA-256
@@ -314,7 +315,7 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             first, dash, last = span.partition("-")
             if dash and last < first:
                 raise ConfigError("health status", span, "ends before it begins", f"write {last}-{first}")
-        if not self.host.isascii() or not all("!" <= c <= "~" for c in self.host) or len(self.host) > HOST_MAX:
+        if not HOST.fullmatch(self.host):
             raise ConfigError("health host", self.host[:HOST_MAX], "is no name of a host", "write it like example.com")
         for header in self.headers:
             if not HEADER.fullmatch(header):

@@ -74,11 +74,6 @@ class Offloading:
 
     def stop(self) -> None:
         """Have everything come up again, and end the thread."""
-        withdraw(self._name)
+        detach(self._name)
         self._follower.stop()
         self._thread.join(5)
-
-
-def withdraw(name: str) -> None:
-    """Take away what a director of this name left in the kernel."""
-    detach(name)

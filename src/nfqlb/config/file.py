@@ -22,7 +22,8 @@ def read(file: str, *, whole: bool = False, stdin: bool = False) -> Loaded:
     if not file:
         raise ConfigError("config", file, "is no name of a file")
     try:
-        with open(0 if stdin and file == STDIN else file, "rb", closefd=not (stdin and file == STDIN)) as source:
+        piped = stdin and file == STDIN
+        with open(0 if piped else file, "rb", closefd=not piped) as source:
             data = source.read(SIZE_MAX + 1)
         text = data.decode("utf-8-sig")
     except OSError as error:
