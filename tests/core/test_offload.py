@@ -67,8 +67,9 @@ class Kernel:
 
     def passed(self, place: int, requests: int = 0, replies: int = 0, ended: int = 0) -> None:
         """So many packets of a place were forwarded, and these ends seen, in all."""
-        at = place * Offload.PLACE
-        struct.pack_into("=4QI", self.places, at, requests, 40 * requests, replies, 40 * replies, ended)
+        at, direction = place * Offload.PLACE, Offload.PLACE // 2
+        struct.pack_into("=2Q44xI", self.places, at, requests, 40 * requests, ended)
+        struct.pack_into("=2Q", self.places, at + direction, replies, 40 * replies)
 
     def answer(self, client: str = CLIENT) -> None:
         """A client's SYN and its real server's answer, which hands the connection down."""

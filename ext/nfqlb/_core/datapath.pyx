@@ -62,6 +62,7 @@ from nfqlb._core.offload cimport (
     OFFLOAD_FIRST,
     OFFLOAD_RST,
     Offload,
+    ends_of,
     install,
     is_answered,
     is_busy,
@@ -489,7 +490,7 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
     cdef int first
     if place == 0 or offload == NULL:
         return
-    ended = load32(&offload.places[place].ended, ACQUIRE)    # before the counts, which the kernel writes first
+    ended = ends_of(offload, place)                          # before the counts, which the kernel writes first
     if connection.protocol == TCP and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV \
             and is_opened(offload, place) and is_busy(offload, place):
         follow(worker, connection, 0, False)

@@ -19,12 +19,13 @@ from nfqlb._core.datapath cimport Datapath, Worker, catch_up, worker_t
 from nfqlb._core.offload cimport (
     OFFLOAD_ENDS,
     Offload,
+    ends_of,
     first_released,
     next_event,
     offload_t,
-    offload_way_count,
     owner_t,
     packets_of,
+    passed_t,
     reap,
 )
 from nfqlb._core.telemetry cimport telemetry_t
@@ -215,11 +216,11 @@ cdef void look_after(worker_t* worker, offload_t* offload, uint32_t place, conne
     """Set the timer of a connection that was used since the last round; bring up what is not to be forwarded so."""
     cdef owner_t* owner = &offload.owners[place]
     cdef uint64_t packets = packets_of(offload, place)
-    cdef uint64_t requests = load64(&offload.places[place].count[0].packets, RELAXED)
+    cdef uint64_t requests = load64(&offload.places[place].direction[0].packets, RELAXED)
     cdef uint32_t expires
     catch_up(worker, connection)
     if not is_wanted(worker, owner, connection) \
-            or (packets == owner.noticed and load32(&offload.places[place].ended, RELAXED) & OFFLOAD_ENDS):
+            or (packets == owner.noticed and ends_of(offload, place) & OFFLOAD_ENDS):
         bring_up(worker.table, connection)
     if packets == owner.noticed:
         return
@@ -257,12 +258,12 @@ cdef void count(telemetry_t* telemetry, offload_t* offload, uint32_t place) noex
     """Add what a place counted since the last time to its real server's counters."""
     cdef owner_t* owner = &offload.owners[place]
     cdef counter_t* counter = &telemetry.slots[owner.slot]
-    cdef offload_way_count now[2]
+    cdef passed_t now[2]
     cdef uint64_t requests, replies
     cdef int i
     for i in range(2):
-        now[i].packets = load64(&offload.places[place].count[i].packets, RELAXED)
-        now[i].bytes = load64(&offload.places[place].count[i].bytes, RELAXED)
+        now[i].packets = load64(&offload.places[place].direction[i].packets, RELAXED)
+        now[i].bytes = load64(&offload.places[place].direction[i].bytes, RELAXED)
     requests = now[0].packets - owner.counted[0].packets
     replies = now[1].packets - owner.counted[1].packets
     if requests == 0 and replies == 0:

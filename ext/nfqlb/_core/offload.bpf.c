@@ -7,7 +7,8 @@
  * and told in the ring, and so is the client's first packet of a flow of NAT, which opens the connection.
  *
  * Next hops of direct routing and tunnels are the engine's. Those of NAT are asked of the kernel's own routes once a
- * generation, and the packet that asked goes by the kernel's neighbour, so that it is known to be in use.
+ * generation, and the packet that asked goes by the kernel's neighbour, so that it is known to be in use. They stand in
+ * the flow's place: flows are only read here, for what is taken out of their map may be another's entry at once.
  *
  * Headers are changed on the stack and written by helpers, which look after shared packets, checksums that a card is to
  * finish and those that it gave (net/core/filter.c). Needs Linux 5.13.
@@ -168,13 +169,14 @@ INLINE int parse6(struct __sk_buff *skb, union front *front, struct packet *pack
 /* Say that this end sent a FIN or an RST, the first time that it did. */
 INLINE void note_end(struct offload_flow *flow, struct offload_place *place, __u8 segment)
 {
+	__u32 *ended = &place->direction[0].ended;
 	__u32 bit = (segment & RST ? OFFLOAD_RST : OFFLOAD_FIN) << flow->reply;
-	__u32 before = __sync_fetch_and_or(&place->ended, bit);
+	__u32 before = __sync_fetch_and_or(ended, bit);
 
 	if (before & bit)
 		return;
 	if (!(before & OFFLOAD_ENDS))
-		__sync_fetch_and_or(&place->ended, OFFLOAD_FIRST << flow->reply);
+		__sync_fetch_and_or(ended, OFFLOAD_FIRST << flow->reply);
 	ringbuf_output(&events, &flow->place, sizeof(flow->place), 0);
 }
 
@@ -182,8 +184,8 @@ INLINE void note_end(struct offload_flow *flow, struct offload_place *place, __u
  * reply after that. 0: it is known; 1: it is, and this packet must go by the kernel's neighbour;
  * -1: there is none that we can use.
  */
-INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct packet *packet, union front *front,
-		    struct bpf_redir_neigh *next)
+INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct offload_direction *direction,
+		    struct packet *packet, union front *front, struct bpf_redir_neigh *next)
 {
 	struct bpf_fib_lookup route = {};
 	struct offload_control *now;
@@ -192,7 +194,7 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct pac
 	now = map_lookup(&control, &zero);
 	if (!now)
 		return -1;
-	if (flow->looked == now->generation)
+	if (direction->looked == now->generation)
 		return 0;
 	zero = now->generation;
 	route.family = packet->family;
@@ -219,15 +221,17 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct pac
 		return -1;
 	if (!(route.dmac[0] | route.dmac[1] | route.dmac[2] | route.dmac[3] | route.dmac[4] | route.dmac[5]))
 		return -1;     /* no Ethernet */
-	flow->link[0] = route.dmac[0] | route.dmac[1] << 8;
-	flow->link[1] = route.dmac[2] | route.dmac[3] << 8;
-	flow->link[2] = route.dmac[4] | route.dmac[5] << 8;
-	flow->link[3] = route.smac[0] | route.smac[1] << 8;
-	flow->link[4] = route.smac[2] | route.smac[3] << 8;
-	flow->link[5] = route.smac[4] | route.smac[5] << 8;
-	flow->interface = route.ifindex;
-	flow->mtu = flow->most && flow->most < route.mtu_result ? flow->most : route.mtu_result;
-	flow->looked = zero;
+	direction->link[0] = route.dmac[0] | route.dmac[1] << 8;
+	direction->link[1] = route.dmac[2] | route.dmac[3] << 8;
+	direction->link[2] = route.dmac[4] | route.dmac[5] << 8;
+	direction->link[3] = route.smac[0] | route.smac[1] << 8;
+	direction->link[4] = route.smac[2] | route.smac[3] << 8;
+	direction->link[5] = route.smac[4] | route.smac[5] << 8;
+	direction->interface = route.ifindex;
+	direction->mtu = route.mtu_result;
+	if (direction->most && direction->most < route.mtu_result)
+		direction->mtu = direction->most;
+	direction->looked = zero;
 	next->nh_family = route.family;
 	if (route.family == FAMILY4) {
 		next->ipv4_nh = route.ipv4_dst;
@@ -253,11 +257,11 @@ INLINE void age(struct __sk_buff *skb, union front *front, __u8 family, __u32 ch
 	}
 }
 
-INLINE void put_link(union front *front, const struct offload_flow *flow)
+INLINE void put_link(union front *front, const struct offload_direction *direction)
 {
 #pragma unroll
 	for (int i = 0; i < 6; i++)
-		front->half[i] = flow->link[i];
+		front->half[i] = direction->link[i];
 }
 
 INLINE int translate(struct __sk_buff *skb, struct offload_flow *flow, struct packet *packet, union front *front)
@@ -306,7 +310,8 @@ INLINE int translate(struct __sk_buff *skb, struct offload_flow *flow, struct pa
 }
 
 /* The outer header goes between the link's and the packet's; its fields are those of forward.pxd, put_outer. */
-INLINE int wrap(struct __sk_buff *skb, struct offload_flow *flow, struct packet *packet, union front *front)
+INLINE int wrap(struct __sk_buff *skb, struct offload_flow *flow, struct offload_direction *direction,
+		struct packet *packet, union front *front)
 {
 	__u32 outer = packet->family == FAMILY4 ? IP4 : IP6;
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
@@ -325,8 +330,8 @@ INLINE int wrap(struct __sk_buff *skb, struct offload_flow *flow, struct packet 
 		front->half[10] &= NET16(DONT_FRAGMENT);
 		front->byte[23] = IPPROTO_IPIP;
 		front->half[12] = 0;
-		front->half[13] = flow->own[3];
-		front->half[14] = flow->own[3] >> 16;
+		front->half[13] = direction->own[3];
+		front->half[14] = direction->own[3] >> 16;
 		front->half[15] = flow->address[3];
 		front->half[16] = flow->address[3] >> 16;
 #pragma unroll
@@ -339,8 +344,8 @@ INLINE int wrap(struct __sk_buff *skb, struct offload_flow *flow, struct packet 
 	front->byte[20] = IPPROTO_IPV6;
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
-		front->half[11 + 2 * i] = flow->own[i];
-		front->half[12 + 2 * i] = flow->own[i] >> 16;
+		front->half[11 + 2 * i] = direction->own[i];
+		front->half[12 + 2 * i] = direction->own[i] >> 16;
 		front->half[19 + 2 * i] = flow->address[i];
 		front->half[20 + 2 * i] = flow->address[i] >> 16;
 	}
@@ -351,6 +356,7 @@ INLINE int wrap(struct __sk_buff *skb, struct offload_flow *flow, struct packet 
 INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *front)
 {
 	struct bpf_redir_neigh next = {};
+	struct offload_direction *direction;
 	struct offload_place *place;
 	struct offload_flow *flow;
 	__u64 before;
@@ -362,35 +368,36 @@ INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *fron
 	place = map_lookup(&places, &flow->place);
 	if (!place)
 		return TC_ACT_UNSPEC;
+	direction = &place->direction[flow->reply & 1];
 	if (flow->way == OFFLOAD_NAT || flow->way == OFFLOAD_REPLY) {
-		asked = find_hop(skb, flow, packet, front, &next);
+		asked = find_hop(skb, flow, direction, packet, front, &next);
 		if (asked < 0)
 			return TC_ACT_UNSPEC;
 	}
-	if (packet->longest > flow->mtu)
+	if (packet->longest > direction->mtu)
 		return TC_ACT_UNSPEC;
 	if (flow->way == OFFLOAD_TUNNEL && packet->length > 0xffff - IP6)
 		return TC_ACT_UNSPEC;
-	before = __sync_fetch_and_add(&place->count[flow->reply & 1].packets, 1);
+	before = __sync_fetch_and_add(&direction->packets, 1);
 	if (before == 0 && flow->way == OFFLOAD_NAT && packet->key.protocol == IPPROTO_TCP)
 		ringbuf_output(&events, &flow->place, sizeof(flow->place), 0);
-	__sync_fetch_and_add(&place->count[flow->reply & 1].bytes, packet->length);
+	__sync_fetch_and_add(&direction->bytes, packet->length);
 	if (packet->segment & (FIN | RST)) /* after the count: who sees that it ended sees that it was opened */
 		note_end(flow, place, packet->segment);
-	put_link(front, flow);
+	put_link(front, direction);
 	if (flow->way == OFFLOAD_DIRECT) {
 		age(skb, front, packet->family, 0);
 		if (store_bytes(skb, 0, front, LINK + 12, 0))
 			return TC_ACT_SHOT;
 	} else if (flow->way == OFFLOAD_TUNNEL) {
-		if (!wrap(skb, flow, packet, front))
+		if (!wrap(skb, flow, direction, packet, front))
 			return TC_ACT_SHOT;
 	} else if (!translate(skb, flow, packet, front)) {
 		return TC_ACT_SHOT;
 	}
 	if (asked)
-		return redirect_neighbour(flow->interface, &next, sizeof(next), 0);
-	return redirect(flow->interface, 0);
+		return redirect_neighbour(direction->interface, &next, sizeof(next), 0);
+	return redirect(direction->interface, 0);
 }
 
 SECTION("tc") int forward(struct __sk_buff *skb)

@@ -14,7 +14,7 @@ enum offload_way {             /* to the real server, as method_t; or back from 
 	OFFLOAD_REPLY,
 };
 
-enum offload_ending {          /* seen in a flow, shifted by offload_flow.reply; FIRST: of both ends */
+enum offload_ending {          /* sent by an end, shifted by offload_flow.reply; FIRST: of both ends */
 	OFFLOAD_FIN = 1,
 	OFFLOAD_RST = 4,
 	OFFLOAD_ENDS = 15,
@@ -29,31 +29,30 @@ struct offload_key {           /* one direction of a flow, as its packets come *
 	__u32 protocol;
 };
 
-struct offload_flow {          /* where its packets go, and how */
+struct offload_flow {          /* what becomes of its packets; written by the engine alone */
 	__u32 place;
-	__u32 interface;
-	__u32 mtu;             /* bytes of the longest IP packet, an outer header not counted */
-	__u32 most;            /* NAT: that of the route, which the look-up of a hop does not tell; 0: none */
-	__u32 looked;          /* NAT: generation in which the next hop was looked up */
-	__u16 link[6];         /* MAC addresses: the next hop's and ours */
 	__u8 way;              /* enum offload_way */
 	__u8 reply;            /* 1: from the real server */
 	__u16 port;            /* NAT: what the port becomes */
 	__u32 address[4];      /* NAT: what the address becomes; tunnel: the outer destination */
-	__u32 own[4];          /* tunnel: the outer source */
 	__u32 address_change;  /* NAT: what that adds to a checksum, one's complement */
 	__u32 port_change;
 };
 
-struct offload_way_count {
+struct offload_direction {     /* a cache line: what passed, and where it goes next */
 	__u64 packets;
 	__u64 bytes;           /* IP length */
+	__u16 link[6];         /* MAC addresses: the next hop's and ours */
+	__u32 interface;
+	__u32 mtu;             /* bytes of the longest IP packet, an outer header not counted */
+	__u32 most;            /* NAT: that of the route, which the look-up of a hop does not tell; 0: none */
+	__u32 looked;          /* NAT: generation in which the kernel looked up the hop */
+	__u32 own[4];          /* tunnel: the outer source */
+	__u32 ended;           /* enum offload_ending, of both directions in that of requests */
 };
 
-struct offload_place {         /* what the kernel counts for a flow; read by the engine from the same memory */
-	struct offload_way_count count[2];
-	__u32 ended;           /* enum offload_ending */
-	__u32 reserved[7];
+struct offload_place {         /* of a connection, by offload_flow.reply; shared memory, and no flow's while it rests */
+	struct offload_direction direction[2];
 };
 
 struct offload_control {

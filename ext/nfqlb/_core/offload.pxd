@@ -1,7 +1,7 @@
 """Established flows that the kernel forwards by itself: the maps of offload.bpf.c, which no other file knows."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from nfqlb._core.atomic cimport RELAXED, load64, lock_t
+from nfqlb._core.atomic cimport ACQUIRE, RELAXED, load32, load64, lock_t
 from nfqlb._core.types cimport connection_t, hop_t
 
 
@@ -23,26 +23,30 @@ cdef extern from "offload.h" nogil:
         uint32_t protocol
     struct offload_flow:
         uint32_t place
-        uint32_t interface
-        uint32_t mtu
-        uint32_t most
-        uint32_t looked
-        uint16_t link[6]
         uint8_t way
         uint8_t reply
         uint16_t port
         uint32_t address[4]
-        uint32_t own[4]
         uint32_t address_change
         uint32_t port_change
-    struct offload_way_count:
+    struct offload_direction:
         uint64_t packets
         uint64_t bytes
-    struct offload_place:
-        offload_way_count count[2]
+        uint16_t link[6]
+        uint32_t interface
+        uint32_t mtu
+        uint32_t most
+        uint32_t own[4]
         uint32_t ended
+    struct offload_place:
+        offload_direction direction[2]
     struct offload_control:
         uint32_t generation
+
+
+cdef struct passed_t:
+    uint64_t packets
+    uint64_t bytes
 
 
 cdef struct owner_t:                 # what we know of a place
@@ -56,7 +60,7 @@ cdef struct owner_t:                 # what we know of a place
     uint32_t turn                    # of the real server's hop
     uint64_t noticed                 # packets of both ways when the follower last looked
     uint64_t requests                # those from the client
-    offload_way_count counted[2]     # what the counters have of it
+    passed_t counted[2]              # what the counters have of it
 
 
 cdef struct offload_t:
@@ -97,18 +101,23 @@ cdef uint32_t next_event(Offload offload) noexcept nogil
 
 cdef inline uint64_t packets_of(const offload_t* offload, uint32_t place) noexcept nogil:
     """Packets of both ways that the kernel has forwarded for a place."""
-    return load64(&offload.places[place].count[0].packets, RELAXED) \
-        + load64(&offload.places[place].count[1].packets, RELAXED)
+    return load64(&offload.places[place].direction[0].packets, RELAXED) \
+        + load64(&offload.places[place].direction[1].packets, RELAXED)
 
 
 cdef inline bint is_opened(const offload_t* offload, uint32_t place) noexcept nogil:
     """Whether the kernel has forwarded a packet of the client's for a place."""
-    return load64(&offload.places[place].count[0].packets, RELAXED) != 0
+    return load64(&offload.places[place].direction[0].packets, RELAXED) != 0
 
 
 cdef inline bint is_answered(const offload_t* offload, uint32_t place) noexcept nogil:
     """Whether the kernel has forwarded a packet of the real server's for a place."""
-    return load64(&offload.places[place].count[1].packets, RELAXED) != 0
+    return load64(&offload.places[place].direction[1].packets, RELAXED) != 0
+
+
+cdef inline uint32_t ends_of(const offload_t* offload, uint32_t place) noexcept nogil:
+    """What the ends of a place's flow have sent (enum offload_ending)."""
+    return load32(&offload.places[place].direction[0].ended, ACQUIRE)
 
 
 cdef inline bint is_busy(const offload_t* offload, uint32_t place) noexcept nogil:

@@ -1,10 +1,11 @@
 """Established flows that the kernel forwards by itself.
 
 Strategy. The connection table stays the truth. A connection that is offloaded has a place: a number that stands in its
-entry, and at which the kernel counts its packets in memory that is mapped here, so that reading needs no system call.
-The map of flows holds its directions, each under what its packets look like. Two system calls put a flow in, two take
-it out; whoever swaps the number out of the entry does so. A place that was given up rests for a second before its last
-counts are taken and it is used again: a packet on another CPU may have found it just before.
+entry, and at which the kernel counts its packets in memory that is mapped here, so that reading needs no system call;
+the next hops lie there, too. The map of flows holds its directions, each under what its packets look like. Two system
+calls put a flow in, two take it out; whoever swaps the number out of the entry does so. A place that was given up rests
+for a second before its last counts are taken and it is used again: a packet on another CPU may have found it just
+before.
 
 Formats: include/uapi/linux/bpf.h; offload.h. The ring is that of Documentation/bpf/ringbuf.rst.
 """
@@ -106,13 +107,15 @@ cdef void translate(offload_flow* flow, const address_t* before, uint16_t port_b
 
 cdef bint put_flow(const offload_t* offload, const connection_t* connection, uint32_t place, const hop_t* hop,
                    uint32_t mtu) noexcept nogil:
-    """Both directions of NAT, or the one that passes here."""
+    """Both directions of NAT, or the one that passes here. The place is told first, where nobody sees it yet."""
+    cdef offload_direction* requests = &offload.places[place].direction[0]
     cdef offload_key key
     cdef offload_flow flow
     memset(&flow, 0, sizeof(offload_flow))
     flow.place = place
     request_key(connection, &key)
     if connection.flags & METHOD == NAT:                     # first the key that another may have: nothing is counted
+        requests.most = mtu
         flow.way = OFFLOAD_REPLY
         flow.reply = 1
         translate(&flow, &connection.server, connection.sport, &connection.virtual, connection.vport)
@@ -121,7 +124,6 @@ cdef bint put_flow(const offload_t* offload, const connection_t* connection, uin
             return False
         flow.way = OFFLOAD_NAT
         flow.reply = 0
-        flow.most = mtu
         translate(&flow, &connection.virtual, connection.vport, &connection.server, connection.sport)
         request_key(connection, &key)
         if tell(offload, BPF_MAP_UPDATE_ELEM, &key, &flow):
@@ -130,12 +132,12 @@ cdef bint put_flow(const offload_t* offload, const connection_t* connection, uin
         tell(offload, BPF_MAP_DELETE_ELEM, &key, NULL)
         return False
     flow.way = OFFLOAD_DIRECT if connection.flags & METHOD == DIRECT else OFFLOAD_TUNNEL
-    flow.interface = hop.interface
-    flow.mtu = mtu
-    memcpy(flow.link, hop.destination, 6)
-    memcpy(&flow.link[3], hop.source, 6)
     memcpy(flow.address, &connection.server, 16)
-    memcpy(flow.own, &hop.own, 16)
+    requests.interface = hop.interface
+    requests.mtu = mtu
+    memcpy(requests.link, hop.destination, 6)
+    memcpy(&requests.link[3], hop.source, 6)
+    memcpy(requests.own, &hop.own, 16)
     return tell(offload, BPF_MAP_UPDATE_ELEM, &key, &flow)
 
 
