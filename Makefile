@@ -22,6 +22,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 export NFQLB_BUILD ?= release
+# Tests start nfqlb a thousand times: its Python is compiled once.
+export PYTHONDONTWRITEBYTECODE :=
 ARGS ?=
 
 BIN := .venv/bin
