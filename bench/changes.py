@@ -12,7 +12,8 @@ from __future__ import annotations
 import sys
 
 from bench import figures, share
-from netns import Net, changes
+from netns import changes
+from netns.topology import Net
 
 ROUNDS = 5
 WITHIN, RATE = 10.0, 20_000

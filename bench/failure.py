@@ -16,7 +16,8 @@ import time
 from typing import NamedTuple
 
 from bench import figures
-from netns import Net, load
+from netns import load
+from netns.topology import Net
 from nfqlb.api.client import Client
 
 ROUNDS = 7

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench import figures
-from netns import Net
+from netns.topology import Net
 
 ROUNDS = 3
 LEAD, SECONDS = 5.0, 10.0

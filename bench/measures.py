@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from bench import share
 from bench.road import COUNTED, ECHO, HTTP, SINK, Road, Way
-from netns import CommandError
+from netns.host import CommandError
 from netns.load import Wrk
 
 SECONDS = 1  # of a sample

@@ -20,7 +20,7 @@ from pathlib import Path
 from bench import figures, share
 from bench.road import COUNTED, SINK, Road, Way
 from bench.ways import nfqlb
-from netns import Process
+from netns.host import Process
 
 ROUNDS, SECONDS, LEAD, STREAMS = 5, 10.0, 1.0, 8
 PERIOD, QUOTA = 5_000, 2_000  # microseconds: the engine's part of a CPU

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench import share, stream
-from netns import CommandError, Host, Process
 from netns.director import Director
+from netns.host import CommandError, Host, Process
 from netns.machines import Machines
 from netns.web import Storage, WebServer
 

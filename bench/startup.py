@@ -14,8 +14,8 @@ import sys
 import time
 
 from bench import figures
-from netns import Net
 from netns.director import NFQLB
+from netns.topology import Net
 
 ROUNDS = 11
 BAR = 0.2

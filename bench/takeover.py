@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 from bench import figures, share
 from bench.core import NOW, VIP, serve, shared_memory
-from netns import Net, load
+from netns import load
 from netns.changes import PORT, Stream
+from netns.topology import Net
 from nfqlb._core.connection import Table
 from nfqlb._core.probe import Flows
 from nfqlb.testing import udp

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.road import COUNTED, ECHO, HTTP, SINK, Way, cable
-from netns import Host
 from netns.director import NFQLB
+from netns.host import Host
 
 OFFLOAD = ("--offload", "auto")
 PATIENCE = 120.0  # seconds until a director is ready: emulated machines are slow

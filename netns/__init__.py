@@ -1,6 +1,4 @@
-"""Networks in namespaces, for tests, benchmarks and the demo."""
+"""Networks in namespaces, for tests, benchmarks and the demo.
 
-from netns.host import CommandError, Host, Process
-from netns.topology import Net
-
-__all__ = ["CommandError", "Host", "Net", "Process"]
+Nothing is imported here: the programs that run in the namespaces, `python -m netns.ask` and the like, start at once.
+"""

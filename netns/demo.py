@@ -15,8 +15,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from netns import CommandError, dns, ftp, kernelstate, load, mail
+from netns import dns, ftp, kernelstate, load, mail
 from netns.desk import Desk
+from netns.host import CommandError
 from netns.mishaps import Mishaps, TiersPair
 from netns.tiers import CONFIGURATION, Tiers
 from nfqlb.model import MODES

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from netns import Net
+from netns.topology import Net
 from tests.netns.matrix import INAPPLICABLE, Cell, Matrix, cell_of, inapplicable
 from tests.netns.watch import Watch
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from netns import Net, load
+from netns import load
+from netns.topology import Net
 
 PICK = "def pick(flow, servers):\n    return {}\n"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from netns import Net, changes, load
+from netns import changes, load
 from netns.director import NFQLB
+from netns.topology import Net
 from nfqlb.api.client import Client
 from tests import sizes
 

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from netns import Net, load
+from netns import load
 from netns.host import until
+from netns.topology import Net
 
 TALKER = """
 import socket, sys

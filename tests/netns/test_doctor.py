@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from netns import Host, Net, load
+from netns import load
 from netns.director import NFQLB
+from netns.host import Host
+from netns.topology import Net
 from tests import sizes
 from tests.netns.test_surroundings import FROZEN, check_traffic, inside, start
 

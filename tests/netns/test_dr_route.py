@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from netns import Net, kernelstate, load
+from netns import kernelstate, load
 from netns.director import NFQLB
+from netns.topology import Net
 from netns.wiring import INSIDE, lan
 from tests import sizes
 from tests.netns.conftest import HOWS, How

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, kernelstate, load
+from netns import kernelstate, load
+from netns.topology import Net
 from netns.wiring import INSIDE
 from tests import sizes
 from tests.netns.conftest import How

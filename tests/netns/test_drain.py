@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from netns import Net, load
+from netns import load
 from netns.director import NFQLB
+from netns.topology import Net
 
 UDP, TCP = "10.2.0.100:7/udp", "10.2.0.100:7/tcp"
 S1, S2 = "10.2.0.11:7", "10.2.0.12:7"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from netns import Net, load
+from netns import load
+from netns.topology import Net
 from tests import sizes
 from tests.netns.watch import Watch
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, kernelstate, load
+from netns import kernelstate, load
 from netns.changes import PORT, Stream
 from netns.director import NFQLB
+from netns.topology import Net
 from nfqlb.api.client import Client
 from tests import sizes
 

@@ -15,12 +15,13 @@ from typing import Any
 import dns.message
 import pytest
 
-from netns import Net, load
+from netns import load
 from netns.dns import ZONE
 from netns.host import Host
 from netns.tiers import Tiers
 from netns.tls import HTTPS, NAME, PAGE, make_keys
 from netns.tls import launch as launch_tls
+from netns.topology import Net
 
 INTERVAL, TIMEOUT, FALL, RISE = 0.5, 0.5, 2, 2
 SLACK = 0.1

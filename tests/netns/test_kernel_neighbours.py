@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from netns import Net
+from netns.topology import Net
 from netns.wiring import INSIDE, lan
 
 LOOK = """

@@ -13,7 +13,8 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
 
-from netns import Host, Net
+from netns.host import Host
+from netns.topology import Net
 from nfqlb.kernel.plan import Plan
 from tests.netns.kernelproxy import FORWARD, INPUT, OUTPUT, PREROUTING, KernelProxy, Taken
 from tests.plans import reals_of, services_of, serving

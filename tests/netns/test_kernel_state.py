@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from netns import Host, Net, kernelstate
+from netns import kernelstate
+from netns.host import Host
+from netns.topology import Net
 from nfqlb.errors import KernelError
 from nfqlb.kernel.plan import Plan
 from tests.netns.kernelproxy import KernelProxy

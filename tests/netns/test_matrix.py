@@ -19,7 +19,9 @@ from scapy.layers.inet import ICMP, IP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
 
-from netns import Host, Net, load
+from netns import load
+from netns.host import Host
+from netns.topology import Net
 from netns.wiring import endpoint, lan
 from tests import sizes
 from tests.netns.watch import Watch

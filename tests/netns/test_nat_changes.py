@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, changes
+from netns import changes
+from netns.topology import Net
 from tests import sizes
 
 

@@ -12,9 +12,10 @@ from random import Random
 
 import pytest
 
-from netns import Net, changes, kernelstate, load
+from netns import changes, kernelstate, load
 from netns.changes import PORT
 from netns.host import until
+from netns.topology import Net
 from nfqlb.api.client import Client
 from tests import sizes, tables
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, kernelstate, load
+from netns import kernelstate, load
 from netns.host import CommandError
+from netns.topology import Net
 
 BACK_WITHIN = 3.0
 WATCHED = 1.0

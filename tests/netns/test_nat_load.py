@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, load
+from netns import load
+from netns.topology import Net
 from tests import sizes
 from tests.netns.conftest import How
 

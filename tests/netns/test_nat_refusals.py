@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from netns import Net, Process, kernelstate
+from netns import kernelstate
 from netns.director import NFQLB, Director
+from netns.host import Process
+from netns.topology import Net
 
 GOOD = {"--mode": "nat", "--vip": "10.2.0.100:80", "--real": "10.2.0.11:80", "--scheduler": "wlc"}
 WRONG = {  # option, value, what the sentence must name

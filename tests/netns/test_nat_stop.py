@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, kernelstate, load
+from netns import kernelstate, load
+from netns.topology import Net
 from tests.netns.conftest import How
 
 USERS_OWN = [

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, load
+from netns import load
+from netns.topology import Net
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from netns import Net, changes, kernelstate, load
+from netns import changes, kernelstate, load
 from netns.host import until
+from netns.topology import Net
 from netns.wiring import endpoint, lan
 from tests import sizes
 

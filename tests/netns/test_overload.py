@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netns import Net
+from netns.topology import Net
 
 REFUSED, TIMED_OUT = 7, 28  # curl's exit codes
 

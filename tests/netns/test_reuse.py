@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, load
+from netns import load
 from netns.host import until
+from netns.topology import Net
 
 ROUNDS = 10
 RIGHT_ENDS = {"forwarded", "returned", "routed", "tunnelled", "marked", "no_service", "icmp", "other_protocol"}

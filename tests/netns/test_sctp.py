@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net
+from netns.topology import Net
 
 PORT = 5000
 SCTP = [sys.executable, "-m", "netns.sctp"]

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, kernelstate, load
+from netns import kernelstate, load
 from netns.host import Host
+from netns.topology import Net
 
 MARK = 7
 MODES = ("nat", "dr", "tun")

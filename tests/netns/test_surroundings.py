@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from netns import CommandError, Net, kernelstate, load
+from netns import kernelstate, load
 from netns.director import NFQLB
+from netns.host import CommandError
+from netns.topology import Net
 from tests.netns.test_nat_refusals import check_refusal
 
 TWO = 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW

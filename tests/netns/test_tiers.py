@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from netns import Net, claim, dns, ftp, load, mail
+from netns import claim, dns, ftp, load, mail
 from netns.host import alive
 from netns.tiers import Tiers
+from netns.topology import Net
 from tests import sizes
 from tests.netns.watch import Watch
 

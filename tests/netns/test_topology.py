@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from netns import Net, claim, kernelstate, load
+from netns import claim, kernelstate, load
 from netns.host import alive
+from netns.topology import Net
 from netns.wiring import endpoint
 
 CRASH = """
 import os, signal
-from netns import Net
+from netns.topology import Net
 net = Net(servers=2, echo=True).__enter__()
 print(net.claim.tag, net.claim.folder, net.servers[0].nginx.pid, flush=True)
 open(f"/dev/shm/nfqlb-{net.claim.tag}", "w").close()

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Net, load, web
+from netns import load, web
+from netns.topology import Net
 from netns.wiring import endpoint
 from tests import sizes
 

@@ -6,9 +6,10 @@ import json
 from collections import Counter
 from typing import Self
 
-from netns import Host, Net
 from netns.director import OFFLOAD
+from netns.host import Host
 from netns.tap import Tap
+from netns.topology import Net
 from tests.netns.decode import PROTOCOL_TCP, PROTOCOL_UDP, Account, Scene
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from netns import Net
+from netns.topology import Net
 
 HERE = Path(__file__).parent
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from netns import Host, Net, load
+from netns import load
+from netns.host import Host
+from netns.topology import Net
 from netns.wiring import endpoint
 from tests import sizes
 
