@@ -1,14 +1,16 @@
 """What a director counts, for Prometheus, over HTTP at /metrics.
 
 Strategy: nothing is counted here. Each scrape asks the director as the API does (`drained`, `info`) and writes what it
-says; the library knows the two text formats and which one the scraper wants. It takes 0.3 s to load, so it is
+says; the library knows the two text formats and which one the scraper wants. A thread writes, which
+takes seconds for thousands of servers, so that checks do not wait for it. The library takes 0.3 s to load, so it is
 loaded when metrics are asked for, after packets are taken. Sums are left to queries: `sum by (service)`. A label is a
 promise like a key of the API.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -45,7 +47,8 @@ async def serve(director: Director, listener: str) -> web.AppRunner:
 
     async def scrape(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+        body = await asyncio.to_thread(encode, _Found(registry.collect()))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     app = web.Application()
     app.add_routes([web.get("/metrics", scrape)])
@@ -59,6 +62,16 @@ async def serve(director: Director, listener: str) -> web.AppRunner:
         fix = "choose another port, or an address of this machine"
         raise ConfigError("metrics", endpoint(address, port), f"cannot listen there: {error.strerror}", fix) from error
     return runner
+
+
+class _Found:
+    """A registry of what was collected at one moment."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = tuple(metrics)
+
+    def collect(self) -> Sequence[Metric]:
+        return self._metrics
 
 
 class _Collector(Collector):

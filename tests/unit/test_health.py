@@ -27,7 +27,7 @@ from nfqlb import spawner
 from nfqlb.errors import ConfigError
 from nfqlb.health.advice import Advice
 from nfqlb.health.machine import SERVING, TABLE, Condition, Result, Status, diagram, step, together
-from nfqlb.health.runner import End, Runner
+from nfqlb.health.runner import End, Runner, following
 from nfqlb.health.scripts import Scripts
 from nfqlb.model import Check, Health, Intent, Key, Real, Service
 
@@ -641,6 +641,48 @@ def test_what_cannot_be_made_here_is_refused_before_it_is_tried(tmp_path: Path) 
         require(type="https", cert=str(tmp_path / "cert"), key=str(tmp_path / "key"))
     with pytest.raises(ConfigError, match=r"health ca .*: gives no certificate"):
         require(type="https", verify=True, host="a", ca="/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("now", "due"),
+    [(100.01, 102.0), (101.99, 102.0), (102.01, 102.0), (103.9, 102.0), (105.5, 104.0), (10_000.5, 10_000.0)],
+)
+def test_a_check_keeps_its_moment_however_late_it_is(now: float, due: float) -> None:
+    assert following(100.0, 2.0, now) == due
+
+
+class Hasty(asyncio.SelectorEventLoop):
+    """A loop whose clock jumps, as after a stall."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+@pytest.mark.parametrize(("answers", "last"), [(True, Result.PASS), (False, Result.FAIL)])
+def test_an_answer_that_came_while_this_machine_was_busy_counts(answers: bool, last: Result) -> None:
+    loop = Hasty()
+
+    async def busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        if answers:
+            writer.write(b"hello")
+        loop.ahead += 150  # this turn ends when the time of the check is long over
+        await asyncio.sleep(0.01)
+        loop.ahead += 0 if answers else 150
+        await reader.read(1)
+
+    async def look() -> None:
+        async with stream(busy) as port:
+            slow = Health(interval=1000, timeout=100, warmup=0.01, rise=1, fall=1, send="x", expect="hello")
+            runner, [end], _ = runner_of(slow, port)
+            await until(lambda: runner.seen[end].status.row > 0)
+            assert runner.seen[end].status.last is last
+            await runner.close()
+
+    with asyncio.Runner(loop_factory=lambda: loop) as running:
+        running.run(look())
 
 
 def test_a_thousand_checks_begin_spread_over_the_interval() -> None:

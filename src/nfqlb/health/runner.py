@@ -1,9 +1,10 @@
 """Keeps asking every real server that has checks, and says when one goes down or comes back.
 
 Strategy: a task for each check of each real server, so that none delays another; the first one begins at a random
-moment of its warm-up, so that thousands do not begin at once. What a check finds goes through the machine; only a
-change of whether the server serves is told, and a change of what its checks advise. After a change of the configuration
-a server keeps its status, and its tasks where the checks are the same. Everything runs on the loop.
+moment of its warm-up, so that thousands do not begin at once, and each keeps to its own moments, also after this
+machine was busy. What a check finds goes through the machine; only a change of whether the server serves is told, and a
+change of what its checks advise. After a change of the configuration a server keeps its status, and its tasks where the
+checks are the same. Everything runs on the loop.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import random
 import ssl
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
@@ -189,12 +191,14 @@ class Runner:
         loop, check = asyncio.get_running_loop(), target.check
         due = loop.time() + random.random() * (check.warmup or check.interval)
         while True:
-            await asyncio.sleep(due - loop.time())
-            self.lateness.note(loop.time() - due)
+            wanted = max(due, loop.time())
+            await asyncio.sleep(wanted - loop.time())
+            self.lateness.note(loop.time() - wanted)
             result, why, advice = await self._ask(target)
             self._note(end, asked, result, why, advice)
             undecided = asked.status.condition in (Condition.FAILING, Condition.RISING)
-            due = max(due + (check.retry_delay if undecided and check.retry_delay else check.interval), loop.time())
+            pause = check.retry_delay if undecided and check.retry_delay else check.interval
+            due = following(due, pause, loop.time())
 
     async def _ask(self, target: Target) -> tuple[Result, str, Advice]:
         """What the check found, and why that is not well."""
@@ -202,7 +206,7 @@ class Runner:
         try:
             if check.type == "script":
                 return Result.PASS, "", await ask(target)
-            async with asyncio.timeout(check.timeout):
+            async with within(check.timeout):
                 return Result.PASS, "", await ask(target)
         except TimeoutError:
             why = f"no answer within {check.timeout:g} s"
@@ -236,6 +240,28 @@ class Runner:
         if seen.status.serves != before:
             seen.since = time.time()
             self._changed(end, seen.status)
+
+
+def following(due: float, pause: float, now: float) -> float:
+    """When to ask next who was due at `due`: whole pauses later, at the last such time that has come, or at the first.
+    What was missed before is not made up for, and thousands that were late together are not in step from then on.
+    """
+    return due + pause * max(1.0, (now - due) // pause)
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """TimeoutError after so many seconds, and as many more as this machine was late to look, at most twice as many in
+    all: the answer may have come meanwhile, and lie in the socket.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        end = loop.time() + seconds
+        timer = loop.call_at(end, lambda: limit.reschedule(loop.time() + min(loop.time() - end, seconds)))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _kept(seen: Seen, checks: Sequence[Check]) -> tuple[Asked, ...]:
