@@ -103,8 +103,9 @@ async def run(command: Sequence[str], more: Mapping[str, str], seconds: float) -
                 start_new_session=True,
                 user=os.geteuid(),
             )
-        except OSError as error:
-            return {"problem": f"{command[0]} cannot be run: {error.strerror}", "lost": True}
+        except (OSError, ValueError) as error:  # a NUL in a word
+            why = error.strerror if isinstance(error, OSError) else error
+            return {"problem": f"{command[0]} cannot be run: {why}", "lost": True}
         finally:
             os.close(writer)
         text = bytearray()
@@ -119,7 +120,11 @@ async def run(command: Sequence[str], more: Mapping[str, str], seconds: float) -
 async def _end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     """Wait for the end of a script, then kill what it left behind; its exit code, None where its time was up."""
     ended = asyncio.Event()
-    pidfd = os.pidfd_open(process.pid)
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:
+        os.killpg(process.pid, signal.SIGKILL)  # nobody would end it
+        raise
     try:
         with _watched(pidfd, ended.set):
             await _within(seconds, ended)
@@ -165,7 +170,10 @@ async def serve(connection: socket.socket) -> None:
 
     async def answer(request: dict[str, Any]) -> None:
         async with room:
-            outcome = await run(request["command"], request["env"], request["seconds"])
+            try:
+                outcome = await run(request["command"], request["env"], request["seconds"])
+            except Exception as error:  # who asked waits for an answer, whatever it is
+                outcome = {"problem": f"{request['command'][0]} cannot be run: {error}", "lost": True}
         async with sending:
             await loop.sock_sendall(connection, json.dumps({"id": request["id"], **outcome}).encode())
 

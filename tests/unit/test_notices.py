@@ -16,6 +16,7 @@ from aiohttp import web
 
 from nfqlb import notices
 from nfqlb.errors import ConfigError
+from nfqlb.health.advice import agent
 from nfqlb.health.scripts import Outcome
 from nfqlb.model import Health, Intent, Key, Quorum, Real, Service
 from nfqlb.notices import Notice, Notices
@@ -251,6 +252,14 @@ def test_mail_says_all_that_came_together_and_what_is_ill_first() -> None:
     assert f"Subject: [nfqlb main] {LOST.message} and 1 more" in " ".join(" ".join(heard).split()), "folded"
     assert "From: lb@example.com" in heard
     assert sum(UP.message in line or LOST.message in line for line in heard) >= 2
+
+
+@pytest.mark.parametrize("odd", "\0\x0b\x0c\x1b\x1c\x1e\x85\u2028")
+def test_a_reason_with_a_control_character_is_told_all_the_same(odd: str) -> None:
+    why = agent(f"down # disk{odd}full")[1]
+    heard = mail({}, [DOWN._replace(message=f"is down: {why}")], lambda channel: channel.sent or channel.failed)
+    assert any(line.startswith("Subject:") for line in heard)
+    assert odd not in "".join(heard)
 
 
 def test_a_login_is_never_sent_in_clear(token: str, caplog: pytest.LogCaptureFixture) -> None:

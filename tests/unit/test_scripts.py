@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import stat
 import time
@@ -173,6 +174,12 @@ def test_what_is_no_program_is_a_problem() -> None:
     }
 
 
+def test_a_word_that_cannot_be_passed_on_is_a_problem() -> None:
+    problem = {"problem": "/bin/true cannot be run: embedded null byte", "lost": True}
+    assert asyncio.run(run(["/bin/true"], {"M": "a\0b"}, 10)) == problem
+    assert asyncio.run(run(["/bin/true", "a\0b"], {}, 10)) == problem
+
+
 # --- the socket
 
 
@@ -218,9 +225,26 @@ def test_the_socket_outlives_a_director_and_answers_to_it_are_nobodys() -> None:
     together(live)
 
 
+def test_whatever_goes_wrong_there_is_an_answer() -> None:
+    async def live(scripts: Scripts, _: socket.socket) -> None:
+        free = os.dup(0)
+        os.close(free)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            outcome = await scripts.run(["/bin/true"], 10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert (outcome.lost, "Too many open files" in outcome.problem) == (True, True)
+        assert await scripts.run(["/bin/true"], 10) == Outcome(0)
+
+    together(live)
+
+
 def test_an_outcome_in_one_line() -> None:
     assert Outcome(0, "\n  DISK OK \nmore").line == "DISK OK"
     assert Outcome(0, "").line == ""
+    assert Outcome(0, "a\0b\x1b[2Jc").line == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[2Jc"
 
 
 def test_without_a_spawner_there_are_no_scripts() -> None:

@@ -15,6 +15,7 @@ from nfqlb.model import WEIGHT_MAX
 
 PERCENT = re.compile(r"(\d{1,5})%", re.ASCII)
 ILL = ("down", "failed", "fail", "stopped")
+LINE_MAX = 200
 NAGIOS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
 
@@ -53,6 +54,11 @@ def weight(configured: int, advice: Iterable[Advice]) -> int:
     return min(found, WEIGHT_MAX) if configured else 0
 
 
+def said(text: str) -> str:
+    """A line that somebody else wrote, fit for logs, mail and environments: no control characters, and not long."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text.strip())[:LINE_MAX]
+
+
 def agent(text: str) -> tuple[Advice, str | None]:
     """What an agent says, and why the server is down: "" where it is up, None where it says nothing of that.
 
@@ -71,7 +77,7 @@ def agent(text: str) -> tuple[Advice, str | None]:
         elif word == "up":
             down = ""
         elif word in ILL:
-            down = f"the agent says {word}" + (f": {reason.strip()}" if reason.strip() else "")
+            down = f"the agent says {word}" + (f": {said(reason)}" if reason.strip() else "")
     return advice, down
 
 

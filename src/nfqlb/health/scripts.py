@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from nfqlb.errors import ConfigError
+from nfqlb.health.advice import said
 from nfqlb.model import command
 from nfqlb.spawner import MESSAGE_MAX, distrust
 
@@ -36,7 +37,7 @@ class Outcome(NamedTuple):
     @property
     def line(self) -> str:
         """The first line that says something."""
-        return next((line.strip() for line in self.output.splitlines() if line.strip()), "")[:200]
+        return next((said(line) for line in self.output.splitlines() if line.strip()), "")
 
 
 class Scripts:
