@@ -278,8 +278,14 @@ class Holder:
         pause = 0.0
         while True:
             born = time.monotonic()
-            pid = self._succeed() if self.elder or self.predecessor else self._start("--start", str(self.starts))
-            self.starts += 1
+            try:
+                pid = self._succeed() if self.elder or self.predecessor else self._start("--start", str(self.starts))
+                self.starts += 1
+            except OSError as error:  # the program is not there, or the machine is short of something
+                if not self.ready:
+                    raise
+                unborn, self.refusal = f"no director can be started ({error.strerror})", 1
+                pid = self._keep_elder(unborn)
             code = self._wait(pid) if pid else self.refusal
             if self.leaving:
                 if self._bequeath():
@@ -298,7 +304,8 @@ class Holder:
                 return code
             if time.monotonic() - born >= self.sound_life:
                 pause = 0.0
-            self.voice.say(f"director {pid} {_ended(code)}; starting it again in {pause:g} s", "error")
+            ended = f"director {pid} {_ended(code)}" if pid else unborn
+            self.voice.say(f"{ended}; starting it again in {pause:g} s", "error")
             self._alive()
             if self._stopped_within(pause):
                 return 0 if self.handed else self._withdraw()
@@ -325,6 +332,9 @@ class Holder:
         ]
         try:
             return os.posix_spawn(command[0], command, os.environ, setsigmask=STOPS)
+        except OSError:
+            os.close(self.ready_fd)
+            raise
         finally:
             os.close(child_end)
 
@@ -426,18 +436,16 @@ class Holder:
         serves then, or 0 where that is none of ours (`refusal` is the exit code).
         """
         reader, writer = os.pipe()
-        pid = self._start("--start", str(self.starts), "--go-fd", str(reader), fds=(reader,))
-        os.close(reader)
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, writer)
+            try:
+                pid = self._start("--start", str(self.starts), "--go-fd", str(reader), fds=(reader,))
+            finally:
+                os.close(reader)
             if not self._prepared(pid):
                 self.refusal = self._give_up(pid)
-                elder, self.elder = self.elder, 0
                 self.starts -= 1
-                self.ready_fd, self.elder_fd = self.elder_fd, -1
-                if elder:
-                    self.voice.say(f"the new director is not prepared: director {elder} goes on", "error")
-                return elder
+                return self._keep_elder("the new director is not prepared")
             if self.elder:
                 fresh, self.ready_fd = self.ready_fd, self.elder_fd
                 self._let_go(self.elder)
@@ -450,8 +458,17 @@ class Holder:
             elif not self._is_free():
                 self.refusal = self._give_up(pid)
                 return 0
-            os.write(writer, b"go")
+            with contextlib.suppress(BrokenPipeError):  # its end is seen where it is waited for
+                os.write(writer, b"go")
         return pid
+
+    def _keep_elder(self, why: str) -> int:
+        """Have the director that serves go on without a successor; its pid, 0 where there is none of ours."""
+        elder, self.elder = self.elder, 0
+        self.ready_fd, self.elder_fd = self.elder_fd, -1
+        if elder:
+            self.voice.say(f"{why}: director {elder} goes on", "error")
+        return elder
 
     def _prepared(self, pid: int) -> bool:
         """Whether a successor says in time that it could take packets now."""
@@ -497,9 +514,15 @@ class Holder:
         """Become the program that is installed now, which then renews the director; what fails changes nothing."""
         if self.stopping or self.leaving or self.heir or not self.ready:
             return
-        if os.waitstatus_to_exitcode(
-            os.waitpid(os.posix_spawn(self.program[0], [*self.program, "--check"], os.environ), 0)[1]
-        ):
+        try:
+            self._become(pid)
+        except OSError as error:
+            self.voice.say(f"the new program cannot be run ({error.strerror}): everything stays", "error")
+
+    def _become(self, pid: int) -> None:
+        """OSError where it cannot be run."""
+        check = os.posix_spawn(self.program[0], [*self.program, "--check"], os.environ)
+        if os.waitstatus_to_exitcode(os.waitpid(check, 0)[1]):
             self.voice.say("the new program does not even load: everything stays", "error")
             return
         queues = [queue.fileno() for queue in self.queues]
@@ -507,23 +530,20 @@ class Holder:
         known = {"lock": self.lock_fd, "table": self.table_fd, "ready": self.ready_fd, "queues": queues}
         known |= {"scripts": scripts, "spawner": self.spawner, "starts": self.starts, "director": pid}
         known |= {"was_ready": self.ready}
-        fd = os.memfd_create("nfqlb-resume", 0)
-        os.write(fd, json.dumps(known).encode())
-        for one in (
-            self.config_fd,
-            self.lock_fd,
-            self.table_fd,
-            self.ready_fd,
-            *queues,
-            *([scripts] if scripts else []),
-        ):
-            os.set_inheritable(one, True)
-        self.voice.say("becoming the program that is installed now")
-        try:
-            os.execv(self.program[0], [*self.program, "--config-fd", str(self.config_fd), "--resume-fd", str(fd)])
-        except OSError as error:
-            os.close(fd)
-            self.voice.say(f"the new program cannot be run ({error.strerror}): everything stays", "error")
+        with open(os.memfd_create("nfqlb-resume", 0), "wb", buffering=0) as resume:
+            resume.write(json.dumps(known).encode())
+            for one in (
+                self.config_fd,
+                self.lock_fd,
+                self.table_fd,
+                self.ready_fd,
+                *queues,
+                *([scripts] if scripts else []),
+            ):
+                os.set_inheritable(one, True)
+            self.voice.say("becoming the program that is installed now")
+            fds = ["--config-fd", str(self.config_fd), "--resume-fd", str(resume.fileno())]
+            os.execv(self.program[0], [*self.program, *fds])
 
     # --- what systemd and the end want ----------------------------------------------------------------------------
 

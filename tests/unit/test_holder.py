@@ -103,6 +103,7 @@ class Bench:
         config: bytes = b"",
         takeover: bool = False,
         kept: dict[str, int] | None = None,
+        python: str = sys.executable,
         **timing: Any,
     ) -> Any:
         config = config or json.dumps({"name": self.name, "api": str(self.api), "workers": 2, "more": 1}).encode()
@@ -110,7 +111,7 @@ class Bench:
         os.write(memory, config)
         fd = fcntl.fcntl(memory, fcntl.F_DUPFD, 300)  # out of the way of what systemd kept
         os.close(memory)
-        director = [sys.executable, "-S", str(self.program), str(self.log), json.dumps(orders)]
+        director = [python, "-S", str(self.program), str(self.log), json.dumps(orders)]
         program = [sys.executable, "-S", "-c", HOLDER]
         options = {"director": director, "program": program, "patience": 0.1, "first_pause": 0.02, **timing}
         command = [*program, *(["--takeover"] if takeover else []), "--config-fd", str(fd)]
@@ -209,6 +210,28 @@ def test_the_pause_has_an_upper_limit(bench: Bench) -> None:
     bench.start("ready 1", "1", "1", "ready serve", longest_pause=0.03)
     bench.events(4)
     assert re.findall(r"in (\S+) s", bench.said()) == ["0", "0.02", "0.03"]
+
+
+def test_a_director_that_cannot_be_started_for_a_while_finds_all_as_it_was(bench: Bench) -> None:
+    python = bench.folder / "python"
+    python.symlink_to(sys.executable)
+    holder = bench.start("ready serve", "prepare ready serve", "ready serve", python=str(python))
+    [first] = bench.events(1)
+    away = python.rename(bench.folder / "away")
+    holder.send_signal(signal.SIGUSR2)
+    bench.until_said(f"no director can be started (No such file or directory): director {first['pid']} goes on")
+    away.rename(python)
+    holder.send_signal(signal.SIGUSR2)
+    second = bench.events(4)[1]
+    python.rename(away)
+    os.kill(second["pid"], signal.SIGKILL)
+    bench.until_said("no director can be started (No such file or directory); starting it again in 0.04 s")
+    away.rename(python)
+    third = bench.events(5)[4]
+    assert inodes(third) == inodes(second) == inodes(first)
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert bench.left() == []
 
 
 def test_after_a_sound_life_there_is_no_pause_again(bench: Bench) -> None:
@@ -365,11 +388,15 @@ def test_a_director_that_renews_badly_leaves_the_old_one_serving(bench: Bench) -
     assert bench.left() == []
 
 
-def test_a_program_that_does_not_load_changes_nothing(bench: Bench) -> None:
-    holder = bench.start("ready serve", program=["/bin/false"])
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [("/bin/false", "does not even load"), ("/no/python", "cannot be run (No such file or directory)")],
+)
+def test_a_program_that_does_not_load_changes_nothing(bench: Bench, program: str, why: str) -> None:
+    holder = bench.start("ready serve", program=[program])
     bench.events(1)
     holder.send_signal(signal.SIGUSR2)
-    bench.until_said("does not even load")
+    bench.until_said(f"the new program {why}: everything stays")
     holder.terminate()
     assert holder.wait(10) == 0
     assert bench.events(2)[1] == {"got": signal.SIGTERM}
