@@ -339,10 +339,11 @@ class Holder:
             os.close(child_end)
 
     def _wait(self, pid: int) -> int:
-        """Wait for the end of a child, pass signals on to it, and see that it heeds a stop."""
-        self.deadline = None
+        """Wait for the end of a child, pass signals on to it, and see that it heeds a stop, or that it is to let go."""
+        if not self.leaving:
+            self.deadline = None
+        left = 0.0  # whoever waited before may have taken the signals of this one: look at once
         while True:
-            left = 3600 if self.deadline is None else max(0, self.deadline - time.monotonic())
             event = signal.sigtimedwait(EVENTS, left)
             number = event.si_signo if event else 0
             if number in self.stops:
@@ -364,6 +365,7 @@ class Holder:
                 self.voice.say(f"director {pid} did not end within {self.grace:g} s: killed", "error")
                 os.kill(pid, signal.SIGKILL)
                 self.deadline = None
+            left = 3600 if self.deadline is None else max(0, self.deadline - time.monotonic())
 
     def _listen(self) -> None:
         """Hear the director: its first byte says ready, each further one that it is well."""
@@ -450,6 +452,7 @@ class Holder:
                 fresh, self.ready_fd = self.ready_fd, self.elder_fd
                 self._let_go(self.elder)
                 self._wait(self.elder)
+                self._alive()
                 self.elder, self.elder_fd, self.leaving, self.ready_fd = 0, -1, False, fresh
                 if self.stopping:
                     self._give_up(pid)
@@ -473,8 +476,8 @@ class Holder:
     def _prepared(self, pid: int) -> bool:
         """Whether a successor says in time that it could take packets now."""
         end = time.monotonic() + self.preparing
-        self._alive()
         while time.monotonic() < end:
+            self._alive()
             with contextlib.suppress(BlockingIOError):
                 word = os.read(self.ready_fd, 1)
                 return word == PREPARED

@@ -33,8 +33,9 @@ nfqlb.holder.main()
 # What to do comes as a list of orders, one per start: "ready" says so, "beat" that
 # it is well, a number exits, "kill" dies of SIGKILL, "serve"
 # ends well on a stop, "deaf" never ends, "script" has its
-# own status read by a script, "prepare" says that it is prepared and waits for its
-# predecessor to let go, which "serve" does when it is asked to. --withdraw takes its order from the end of the list.
+# own status read by a script, "promise" says that it is prepared, "prepare" waits for its
+# predecessor to let go as well, which "serve" does when it is asked to; "parricide" kills the first director, and waits
+# until the holder has heard that something happened. --withdraw takes its order from the end of the list.
 DIRECTOR = """
 import fcntl, json, os, signal, socket, struct, sys, termios
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
@@ -72,6 +73,16 @@ for word in order.split():
             print(json.dumps({"got": got}), file=file)
         if got == signal.SIGUSR2:
             os._exit(75)
+    elif word == "parricide":
+        first, status = json.loads(open(log).readline()), f"/proc/{option('--holder')}/status"
+        os.kill(first["pid"], signal.SIGKILL)
+        field = lambda path, name: open(path).read().split(name + ":")[1].split()[0]
+        while field(f"/proc/{first['pid']}/status", "State") != "Z":
+            pass
+        while int(field(status, "ShdPnd"), 16) & (1 << signal.SIGCHLD - 1 | 1 << signal.SIGIO - 1):
+            pass
+    elif word == "promise":
+        os.write(int(option("--ready-fd")), b"p")
     elif word == "prepare":
         os.write(int(option("--ready-fd")), b"p")
         went = os.read(int(option("--go-fd")), 16)
@@ -385,6 +396,39 @@ def test_a_director_that_renews_badly_leaves_the_old_one_serving(bench: Bench) -
     holder.terminate()
     assert holder.wait(10) == 0
     assert bench.events(4)[-1] == {"got": signal.SIGTERM}
+    assert bench.left() == []
+
+
+def test_a_director_that_dies_while_its_successor_prepares_itself_is_not_waited_for(bench: Bench) -> None:
+    holder = bench.start("ready serve", "parricide prepare ready serve")
+    bench.events(1)
+    holder.send_signal(signal.SIGUSR2)
+    assert bench.events(3)[2] == {"go": "go"}
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert bench.left() == []
+
+
+def test_a_director_that_does_not_let_go_is_killed_and_its_successor_goes(bench: Bench) -> None:
+    holder = bench.start("ready deaf", "prepare ready serve", grace=0.2)
+    bench.events(1)
+    holder.send_signal(signal.SIGUSR2)
+    assert bench.events(3)[2] == {"go": "go"}
+    assert "did not end within 0.2 s: killed" in bench.said()
+    holder.terminate()
+    assert holder.wait(10) == 0
+    assert bench.left() == []
+
+
+def test_a_successor_that_dies_while_its_predecessor_lets_go_is_started_again(bench: Bench) -> None:
+    holder = bench.start("ready deaf", "promise kill", "ready serve", grace=0.2)
+    bench.events(1)
+    holder.send_signal(signal.SIGUSR2)
+    first, _, third = bench.events(3)
+    assert (third["holder"], inodes(third)) == (holder.pid, inodes(first))
+    assert "was killed by signal 9 (Killed); starting it again in 0 s" in bench.said()
+    holder.terminate()
+    assert holder.wait(10) == 0
     assert bench.left() == []
 
 
