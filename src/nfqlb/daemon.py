@@ -1161,6 +1161,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def live(running: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run it, and end with its exit code at once: packets wait for the next director, or all is withdrawn, and whatever
+    a thread is still about (a mail server that says nothing, a name that is not found) is waited for by nobody.
+    """
+    runner = asyncio.Runner()  # never closed: that is where it would wait
+    try:
+        code = runner.run(running)
+    except BaseException:
+        log.exception("the director fails")
+        crash("it is left to the next one")
+    logging.shutdown()
+    os._exit(code)
+
+
 def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     die_with(arguments.holder)
@@ -1196,15 +1210,7 @@ def main(argv: Sequence[str]) -> int:
         if not watched:
             os.close(arguments.ready_fd)
 
-    try:
-        code = asyncio.run(director.run(ready, tell if watched else None))
-        if code == LEFT:
-            logging.shutdown()
-            os._exit(LEFT)
-        return code
-    except BaseException:
-        log.exception("the director fails")
-        crash("it is left to the next one")
+    live(director.run(ready, tell if watched else None))
 
 
 if __name__ == "__main__":

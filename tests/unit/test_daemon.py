@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -972,6 +973,22 @@ def test_who_lets_go_closes_the_api_answers_and_touches_nothing(made: Made) -> N
     assert made.saved().clean is False
     with pytest.raises(UnreachableError):
         made.change(add)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "code"), [("return 75", daemon.LEFT), ("return 0", 0), ("1 / 0", daemon.CRASHED)])
+def test_an_end_waits_for_no_thread(end: str, code: int) -> None:
+    program = f"""
+import asyncio, threading
+from nfqlb.daemon import live
+
+async def run():
+    asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+    {end}
+
+live(run())
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=30, stderr=subprocess.DEVNULL).returncode == code
 
 
 def test_a_takeover_with_another_intent_is_a_change(tmp_path: Path, fakes: Fakes, made: Made) -> None:
