@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nfqlb.config.toml import Loaded, dumps, loads
 from nfqlb.errors import ConfigErrors, MissingError
 from nfqlb.ha.failover import Failover
 from nfqlb.ha.keepalived import configuration
+from nfqlb.ha.keeper import CONFIGURATION, SOCKET
 from nfqlb.model import Intent
 from nfqlb.runconfig import Ha, RunConfig, decode, encode
 
@@ -184,6 +186,42 @@ def test_where_keepalived_is_missing_it_says_so_with_the_fix(tmp_path: Path, mon
         "[ha] needs keepalived, which is not there: apt install keepalived; no VIP is on this machine until then"
     )
     Failover(Ha(interface="eth0", vrid=7, keepalived="join"), "main", tmp_path, "text", lambda role: None).require()
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_full_costs_the_new_configuration_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A directory stands where the file would be written; the keeper knows its state, and hears all other words."""
+    roles: list[str] = []
+    words: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def keeper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"MASTER\n")
+        async for word in reader:
+            words.put_nowait(word)
+        writer.close()
+        await writer.wait_closed()
+        words.put_nowait(b"")
+
+    async def live() -> None:
+        failover = Failover(PLAIN, "main", tmp_path, "text", roles.append)
+        async with await asyncio.start_unix_server(keeper, tmp_path / SOCKET), asyncio.timeout(30):
+            minding = asyncio.create_task(failover.mind())
+            assert await words.get() == b"ready\n"
+            failover.hold("why")
+            assert await words.get() == b"held\n"  # after a second try
+            (tmp_path / "keepalived.new").rmdir()
+            assert await words.get() == b"reload\n"
+            minding.cancel()
+            assert await words.get() == b""
+
+    (tmp_path / "keepalived.new").mkdir()
+    asyncio.run(live())
+    assert roles == ["master"]
+    [said] = caplog.messages
+    assert "is not told of its new configuration: [Errno 21] Is a directory" in said
+    assert (tmp_path / CONFIGURATION).read_text() == configuration(PLAIN, "main", (), tmp_path)
 
 
 def test_without_the_section_there_is_no_failover() -> None:

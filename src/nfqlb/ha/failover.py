@@ -32,6 +32,7 @@ APT = "apt install keepalived"
 ROLES = ("master", "backup", "fault", "stopped", "unknown")
 CALM_SECONDS = 0.05  # changes of services come in bursts, and each is a reload
 RETRY_SECONDS = 0.05  # between tries to reach a keeper
+WRITE_SECONDS = 1.0  # between tries to write the configuration
 STOP_SECONDS = 8.0  # that the keeper has to end keepalived
 
 log = logging.getLogger("nfqlb")
@@ -111,6 +112,7 @@ class Failover:
             finally:
                 speaking.cancel()
             self._enter("unknown")
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def stop(self) -> None:
         """Give the VIPs to another director, and end keepalived where it is ours."""
@@ -154,20 +156,29 @@ class Failover:
         self._keepers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True))
 
     async def _speak(self, writer: asyncio.StreamWriter) -> NoReturn:
-        """Say what is wanted, and again what has changed."""
-        text = word = ""
+        """Say what is wanted, and again what has changed. Where the configuration cannot be written, keepalived goes on
+        by the one that it has.
+        """
+        text = word = failure = ""
         while True:
             self._news.clear()
             wanted = configuration(self.ha, self._name, self._wanted, self._folder)
             if wanted != text:
-                text = wanted
-                changed = await asyncio.to_thread(_write, self._folder / CONFIGURATION, text)
-                writer.write(b"reload\n" if changed else b"start\n")
+                try:
+                    changed = await asyncio.to_thread(_write, self._folder / CONFIGURATION, wanted)
+                    writer.write(b"reload\n" if changed else b"start\n")
+                    text, failure = wanted, ""
+                except OSError as error:
+                    if str(error) != failure:
+                        failure = str(error)
+                        log.error("failover: keepalived is not told of its new configuration: %s", failure)
             if word != (now := "held" if self._holds else "ready"):
                 word = now
                 writer.write(f"{word}\n".encode())
             await writer.drain()
-            await self._news.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if wanted == text else WRITE_SECONDS):
+                    await self._news.wait()
             await asyncio.sleep(CALM_SECONDS)
 
     def _enter(self, role: str) -> None:
