@@ -78,13 +78,20 @@ class Advisors:
         self._fresh: dict[Use, Loaded] = {}
         self._late: dict[tuple[Use, bytes], LateError] = {}  # others' changes do not wait for these again
 
-    def load(self, intent: Intent, strictly: Container[Key], ran: Ran | None = None) -> bool:
+    def load(self, intent: Intent, strictly: Container[Key]) -> bool:
+        """`prepare`, and run what is to be run before."""
+        ran: Ran = {}
+        while True:
+            try:
+                return self.prepare(intent, strictly, ran)
+            except UnrunError as unrun:
+                self.run(unrun.texts, ran)
+
+    def prepare(self, intent: Intent, strictly: Container[Key], ran: Ran) -> bool:
         """Read those of `intent` that are new or changed, for the next `adopt`; whether there are any. ConfigError
-        where one of a service that is to be taken `strictly` is no scheduler. With `ran`, what `run` found, nothing is
-        run: UnrunError has what is to be run before.
+        where one of a service that is to be taken `strictly` is no scheduler; UnrunError where some are not `ran` yet.
         """
         fresh: dict[Use, Loaded] = {}
-        found: Ran = {} if ran is None else ran
         unrun: list[Text] = []
         errors: list[str] = []
         for use in _uses(intent):
@@ -96,12 +103,10 @@ class Advisors:
                     continue
                 if use.service not in strictly and (use, digest) in self._late:
                     raise self._late[use, digest]
-                if (use, digest) not in found:
+                if (use, digest) not in ran:
                     unrun.append(Text(use, digest, text))
-                    if ran is not None:
-                        continue
-                    self.run(unrun[-1:], found)
-                loaded = found[use, digest]
+                    continue
+                loaded = ran[use, digest]
                 if isinstance(loaded, ConfigError):
                     raise loaded
                 fresh[use] = loaded
@@ -112,23 +117,23 @@ class Advisors:
                 errors.append(f"service {use.service}: {wrong}")
                 if known is None:
                     fresh[use] = Loaded(b"", None, str(wrong))
-        if ran is not None and unrun:
+        if unrun:
             raise UnrunError(unrun)
         for text in errors:
             log.error(text)
         self._fresh = fresh
         return bool(fresh)
 
-    def run(self, texts: Iterable[Text], found: Ran) -> None:
-        """Add what these texts are to `found`. Of the same text that did not come to its end one is enough."""
-        late = {digest: one for (_, digest), one in found.items() if isinstance(one, LateError)}
+    def run(self, texts: Iterable[Text], ran: Ran) -> None:
+        """Add what these texts are to `ran`. Of the same text that did not come to its end one is enough."""
+        late = {digest: one for (_, digest), one in ran.items() if isinstance(one, LateError)}
         for use, digest, text in texts:
             try:
                 if digest in late:
                     raise late[digest]
-                found[use, digest] = Loaded(digest, _run(text, use.name, self._seconds))
+                ran[use, digest] = Loaded(digest, _run(text, use.name, self._seconds))
             except ConfigError as error:
-                found[use, digest] = error
+                ran[use, digest] = error
                 if isinstance(error, LateError):
                     late[digest] = self._late[use, digest] = error
 

@@ -554,7 +554,7 @@ class Director:
                 refuse_while_waiting(before)
             intent = edit(before.intent)
             changed = differing(before.intent, intent) if intent != before.intent else list(intent.by_key)
-            await asyncio.to_thread(self._advisors.load, intent, frozenset(changed), ran)
+            await asyncio.to_thread(self._advisors.prepare, intent, frozenset(changed), ran)
             if intent == before.intent:
                 self._adopt(intent)
                 await self._keep(**kept)

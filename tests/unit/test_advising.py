@@ -129,9 +129,9 @@ def test_a_director_starts_without_one_that_does_not_come_to_its_end(files: File
     assert advisors.advisor(DNS, "shadow").statistics().error == f"shadow '/opt/dns.py': {LATE}"
     advisors.adopt(INTENT)
     ran: Ran = {}
-    advisors.load(INTENT, (), ran)
+    advisors.prepare(INTENT, (), ran)
     with pytest.raises(UnrunError) as raised:
-        advisors.load(INTENT, {WEB.key}, ran)
+        advisors.prepare(INTENT, {WEB.key}, ran)
     assert [one.use.name for one in raised.value.texts] == ["web.py"], "whoever names it tries again, nobody else does"
 
 
@@ -139,14 +139,14 @@ def test_what_is_new_may_be_run_before_it_is_loaded(advisors: Advisors, files: F
     files["web.py"] = files["/opt/dns.py"] = "1 / 0"
     ran: Ran = {}
     with pytest.raises(UnrunError) as raised:
-        advisors.load(INTENT, {WEB.key}, ran)
+        advisors.prepare(INTENT, {WEB.key}, ran)
     assert [one.text for one in raised.value.texts] == ["1 / 0"] * 2
     advisors.run(raised.value.texts, ran)
     with pytest.raises(ConfigError):
-        advisors.load(INTENT, {WEB.key}, ran)
+        advisors.prepare(INTENT, {WEB.key}, ran)
     files["web.py"] = CLASS
     with pytest.raises(UnrunError):
-        advisors.load(INTENT, {WEB.key}, ran)
+        advisors.prepare(INTENT, {WEB.key}, ran)
 
 
 def test_somebody_elses_change_is_not_refused_for_it(
