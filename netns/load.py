@@ -166,16 +166,16 @@ class Probe:
 
 
 def udp(
-    client: Host, address: str, count: int, size: int, port: int = 7, apart: bool = False
+    client: Host, address: str, count: int, size: int, port: int = 7, apart: bool = False, source: int = 0
 ) -> list[tuple[str, str] | None]:
     """Datagrams to the echo servers: server and client seen, or None if unanswered.
 
     Each comes from a port that none came from before, so that each is a connection of its own; with `apart` these
-    are not in a row, but 100 apart.
+    are not in a row, but 100 apart. With a `source` all come from that port.
     """
     assert count <= PORTS.step
     firsts = [next(_first_ports) for _ in range(count if apart else 1)]
-    sources = firsts if apart else range(firsts[0], firsts[0] + count)
+    sources = [source] * count if source else firsts if apart else range(firsts[0], firsts[0] + count)
     words = str(port), str(size), ",".join(map(str, sources))
     out = client.run([*ASK, "udp", address, *words], timeout=60).stdout
     answers = [json.loads(line) for line in out.splitlines()]

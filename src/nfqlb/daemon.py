@@ -58,8 +58,7 @@ from nfqlb.ha.failover import Failover
 from nfqlb.ha.sync import Syncing, require
 from nfqlb.health.runner import Runner
 from nfqlb.health.scripts import Scripts
-from nfqlb.kernel import neighbours
-from nfqlb.kernel.netlink import Events
+from nfqlb.kernel import ipsec, neighbours, netlink
 from nfqlb.kernel.plan import Plan, marks
 from nfqlb.kernel.queues import queues as listeners
 from nfqlb.kernel.saved import numbers
@@ -512,7 +511,7 @@ class Director:
             "diverter": self._kernel.diverter,
             "firewall": config.firewall,
             "on_failure": config.on_failure,
-            "offload": {"state": "on" if self._offloading else self._without_offload}
+            "offload": {"state": self._offloading.state if self._offloading else self._without_offload}
             | (self._offloading.statistics() if self._offloading else {}),
             "ha": self.failover.statistics if self.failover else None,
             "vip_dev": self.state.vip_dev or None,
@@ -667,11 +666,17 @@ class Director:
 
     async def _mind_kernel(self) -> NoReturn:
         loop, heard = asyncio.get_running_loop(), asyncio.Event()
+
+        def hear(events: netlink.Events | ipsec.Events) -> None:
+            if events.others():
+                heard.set()
+
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):  # without nftables or the right to listen, the interval has to do
-                events = stack.enter_context(contextlib.closing(Events()))
-                loop.add_reader(events, lambda: heard.set() if events.others() else None)
-                stack.callback(loop.remove_reader, events)
+            for source in (netlink.Events, ipsec.Events):
+                with contextlib.suppress(OSError):  # without it or the right to listen, the interval has to do
+                    events = stack.enter_context(contextlib.closing(source()))
+                    loop.add_reader(events, hear, events)
+                    stack.callback(loop.remove_reader, events)
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(REPAIR_SECONDS):

@@ -32,7 +32,7 @@ class Offloading:
         flows = min(connections, FLOWS_MAX)
         self._name = name
         self._program = Program(name, PROGRAM, Sizes(Offload.KEY, Offload.FLOW, Offload.PLACE, Offload.CONTROL), flows)
-        self._datapath, self._refused = datapath, dict[int, str]()
+        self._datapath, self._refused, self._waits = datapath, dict[int, str](), False
         try:
             self._offload = Offload(*self._program.maps, RING_BYTES, flows)
         except OSError as error:
@@ -59,7 +59,14 @@ class Offloading:
             if self._refused.get(index) != why:
                 log.warning("no offload of what comes in by %s", why)
         self._refused = self._program.refused
+        if self._waits != self._program.waits:
+            log.warning("the offload %s", "waits while there are IPsec policies" if self._program.waits else "goes on")
+        self._waits = self._program.waits
         return found
+
+    @property
+    def state(self) -> str:
+        return "waits while there are IPsec policies" if self._waits else "on"
 
     def follow(self) -> list[str]:
         """Attach to interfaces that came, and where somebody took it away: a sentence for each of the latter."""

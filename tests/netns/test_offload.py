@@ -197,6 +197,29 @@ def test_an_interface_that_does_not_take_it_costs_only_itself(net: Net) -> None:
     assert offload(net)["packets"] > 0
 
 
+def test_ipsec_policies_see_every_packet(make_net: Callable[..., Net]) -> None:
+    net = make_net(servers=1, web=False, echo=True)
+    start(net, port=7, protocol="udp")
+    policy = f"src 0.0.0.0/0 dst {net.servers[0].v4}/32 dir fwd"
+
+    def state(wanted: str) -> None:
+        until(lambda: wanted in net.director.show("daemon")["offload"]["state"], SECONDS, lambda: f"not {wanted}")
+
+    def answers(count: int) -> int:
+        return sum(map(bool, load.udp(net.client, net.vip(), count, 100, source=4000)))
+
+    assert answers(8) == 8
+    passed = offload(net)["packets"]
+    assert passed > 0
+    net.director.ip(f"xfrm policy add {policy} action block")
+    state("IPsec")
+    assert answers(2) == 0, "the kernel forwards past a policy that blocks"
+    net.director.ip(f"xfrm policy delete {policy}")
+    state("on")
+    assert answers(8) == 8
+    assert offload(net)["packets"] > passed
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_next_hops_are_those_of_packets_that_come_up(make_net: Callable[..., Net], family: int) -> None:
     """The way back to clients is there for one port of the real server's alone."""

@@ -1,8 +1,9 @@
 """The program that forwards established flows in the kernel: loaded, and attached where packets come in.
 
-Strategy: every Ethernet interface with an address gets it, on its ingress, and keeps it while it has one. The program
-and its maps live as long as a filter refers to them: after a director was killed they go on, and the next one puts its
-own in their place, in one step for each interface.
+Strategy: every Ethernet interface with an address gets it, on its ingress, and keeps it while it has one; none while
+there are IPsec policies, which packets that it forwards would go past. The program and its maps live as long as a
+filter refers to them: after a director was killed they go on, and the next one puts its own in their place, in one step
+for each interface.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
 from nfqlb.errors import KernelError, MissingError
-from nfqlb.kernel import bpf
+from nfqlb.kernel import bpf, ipsec
 
 SECTION = "tc"
 RING_BYTES = 1 << 18
@@ -49,6 +50,7 @@ class Program:
     def __init__(self, name: str, file: Path, sizes: Sizes, flows: int) -> None:
         self.name, self._attached, self._began = filter_name(name), set[int](), False
         self.refused: dict[int, str] = {}  # interfaces that do not take it: why
+        self.waits = False  # there are IPsec policies
         self._fds: list[int] = []
         try:
             program = bpf.read(file.read_bytes(), SECTION)
@@ -79,7 +81,8 @@ class Program:
         """
         done, refused = [], {}
         with _netlink("the offload cannot follow interfaces") as ip:
-            wanted = interfaces(ip)
+            self.waits = ipsec.policies()
+            wanted = {} if self.waits else interfaces(ip)
             for index, device in wanted.items():
                 try:
                     if index in self._attached and bpf.ours(ip, index, self.name):
