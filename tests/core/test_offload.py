@@ -227,3 +227,26 @@ def test_a_place_rests_for_a_second_of_the_clock(made: list[Kernel]) -> None:
     kernel.clock.advance(1)
     kernel.ask(second)
     assert kernel.flows == 1
+
+
+@pytest.mark.parametrize(("real", "flows"), [("10.0.0.2:0", 0), ("10.0.0.2:80", 1)])
+def test_rules_that_know_replies_by_their_clients_see_these_in_time(made: list[Kernel], real: str, flows: int) -> None:
+    """A server with any port: nothing else tells its replies from its own business."""
+    made.append(kernel := Kernel(Virtual("203.0.113.1:0", {real: 1}, persistence=300)))
+    kernel.lab.send(tcp(CLIENT, VIP, "S"))
+    kernel.lab.send(tcp("10.0.0.2:80", CLIENT, "SA"), hook=FORWARD)
+    kernel.passed(1, 1, 1)
+    kernel.look()
+    kernel.clock.advance(DEFAULTS.tcp / 4)
+    kernel.passed(1, 2, 2)
+    kernel.look()
+    assert kernel.flows == 1
+    kernel.clock.advance(1)
+    kernel.passed(1, 3, 3)
+    kernel.look()
+    assert kernel.flows == flows
+    kernel.lab.send(tcp("10.0.0.2:80", CLIENT, "A"), hook=FORWARD)
+    kernel.lab.workers[0].settle(True)
+    assert kernel.flows == flows, "the rules did not see the client"
+    kernel.ask()
+    assert kernel.flows == 1

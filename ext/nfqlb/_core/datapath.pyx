@@ -116,6 +116,7 @@ from nfqlb._core.types cimport (
     KEEPS,
     LATE_REPLY,
     LEADS,
+    LEARNS,
     LEFT,
     LIFE,
     LIMITED,
@@ -390,13 +391,15 @@ cdef uint8_t send_on(worker_t* worker, packet_t* packet, const connection_t* con
 
 cdef bint is_steady(worker_t* worker, const connection_t* connection, const packet_t* packet) noexcept nogil:
     """Whether all that is left to do for a connection is the same for every packet: it is established, and was answered
-    where answers pass here; datagrams go on, UNANSWERED of them where nobody answers.
+    where answers pass here; datagrams go on, UNANSWERED of them where nobody answers. Where the rules know replies by
+    the clients that they saw, it is a client's packet.
     """
     cdef bint both_ways = connection.flags & METHOD == NAT
     if connection.place != 0 or connection.began != 0 or connection.flags & (ONE_PACKET | LEFT) \
             or connection.slot >= worker.snapshot.slot_count \
             or not worker.snapshot.available[connection.slot] & MAY_OFFLOAD \
-            or (packet.hook != PREROUTING and packet.hook != FORWARD):
+            or (packet.hook != PREROUTING and (
+                packet.hook != FORWARD or worker.snapshot.available[connection.slot] & LEARNS)):
         return False
     if packet.protocol == SCTP:
         return False
@@ -473,7 +476,7 @@ cdef void hand_down(worker_t* worker, connection_t* connection) noexcept nogil:
     elif hop != NULL:
         mtu = hop.mtu
     if not install(<offload_t*>worker.table.offload, connection, <uint32_t>(connection - worker.table.entries), hop,
-                   mtu, own != NULL and own.mask != 0, turn):
+                   mtu, own != NULL and own.mask != 0, turn, worker.now):
         connection.nominated = worker.now + RETRY
     elif load32(&connection.word, SEQUENTIAL) & LIFE != LIVE or connection.flags & LEFT:
         bring_up(worker.table, connection)                   # it ended at the same moment

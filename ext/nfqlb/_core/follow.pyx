@@ -7,7 +7,7 @@ one whose real server, hop or service does not fit any more comes up again, and 
 The timers of connections are therefore right within a round, without a clock in the kernel's path.
 """
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_BOOTTIME, clock_gettime, timespec
 from posix.unistd cimport close, read, write
 
@@ -33,6 +33,7 @@ from nfqlb._core.tracking cimport patience
 from nfqlb._core.types cimport (
     DIRECT,
     FORWARDED,
+    LEARNS,
     LEFT,
     LIFE,
     LIVE,
@@ -71,6 +72,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     ROUND = 1000                         # milliseconds between two looks at all places
     BREATH = 5000                        # microseconds between two looks at the ring
+    SIGHTS = 4                           # of a client, in the time after which it is forgotten
     GROUP = 256                          # places in one batch: others' entries are used again in between
 
 
@@ -219,7 +221,7 @@ cdef void look_after(worker_t* worker, offload_t* offload, uint32_t place, conne
     cdef uint64_t requests = load64(&offload.places[place].direction[0].packets, RELAXED)
     cdef uint32_t expires
     catch_up(worker, connection)
-    if not is_wanted(worker, owner, connection) \
+    if not is_wanted(worker, owner, connection) or is_overdue(worker, owner, connection) \
             or (packets == owner.noticed and ends_of(offload, place) & OFFLOAD_ENDS):
         bring_up(worker.table, connection)
     if packets == owner.noticed:
@@ -240,6 +242,14 @@ cdef bint is_wanted(worker_t* worker, const owner_t* owner, const connection_t* 
         and worker.snapshot.available[connection.slot] & MAY_OFFLOAD != 0 \
         and not connection.flags & LEFT \
         and owner.turn == load32(&worker.turns[connection.slot], ACQUIRE)
+
+
+cdef bint is_overdue(worker_t* worker, const owner_t* owner, const connection_t* connection) noexcept nogil:
+    """Whether the kernel's rules have to see a packet of the client's again: they forget it after as long as the
+    connection may be silent.
+    """
+    return worker.snapshot.available[connection.slot] & LEARNS != 0 \
+        and <int32_t>(worker.now - owner.since) > <int32_t>(patience(worker.snapshot, connection) // SIGHTS)
 
 
 # -- counters ---------------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ cdef struct owner_t:                 # what we know of a place
     uint32_t next                    # in the list of free or of released ones
     uint32_t released                # tick
     uint32_t turn                    # of the real server's hop
+    uint32_t since                   # tick at which the kernel got its flow
     uint64_t noticed                 # packets of both ways when the follower last looked
     uint64_t requests                # those from the client
     passed_t counted[2]              # what the counters have of it
@@ -92,7 +93,7 @@ cdef class Offload:
 
 
 cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, const hop_t* hop, uint32_t mtu,
-                  bint marked, uint32_t turn) noexcept nogil
+                  bint marked, uint32_t turn, uint32_t now) noexcept nogil
 cdef void take_out(offload_t* offload, connection_t* connection) noexcept nogil
 cdef void reap(offload_t* offload, uint32_t place) noexcept nogil
 cdef uint32_t first_released(offload_t* offload, uint32_t now) noexcept nogil

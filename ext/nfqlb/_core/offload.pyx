@@ -161,12 +161,12 @@ cdef uint32_t take_place(offload_t* offload) noexcept nogil:
 
 
 cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, const hop_t* hop, uint32_t mtu,
-                  bint marked, uint32_t turn) noexcept nogil:
+                  bint marked, uint32_t turn, uint32_t now) noexcept nogil:
     """Have the kernel forward what comes of this connection from now on; False where it has no room.
 
     `mtu`: bytes of the longest packet, without an outer header; for NAT 0 where only the link has one. `hop` is for
-    direct routing and tunnels; `turn` counts the server's hops. The caller looks afterwards whether the connection
-    lives on, and else takes it out.
+    direct routing and tunnels; `turn` counts the server's hops; `now` in ticks. The caller looks afterwards whether
+    the connection lives on, and else takes it out.
     """
     cdef uint32_t place = take_place(offload)
     cdef owner_t* owner
@@ -177,6 +177,7 @@ cdef bint install(offload_t* offload, connection_t* connection, uint32_t index, 
     owner.method = connection.flags & METHOD
     owner.marked = marked
     owner.turn = turn
+    owner.since = now
     store32(&owner.connection, index, RELEASE)
     if not put_flow(offload, connection, place, hop, mtu):
         give_up(offload, place, True)

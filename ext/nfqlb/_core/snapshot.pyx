@@ -32,8 +32,10 @@ from nfqlb._core.types cimport (
     KEEPS,
     KINDS,
     LEADS,
+    LEARNS,
     MAY_OFFLOAD,
     MOVES,
+    NAT,
     QUIESCED,
     RESETS,
     REUSE,
@@ -351,7 +353,8 @@ cdef class Snapshot:
             for i in range(service.service.count):
                 self.snapshot.available[service.service.servers[i].slot] = \
                     AVAILABLE | (MAY_OFFLOAD if service.service.offload else 0) \
-                    | (quiescence(self.snapshot, service.service) if service.service.servers[i].weight == 0 else 0)
+                    | (quiescence(self.snapshot, service.service) if service.service.servers[i].weight == 0 else 0) \
+                    | (LEARNS if has_any_port(service.service, &service.service.servers[i]) else 0)
                 self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True
@@ -383,6 +386,12 @@ cdef uint8_t quiescence(const snapshot_t* snapshot, const service_t* service) no
     if service.persistence == 0 or service.moves_quiesced or snapshot.moves_quiesced:
         return QUIESCED
     return QUIESCED | LEADS
+
+
+cdef bint has_any_port(const service_t* service, const server_t* server) noexcept:
+    """Whether no port tells a real server's replies from its own business."""
+    return server.method == NAT and (
+        (server.port == 0 and service.port == 0) or (service.port == FTP and service.persistence != 0))
 
 
 cdef bint has_timeouts(Service service) noexcept:

@@ -575,6 +575,7 @@ cdef enum:
     RESETS = 16                  # their clients are reset
     MOVES = 32                   # they go on with another server, in mid-stream
     LEADS = 64                   # QUIESCED, and templates lead there all the same
+    LEARNS = 128                 # the kernel's rules know its replies by the clients that they saw (kernel/ruleset.py)
 
     REUSE = 1                    # bits of conn_reuse_mode (Documentation/networking/ipvs-sysctl.rst)
     REUSE_FIN_WAIT = 2
@@ -597,7 +598,7 @@ cdef struct snapshot_t:
     uint32_t marks
     uint8_t ftp                  # there is a persistent service on port 21
     uint64_t key[2]
-    uint8_t* available           # by slot: AVAILABLE, it belongs to its service; MAY_OFFLOAD, QUIESCED, LEADS; or else
+    uint8_t* available           # by slot: AVAILABLE, it belongs to its service; MAY_OFFLOAD to LEARNS; or else why not
     uint16_t* mss                # by slot: that of its service
     uint32_t slot_count
     uint32_t timeouts[KINDS]     # ticks by TCP state; UDP_KIND; SCTP_KIND and what follows by SCTP state

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Set
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from nfqlb.control.compile import End, Slots
 from nfqlb.control.registry import differing
 from nfqlb.kernel.plan import Members, Plan, Way, disjoint
@@ -60,12 +62,11 @@ class Planner:
         for service in heads:
             whole[family(service.address)].append((PROTOCOLS[service.protocol], service.address, service.port))
         v4, v6 = (tally.members._replace(heads=Pool(whole[number])) for number, tally in self._tallies.items())
-        timeouts = intent.timeouts
         return replace(
             self._frame,
             v4=v4,
             v6=v6,
-            idle=max(timeouts.tcp, timeouts.tcp_fin, timeouts.udp, timeouts.sctp),
+            idle=longest(intent),
             vip_dev=vip_dev,
             withheld=frozenset(withheld),
             ways=frozenset(ways),
@@ -111,6 +112,13 @@ class _Tally:
     def _pool(self, name: str) -> Pool[Any]:
         found: Pool[Any] = self._spans[name] if name in SPANS else getattr(self.members, name)
         return found
+
+
+def longest(intent: Intent) -> int:
+    """Seconds that a connection may be silent at most."""
+    own = (service.timeouts for service in intent.services if service.timeouts)
+    longest: int = max(second for one in (intent.timeouts, *own) for second in msgspec.structs.astuple(one))
+    return longest
 
 
 def entries(key: Key, service: Service | None, left: Iterable[End]) -> Iterator[Entry]:
