@@ -159,10 +159,14 @@ class Aiming:
         """Which slots need a way: of services that changed, and of all when this machine's addresses did."""
         keys: Iterable[Key] = differing(self._intent, intent)
         if self.stale:
-            own = neighbours.own()
+            self.stale = not self.listens  # before: of one that changes meanwhile we hear
+            try:
+                own = neighbours.own()
+            except BaseException:
+                self.stale = True
+                raise
             if own != self._own:
                 self._own, keys = own, {**self._intent.by_key, **intent.by_key}
-            self.stale = not self.listens
         keys = list(keys)
         for key in keys:
             self._sent.pop(key, None)

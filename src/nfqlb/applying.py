@@ -12,6 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from nfqlb import state
@@ -108,8 +109,8 @@ class Applier:
 
     async def confirm(self, revision: int | None = None) -> int:
         """Keep what waits for it; NotFoundError where nothing does."""
-        self._waiting()
-        reached = await self._host.change(lambda intent: intent, revision, pending=None)
+        pending = self._waiting()
+        reached = await self._host.change(lambda intent: self._still(pending, intent), revision, pending=None)
         self._host.feed.say("confirmed", f"revision {reached} is confirmed", reached)
         return reached
 
@@ -117,7 +118,7 @@ class Applier:
         """Go back to before what waits to be confirmed."""
         pending = self._waiting()
         kept = {"pending": None, "reloaded": pending.reloaded}
-        reached = await self._host.change(lambda _: pending.intent, revision, **kept)
+        reached = await self._host.change(lambda _: self._still(pending, pending.intent), revision, **kept)
         self._host.feed.say("rolled back", why or "as it was asked for", reached)
         return reached
 
@@ -141,7 +142,8 @@ class Applier:
         left = pending.until - time.time()
         if left > 0:
             return min(left, 0.5)
-        await self.rollback(why="nobody confirmed it in time")
+        with suppress(NotFoundError):  # somebody did, at the last moment
+            await self.rollback(why="nobody confirmed it in time")
         return 0.0
 
     def _waiting(self) -> Pending:
@@ -149,6 +151,12 @@ class Applier:
         if pending is None:
             raise NotFoundError("nothing waits to be confirmed; `nfqlb apply FILE --confirm-within TIME` makes it wait")
         return pending
+
+    def _still(self, pending: Pending, intent: Intent) -> Intent:
+        """What the director is to have then; asked for once nobody else can change it any more."""
+        if self._host.state.pending is not pending:
+            raise NotFoundError("nothing waits to be confirmed any more")
+        return intent
 
     def _notes(self, director: Mapping[str, Any]) -> list[str]:
         pairs = ((key, value, getattr(self._host.config, key, None)) for key, value in director.items())

@@ -29,7 +29,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
@@ -245,6 +245,9 @@ class Director:
                 self._kernel.withdraw()
             raise
         self._settle(view)
+        if self.starts == 0 and self.serving.maintenance:
+            out = ", ".join(f"{one.real} of {one.service}" for one in self.serving.maintenance.values())
+            log.warning("in maintenance since before this start: %s", out)
         self._offload()
         self._sync(None, intent)
         if saved and lets_go(saved.intent, intent):
@@ -549,7 +552,7 @@ class Director:
                 raise UnreachableError("the director is stopping")
             before = self.state
             check_revision(before, revision)
-            if "pending" not in kept:
+            if kept.get("pending", True):  # else it is confirmed, or goes back
                 refuse_while_waiting(before)
             intent = edit(before.intent)
             changed = differing(before.intent, intent) if intent != before.intent else list(intent.by_key)
@@ -683,14 +686,14 @@ class Director:
                         await heard.wait()
                     await asyncio.sleep(CALM_SECONDS)
                 heard.clear()
-                async with self._lock:
-                    await self._repair()
+                await self._repair()
 
     async def _repair(self) -> None:
         """Put right what others changed in the kernel; what fails is said once, and tried again while packets flow."""
         try:
-            self._compiler.forget(lambda slot: not any(self._table.load(slot)))
-            await self._apply(self._plan_of(self.serving.view))
+            async with self._lock:
+                self._compiler.forget(lambda slot: not any(self._table.load(slot)))
+                await self._apply(self._plan_of(self.serving.view))
             done = await asyncio.to_thread(self._kernel.repair)
             if self._offloading:
                 done += await asyncio.to_thread(self._offloading.follow)
@@ -785,11 +788,15 @@ class Director:
             if self._closing:
                 raise UnreachableError("the director is stopping")
             registry.find_real(registry.find_service(self.state.intent, key), real.address, real.port)
-            end = key, real.address, real.port
-            self.serving.maintenance.pop(end, None)
+            end, before = (key, real.address, real.port), self.serving.maintenance
+            self.serving.maintenance = {one: about for one, about in before.items() if one != end}
             if on:
                 self.serving.maintenance[end] = Maintenance(str(key), str(real), time.time(), why)
-            await self._judge()
+            try:
+                await self._judge()
+            except BaseException:
+                self.serving.maintenance = before
+                raise
             self._ill.set()  # it may ramp
 
     async def _mind_health(self) -> NoReturn:
@@ -924,14 +931,18 @@ class Director:
                     log.error("drain of %s: %s", drain.real, error)
 
     async def _go_on(self, drain: Drain) -> None:
-        """Look after one drain; at its end, the server goes."""
+        """Look after one drain; at its end, the server goes. It may be another's by now, with more time."""
+        if drain not in self.state.drains:
+            return
         phase = drains.phase(drain, self.state.intent, sum(self._load(drain)), time.time())
         if phase is Phase.DRAINING:
             return
         view = self._drain_view(drain, phase)
         if phase in (Phase.EMPTY, Phase.DEADLINE) and not drain.keep:
-            await self.change(lambda intent: drains.leave(intent, drain))
+            await self.change(lambda intent: drains.leave(intent, drain) if drain in self.state.drains else intent)
         async with self._lock:
+            if drain not in self.state.drains:
+                return
             await self._keep(drains=tuple(one for one in self.state.drains if one != drain))
         self._drained[drain.service, drain.real] = view
         while len(self._drained) > DRAINED_MAX:
@@ -999,11 +1010,21 @@ class Director:
 
     def _warn(self) -> None:
         """Say what looks wrong around this director, each thing once."""
-        revision, found = self.revision, self._kernel.warnings()
+        revision, found = self.revision, [*self._kernel.warnings(), *self._unmoved()]
         for warning in found:
             if warning not in self._warnings:
                 log.warning(warning)
         self._warnings, self._warned_for = found, revision
+
+    def _unmoved(self) -> Iterator[str]:
+        """VIPs that are to come and go with a quorum, and that this director neither adds nor takes away."""
+        ha = self.config.ha
+        if self.state.vip_dev or (ha and not ha.addresses):
+            return
+        mover = "[ha] without addresses" if ha else "vip_dev, or [ha]"
+        for service in self.state.intent.services:
+            if service.quorum and service.quorum.announce == "quorum":
+                yield f"service {service.key}: quorum announce moves no VIP without {mover}"
 
 
 def between(held: Plan, wanted: Plan) -> Plan:

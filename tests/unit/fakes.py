@@ -74,7 +74,7 @@ class FakeDirector:
 
     async def change(self, edit: Callable[[Intent], Intent], revision: int | None = None, **kept: Any) -> int:
         check_revision(self.state, revision)
-        if "pending" not in kept:
+        if kept.get("pending", True):
             refuse_while_waiting(self.state)
         intent = edit(self.intent())
         if self.failure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -100,11 +101,38 @@ def test_one_can_go_back_at_once(director: FakeDirector) -> None:
         asyncio.run(director.applier.rollback())
 
 
+@pytest.mark.parametrize(("first", "kept"), [("confirm", AFTER), ("rollback", BEFORE)])
+@pytest.mark.parametrize("second", ["confirm", "rollback", "mind"])
+def test_of_those_who_confirm_and_go_back_at_a_time_the_first_counts(
+    director: FakeDirector, monkeypatch: pytest.MonkeyPatch, first: str, kept: Intent, second: str
+) -> None:
+    """The second has seen that something waits, and then waits for the first to be done."""
+    asyncio.run(director.applier.apply({}, AFTER, confirm_within=60))
+    assert director.state.pending
+    director.state = replace(director.state, pending=replace(director.state.pending, until=time.time()))
+    change = director.change
+
+    async def later(*args: Any, **fields: Any) -> int:
+        monkeypatch.setattr(director, "change", change)
+        await getattr(director.applier, first)()
+        return await change(*args, **fields)
+
+    monkeypatch.setattr(director, "change", later)
+    if second == "mind":
+        asyncio.run(director.applier.mind())
+    else:
+        with pytest.raises(NotFoundError, match="nothing waits to be confirmed any more"):
+            asyncio.run(getattr(director.applier, second)())
+    assert (director.intent(), director.state.pending) == (kept, None)
+    assert kinds(director) == ["waits", {"confirm": "confirmed", "rollback": "rolled back"}[first]]
+
+
 def test_nothing_else_changes_while_something_waits(director: FakeDirector) -> None:
     asyncio.run(director.applier.apply({}, AFTER, confirm_within=60))
     for attempt in (
         director.change(lambda intent: registry.add_real(intent, WEB.key, Real("10.0.1.14", 80))),
         director.applier.apply({}, BEFORE),
+        director.applier.apply({}, BEFORE, confirm_within=60),
     ):
         with pytest.raises(ConflictError, match=r"waits to be confirmed, (59|60) s more; `nfqlb confirm` keeps it"):
             asyncio.run(attempt)

@@ -29,7 +29,8 @@ def announce(device: str, addresses: Iterable[str]) -> None:
             if turn:
                 time.sleep(PAUSE)
             for frame in (frame for address in addresses for frame in frames(mac, address)):
-                sock.send(frame)
+                with suppress(OSError):  # a full queue costs this one only
+                    sock.send(frame)
 
 
 def frames(mac: bytes, address: str) -> Iterator[bytes]:
