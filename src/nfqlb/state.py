@@ -328,8 +328,8 @@ def digest(intent: Intent | None) -> str:
 
 
 def choose(saved: State | None, given: Intent | None, vip_dev: str, *, restore: bool, takeover: bool = False) -> Choice:
-    """Which intent a start begins with: the saved one or the command's. `vip_dev` counts in any case where given. At a
-    takeover another intent is a change of the saved state.
+    """Which intent a start begins with: the saved one or the command's. `vip_dev` counts in any case where given, and
+    real servers that are in maintenance stay there. At a takeover another intent is a change of the saved state.
     """
     origin = digest(given)
     crashed = saved is not None and not saved.clean
@@ -349,7 +349,9 @@ def choose(saved: State | None, given: Intent | None, vip_dev: str, *, restore: 
         return Choice(after, False, None)
     remark = None
     if saved is None and restore:
-        remark = "nothing was saved under this name: starting empty"
+        remark = f"nothing was saved under this name: starting {'empty' if given is None else 'with what is given'}"
     elif saved is not None and crashed and saved.intent != given:
         remark = "the last director crashed with another configuration: the given one is used"
-    return Choice(State(saved.revision + 1 if saved else 1, False, origin, given or Intent(), vip_dev), False, remark)
+    revision, maintenance = (saved.revision + 1, saved.maintenance) if saved else (1, ())
+    after = State(revision, False, origin, given or Intent(), vip_dev, maintenance=maintenance)
+    return Choice(after, False, remark)

@@ -548,8 +548,9 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
             "services '--vip and --config': are given together; choose one place that the services come from",
         ),
         (
-            "--config a.toml --restore",
-            "services '--config and --restore': are given together; choose one place that the services come from",
+            f"--vip {VIP} --config a.toml --restore",
+            "services '--vip and --config and --restore': are given together; "
+            "choose one place that the services come from",
         ),
         ("--config /nowhere/a.toml", "config '/nowhere/a.toml': cannot be read: No such file or directory"),
         ("--name a/b", "name 'a/b': cannot be used; use a letter, then letters, digits and '-', at most 15 in all"),

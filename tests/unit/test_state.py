@@ -15,7 +15,7 @@ from nfqlb import state
 from nfqlb.control.drains import Drain
 from nfqlb.errors import ConfigError
 from nfqlb.model import PROTOCOLS, SCHEDULERS, WEIGHT_MAX, Answers, Intent, Options, Real, Service, Timeouts
-from nfqlb.state import State, Store
+from nfqlb.state import Maintenance, State, Store
 
 PORTS = st.integers(1, 65535)
 ADDRESSES = {
@@ -257,10 +257,12 @@ OTHER = Intent((Service("203.0.113.99", 80),))
     [
         pytest.param(None, None, False, Intent(), 1, None, id="first start, nothing given: empty"),
         pytest.param(None, WEB, False, WEB, 1, None, id="first start: what is given"),
-        pytest.param(None, None, True, Intent(), 1, "nothing was saved", id="restore of nothing: empty, and says so"),
+        pytest.param(None, None, True, Intent(), 1, "starting empty", id="restore of nothing: empty, and says so"),
+        pytest.param(None, WEB, True, WEB, 1, "starting with what", id="restore of nothing: what is given"),
         pytest.param(CLEAN, None, False, Intent(), 8, None, id="after a stop, nothing given: empty"),
         pytest.param(CLEAN, WEB, False, WEB, 8, None, id="after a stop: what is given"),
         pytest.param(CLEAN, None, True, EDITED, 7, None, id="after a stop, --restore: the saved one"),
+        pytest.param(CLEAN, WEB, True, EDITED, 7, None, id="after a stop, --restore beside a file: the saved one"),
         pytest.param(CRASHED, WEB, False, EDITED, 7, None, id="after a crash, same command: with run-time edits"),
         pytest.param(CRASHED, None, False, EDITED, 7, None, id="after a crash, nothing given: with run-time edits"),
         pytest.param(CRASHED, OTHER, False, OTHER, 8, "the given one", id="after a crash, other command: that one"),
@@ -280,6 +282,12 @@ def test_a_start_picks(
 def test_a_second_crash_still_knows_its_command() -> None:
     again = state.choose(state.choose(CRASHED, WEB, "", restore=False).state, WEB, "", restore=False)
     assert again.state.intent == EDITED
+
+
+@pytest.mark.parametrize("saved", [CLEAN, CRASHED])
+def test_who_is_in_maintenance_stays_there_whatever_a_start_begins_with(saved: State) -> None:
+    out = (Maintenance(str(WEB.services[0].key), "10.0.0.1:80", 1e9, "new disk"),)
+    assert state.choose(replace(saved, maintenance=out), OTHER, "", restore=False).state.maintenance == out
 
 
 @pytest.mark.parametrize(("given", "used"), [("", "eth0"), ("eth1", "eth1")])

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 @click.option("--scheduler", metavar="NAME", help="How connections are spread, as in IPVS [default: wlc].")
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its real server for so long.")
 @click.option(
-    "--no-server", metavar="icmp|reset|drop", help="The answer where no real server has a weight [default: icmp]."
+    "--no-server", metavar="icmp|reset|drop", help="The answer where no real server takes connections [default: icmp]."
 )
 @click.option(
     "--no-connection",
     metavar="pass|reset|drop",
-    help="The answer to mid-stream TCP without a connection [default: pass].",
+    help="The answer to mid-stream packets without a connection [default: pass].",
 )
 @click.option("--sloppy-tcp", is_flag=True, help="Mid-stream TCP may begin a connection.")
 @click.option("--sloppy-sctp", is_flag=True, help="Mid-stream SCTP may begin a connection.")
@@ -149,7 +149,7 @@ def _bits(text: str) -> int:
 def _check_together(vips: Sequence[str], about_services: Mapping[str, object], file: str | None, restore: bool) -> None:
     """Options that contradict each other, or mean nothing alone."""
     services = " and ".join(["--vip"] * bool(vips) + ["--config"] * (file is not None) + ["--restore"] * restore)
-    if " and " in services:
+    if vips and " and " in services:
         raise ConfigError("services", services, "are given together", "choose one place that the services come from")
     if not vips:
         for option, value in about_services.items():
