@@ -168,7 +168,7 @@ demo: setup
 bench-compare: setup
 	$(PYTEST) --benchmark-columns=median,iqr --junitxml=build/reports/bench.xml bench/test_core_bench.py $(ARGS)
 
-# An hour; the last two steps write docs/bench.
+# An hour. It writes docs/bench, docs/scheduling.md and their pictures.
 bench: PACKAGES += $(BENCH_PACKAGES)
 bench: setup
 	$(BIN)/python -m bench.startup

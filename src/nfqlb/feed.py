@@ -22,7 +22,8 @@ STEPS_MAX = 100  # of one change; more are counted in its message
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """`kind` is "changed", "waits" (for its confirmation), "confirmed", "rolled back", "refused", "drain", "real",
-    "repaired", "failover" or "gap"; `time` in seconds since 1970. `steps` are what a change did.
+    "repaired", "health", "defence", "scheduler", "failover" or "gap"; `time` in seconds since 1970. `steps` are what a
+    change did.
     """
 
     number: int

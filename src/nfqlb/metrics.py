@@ -98,7 +98,9 @@ class _Collector(Collector):
 
     def _services(self, counted: Mapping[int, tuple[int, ...]]) -> Iterator[Metric]:
         services = InfoMetricFamily("nfqlb_service", "A virtual service.", labels=["service"])
-        weights = GaugeMetricFamily("nfqlb_weight", "Weight of a real server; 0: no new connections.", None, SERVER)
+        weights = GaugeMetricFamily(
+            "nfqlb_weight", "Weight of a real server as it is configured; 0: no new connections.", None, SERVER
+        )
         made = CounterMetricFamily("nfqlb_connections", "Connections that a real server got.", None, SERVER)
         live = GaugeMetricFamily("nfqlb_live_connections", "Connections now.", None, (*SERVER, "state"))
         packets = CounterMetricFamily("nfqlb_real_packets", "Packets to and from it.", None, (*SERVER, "direction"))

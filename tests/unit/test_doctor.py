@@ -68,7 +68,7 @@ def test_a_backup_has_no_vip_and_another_machine_has() -> None:
         (WEB._replace(inpkts=2000, inbytes=2000 * 100, outpkts=9), {"eth0": False}, []),
         (WEB._replace(inpkts=3), {}, ["answers"]),
         (WEB._replace(inpkts=3, mode="dr"), {}, []),
-        (WEB._replace(weighted=False), {}, ["weights"]),
+        (WEB._replace(serves=False), {}, ["weights"]),
     ],
 )
 def test_what_was_counted_means(service: Service, gro: dict[str, bool], ids: list[str]) -> None:

@@ -87,8 +87,8 @@ cdef class Server:
 
 
 cdef class Flow:
-    """A connection that begins: `client`, `client_port`, `virtual`, `virtual_port`, `protocol` ("tcp" or "udp"), and
-    the `mark` of its first packet. Addresses are text in canonical form.
+    """A connection that begins: `client`, `client_port`, `virtual`, `virtual_port`, `protocol` ("tcp", "udp"
+    or "sctp"), and the `mark` of its first packet. Addresses are text in canonical form.
     """
 
     @property

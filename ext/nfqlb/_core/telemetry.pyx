@@ -63,7 +63,7 @@ _TABLE = (
     (OTHER_PROTOCOL,     "other_protocol",   ACCEPT,  "neither TCP nor UDP nor SCTP"),
     (NO_SERVICE,         "no_service",       ACCEPT,  "to no virtual service"),
     (NO_CONNECTION,      "no_connection",    ACCEPT,  "mid-stream, without a connection: the local stack resets it"),
-    (NO_SERVER,          "no_server",        DROP,    "no real server has a weight; the client is told"),
+    (NO_SERVER,          "no_server",        DROP,    "no real server takes connections; the client is told"),
     (TABLE_FULL,         "table_full",       DROP,    "no room for a new connection: raise --connections"),
     (SERVER_GONE,        "server_gone",      DROP,    "the connection's real server was removed"),
     (UNRELATED,          "unrelated",        ACCEPT,  "from a real server, but not of a connection"),

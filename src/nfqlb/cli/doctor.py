@@ -119,5 +119,6 @@ def _service(view: dict[str, Any], counted: dict[str, Any]) -> Any:
     counters = [counted.get(key, 0) for key in ("inpkts", "outpkts", "inbytes", "outbytes")]
     vip = "" if view["fwmark"] else view["address"]
     reals = tuple(real["address"] for real in view["reals"])
-    weighted = any(real["weight"] for real in view["reals"])
-    return Service(view["key"], vip, view["fwmark"], view["mode"], reals, weighted, *counters)
+    serves = any(real["weight"] and real["health"] in ("", "up", "failing") for real in view["reals"])
+    serves = serves or bool((view["quorum"] or {}).get("sorry"))
+    return Service(view["key"], vip, view["fwmark"], view["mode"], reals, serves, *counters)

@@ -94,7 +94,7 @@ def add(
 @click.option("--budget", type=int, metavar="MICROSECONDS", help="That one in Python may take for a choice.")
 @click.option("--shadow", metavar="NAME", help="A scheduler to compare with the other, for no packet; '': none.")
 @click.option(
-    "--flag", "flags", multiple=True, metavar="FLAG", help="The scheduler's flags, all that it is to have; repeats."
+    "--flag", "flags", multiple=True, metavar="FLAG", help="All the flags that it is to have; repeats; '' for none."
 )
 @click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0 ends it.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
@@ -146,7 +146,7 @@ def edit(
         fallback=fallback,
         budget=budget,
         shadow=shadow,
-        flags=list(flags) or None,
+        flags=[flag for flag in flags if flag] if flags else None,
         persistent=persistent,
         netmask=netmask,
         persistence_engine=persistence_engine,

@@ -182,9 +182,9 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
         for key in TIMEOUTS
         if key.startswith("sctp_")
     },
-    ("answers", "no_server"): {"description": "The answer where no real server has a weight.", "enum": [*NO_SERVER]},
+    ("answers", "no_server"): {"description": "The answer where no real server takes any.", "enum": [*NO_SERVER]},
     ("answers", "no_connection"): {
-        "description": "The answer to mid-stream TCP without a connection.",
+        "description": "The answer to mid-stream TCP and SCTP without a connection.",
         "enum": [*NO_CONNECTION],
     },
     ("answers", "sloppy_tcp"): {"description": "Whether mid-stream TCP may begin a connection."},
@@ -265,7 +265,7 @@ WORDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sync", "group"): {"description": "The multicast group that messages go to."},
     ("sync", "port"): {"description": "Of UDP for messages, of TCP for whole tables.", **SYNC_LIMITS["port"]},
     ("sync", "ttl"): {"description": "Hops that multicast messages may go.", **SYNC_LIMITS["ttl"]},
-    ("sync", "maxlen"): {"description": "Bytes of a message; 0: what the interface takes.", "minimum": 0},
+    ("sync", "maxlen"): {"description": "Bytes of a message, 480 or more; 0: what the interface takes.", "minimum": 0},
     ("sync", "peers"): {"description": "Addresses of the peers, in the place of a multicast group."},
     ("sync", "key_file"): {"description": "The file with the secret of the group, which only root may read."},
     ("sync", "threshold"): {"description": "The packet of each period that is told.", **SYNC_LIMITS["threshold"]},

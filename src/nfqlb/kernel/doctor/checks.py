@@ -23,7 +23,10 @@ REASONS = {  # reason -> what it means, what to do
     "table_full": ("found no room in the connection table", "`nfqlb run` with a larger --connections"),
     "truncated": ("were longer than the 65,531 bytes that can be rewritten", "a smaller datagram or MTU"),
     "shed": ("were new while more came than could be taken", "more --workers, or --offload auto"),
-    "fragment": ("were fragments that this kernel does not reassemble", "modprobe xt_socket"),
+    "fragment": (
+        "were fragments that this kernel does not reassemble",
+        "modprobe -a nft_compat xt_socket, start again",
+    ),
 }
 
 
@@ -129,9 +132,10 @@ def _silent(vip: str, machine: Machine) -> Iterator[Finding]:
 
 def weights(served: Served, _: Machine) -> Iterator[Finding]:
     for service in served.services:
-        if not service.weighted:
+        if not service.serves:
             text = f"no real server of {service.key} takes new connections: clients are refused"
-            yield Finding("weights", "warning", text, f"nfqlb real edit {service.key} REAL --weight 1, or real add")
+            fix = f"nfqlb show services (who is down), or nfqlb real edit {service.key} REAL --weight 1"
+            yield Finding("weights", "warning", text, fix)
 
 
 def servers(served: Served, machine: Machine) -> Iterator[Finding]:

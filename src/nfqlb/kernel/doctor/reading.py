@@ -43,7 +43,7 @@ class Service(NamedTuple):
     mark: int
     mode: str
     reals: tuple[str, ...]  # addresses
-    weighted: bool = True  # whether one of them takes new connections
+    serves: bool = True  # whether one of them takes new connections
     inpkts: int = 0
     outpkts: int = 0
     inbytes: int = 0
