@@ -350,6 +350,8 @@ class Director:
         minding += [self._beat(alive)] if alive else []
         minders: list[asyncio.Task[None]] = [asyncio.create_task(one) for one in minding]
         minders += [asyncio.create_task(self._mind_failover(self.failover))] if self.failover else []
+        for minder in minders:
+            minder.add_done_callback(self._miss)
         await stop.wait()
         async with self._lock:
             self._closing = True
@@ -364,6 +366,12 @@ class Director:
         await self.scripts.close()
         await _close(runners)
         return await asyncio.to_thread(self.let_go if leaving.is_set() else self.finish)
+
+    def _miss(self, minder: asyncio.Task[None]) -> None:
+        """A minder has ended; by an error of ours, what it minds would be left alone, and nothing would show it."""
+        if not self._closing and not minder.cancelled() and (error := minder.exception()):
+            log.error("the director fails", exc_info=error)
+            crash("it is left to the next one")
 
     def let_go(self) -> int:
         """Answer every packet that was taken, and touch nothing any more; the exit code. Whatever waits is for the next

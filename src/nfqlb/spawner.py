@@ -104,7 +104,7 @@ async def run(command: Sequence[str], more: Mapping[str, str], seconds: float) -
                 user=os.geteuid(),
             )
         except (OSError, ValueError) as error:  # a NUL in a word
-            why = error.strerror if isinstance(error, OSError) else error
+            why = getattr(error, "strerror", None) or str(error)
             return {"problem": f"{command[0]} cannot be run: {why}", "lost": True}
         finally:
             os.close(writer)

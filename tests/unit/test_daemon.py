@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted  # type: ignore[import-untyped]
 
 from nfqlb import daemon, state
 from nfqlb.advising import Advisors
@@ -28,6 +30,7 @@ from nfqlb.errors import ConfigError, KernelError, MissingError, NotFoundError, 
 from nfqlb.health.machine import Condition, Status
 from nfqlb.health.runner import Seen
 from nfqlb.kernel import neighbours
+from nfqlb.kernel.kernel import _told
 from nfqlb.kernel.neighbours import Hop, Route
 from nfqlb.kernel.plan import Plan
 from nfqlb.kernel.plan import marks as marks_of
@@ -1087,6 +1090,21 @@ def test_a_bug_in_a_repair_does_not_stop_the_packets(made: Made, caplog: pytest.
     asyncio.run(made.director._repair())
     assert made.director.info()["warnings"] == ["oh"]
     assert "Traceback" in caplog.text
+
+
+def test_a_minder_that_ends_by_a_bug_ends_the_process_as_a_crash(made: Made) -> None:
+    """In a process of its own: that one ends."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            asyncio.run(asyncio.wait_for(made.director.run(lambda: None, lambda: cast(None, 1 // 0)), 20))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == daemon.CRASHED
+
+
+def test_what_netlink_refuses_is_an_error_of_the_kernel_s() -> None:
+    with pytest.raises(KernelError, match="the kernel refused: dump interrupted"), _told():
+        raise NetlinkDumpInterrupted
 
 
 async def until(condition: Callable[[], bool]) -> None:

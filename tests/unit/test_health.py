@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from nfqlb import spawner
 from nfqlb.errors import ConfigError
 from nfqlb.health.advice import Advice
+from nfqlb.health.checks import CHECKS
 from nfqlb.health.machine import SERVING, TABLE, Condition, Result, Status, diagram, step, together
 from nfqlb.health.runner import End, Runner, following
 from nfqlb.health.scripts import Scripts
@@ -224,6 +225,22 @@ async def cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nx")
 
 
+def answers_in_frames(*headers: tuple[bytes, bytes]) -> Answer:
+    """HTTP/2 that answers with these, whatever they are: literals without indexing (RFC 7541, 6.2.2)."""
+    block = b"".join(b"\0%c%b%c%b" % (len(name), name, len(value), value) for name, value in headers)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"\0\0\0\4\0\0\0\0\0")  # SETTINGS
+        writer.write(len(block).to_bytes(3, "big") + b"\1\5\0\0\0\1" + block)  # HEADERS, the last of stream 1
+        await reader.read(100)
+
+    return answer
+
+
+LATIN = answers_in_frames((b":status", b"200"), (b"x-a", b"caf\xe9"))
+NO_STATUS = answers_in_frames((b":status", b"abc"))
+UPGRADE = says(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n")
 UDP = socket.SOCK_DGRAM
 CASES: list[tuple[str, Any, Health, str]] = [
     ("tcp, up", lambda: stream(hangs), Health(), ""),
@@ -279,6 +296,9 @@ CASES: list[tuple[str, Any, Health, str]] = [
     ("http, 103 first", lambda: stream(HINTS), Health("http", status="204"), ""),
     ("http, silent end", lambda: stream(says(b"")), Health("http"), "no answer|closed the connection"),
     ("http, no http/2", pages, Health("http", version="2"), "answered no HTTP/2|no answer|reset|closed"),
+    ("http/2, latin-1", lambda: stream(LATIN), Health("http", version="2"), ""),
+    ("http/2, no status", lambda: stream(NO_STATUS), Health("http", version="2"), "answered no HTTP/2: status 'abc'"),
+    ("http, upgrade", lambda: stream(UPGRADE), Health("http"), "status 101"),
     ("ping, up", lambda: nobody(), Health("ping"), ""),
     ("source", lambda: stream(tells_peer), Health(send="x", expect="127.0.0.7", source="127.0.0.7"), ""),
     ("dns, nonsense", lambda: datagrams(lambda data: b"x"), Health("dns"), "answered no DNS"),
@@ -465,6 +485,28 @@ def test_a_fault_of_ours_changes_nothing(monkeypatch: pytest.MonkeyPatch, caplog
 
     live(look())
     assert len([message for message in caplog.messages if "says nothing" in message]) == 1
+
+
+def test_an_error_in_a_check_is_said_once_and_the_asking_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[object] = []
+
+    async def broken(target: object) -> Advice:
+        asked.append(target)
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(CHECKS, "tcp", broken)
+
+    async def look() -> None:
+        runner, [end], told = runner_of(Health(**FAST), 80)
+        await until(lambda: len(asked) > 2)
+        assert runner.seen[end].checks[0].trouble == "an error in nfqlb: ZeroDivisionError"
+        assert (runner.seen[end].status, told) == (Status(), [])
+        await runner.close()
+
+    live(look())
+    assert caplog.text.count("Traceback") == 1
 
 
 # --- scripts, files and agents

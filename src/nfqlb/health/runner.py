@@ -194,7 +194,12 @@ class Runner:
             wanted = max(due, loop.time())
             await asyncio.sleep(wanted - loop.time())
             self.lateness.note(loop.time() - wanted)
-            result, why, advice = await self._ask(target)
+            try:
+                result, why, advice = await self._ask(target)
+            except Exception as error:  # ours: it must not end the asking
+                result, why, advice = Result.UNKNOWN, f"an error in nfqlb: {type(error).__name__}", NOTHING
+                if why != asked.trouble:
+                    log.exception("an error in a check of type %s", check.type)
             self._note(end, asked, result, why, advice)
             undecided = asked.status.condition in (Condition.FAILING, Condition.RISING)
             pause = check.retry_delay if undecided and check.retry_delay else check.interval

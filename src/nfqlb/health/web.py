@@ -10,7 +10,7 @@ import hashlib
 from functools import lru_cache
 from typing import Any, Protocol
 
-from nfqlb.health.stream import READ_MAX, Failed, Stream, compiled
+from nfqlb.health.stream import READ_MAX, Failed, Stream, compiled, short
 from nfqlb.model import Check, endpoint
 
 BODY_MAX = 16 * 2**20  # bytes that a digest may be of
@@ -80,14 +80,16 @@ class First:
     """HTTP/1: the methods on_ are httptools' callbacks."""
 
     def __init__(self) -> None:
-        from httptools import HttpParserError, HttpResponseParser
+        from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
         self.status, self.body, self.done = 0, bytearray(), False
-        self._parser, self._error = HttpResponseParser(self), HttpParserError
+        self._parser, self._error, self._upgrade = HttpResponseParser(self), HttpParserError, HttpParserUpgrade
 
     def feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+        except self._upgrade:
+            raise Failed("status 101") from None
         except self._error as error:
             raise Failed(f"answered no HTTP: {error}") from None
 
@@ -124,7 +126,7 @@ class Second:
         from h2.connection import H2Connection
 
         self.status, self.body, self.done = 0, bytearray(), False
-        self._connection = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._connection = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         scheme = "https" if check.type == "https" else "http"
         given = {name.lower(): value.strip() for name, _, value in (one.partition(":") for one in check.headers)}
         fixed = {":method": "GET", ":scheme": scheme, ":authority": given.pop("host", authority), ":path": check.path}
@@ -155,7 +157,10 @@ class Second:
     def _note(self, event: Any) -> None:
         kind = type(event).__name__
         if kind == "ResponseReceived":
-            self.status = int(dict(event.headers)[":status"])
+            status = dict(event.headers)[b":status"]  # the library sees that it is there, not what it is
+            if not status.isdigit():
+                raise Failed(f"answered no HTTP/2: status {short(status)}")
+            self.status = int(status)
         elif kind == "DataReceived":
             self.body += event.data
             self._connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)

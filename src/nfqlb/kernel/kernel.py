@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
 from nfqlb.errors import ConfigError, KernelError, MissingError, NfqlbError
 from nfqlb.kernel import nft, programs, routes
 from nfqlb.kernel.addresses import Addresses, interface_exists
@@ -37,6 +39,7 @@ PROGRAMS = (
     "ip6tables-restore",
     "ipset",
 )
+REFUSED = NfqlbError, OSError, NetlinkError
 
 
 class Kernel:
@@ -84,8 +87,8 @@ class Kernel:
             needed = self._resolved(plan)
             try:
                 self._make(needed)
-            except (NfqlbError, OSError):
-                with suppress(NfqlbError, OSError):
+            except REFUSED:
+                with suppress(*REFUSED):
                     if before is not None:
                         self._make(before, afresh=True)
                     elif not adopted:  # a predecessor's rules stay, for the next try or for withdraw()
@@ -206,8 +209,10 @@ def _shape(plan: Plan) -> tuple[object, ...]:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Let no bare OSError out: the kernel's own word for it becomes a sentence."""
+    """Let no bare error of the kernel's out: its own word for it becomes a sentence."""
     try:
         yield
     except OSError as error:
         raise KernelError(f"the kernel refused: {error.strerror or error}") from error
+    except NetlinkError as error:  # is no OSError; a dump that was interrupted is one
+        raise KernelError(f"the kernel refused: {error.args[-1]}") from error
