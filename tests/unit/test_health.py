@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import os
 import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from hashlib import md5, sha256
 from pathlib import Path
@@ -27,6 +29,7 @@ from nfqlb import spawner
 from nfqlb.errors import ConfigError
 from nfqlb.health.advice import Advice
 from nfqlb.health.checks import CHECKS
+from nfqlb.health.files import Files
 from nfqlb.health.machine import SERVING, TABLE, Condition, Result, Status, diagram, step, together
 from nfqlb.health.runner import End, Runner, following
 from nfqlb.health.scripts import Scripts
@@ -578,6 +581,44 @@ def test_a_number_in_a_file(tmp_path: Path) -> None:
         file.write_text("0\n")
         await until(lambda: not runner.down)
         await runner.close()
+
+    live(look())
+
+
+def test_a_file_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
+    fifo, file = tmp_path / "fifo", tmp_path / "file"
+    os.mkfifo(fifo)
+    file.write_text("3\n")
+
+    async def look() -> None:
+        checks = Check("file", file=str(fifo), **FAST), Check("file", file=str(file), factor=1, **FAST)
+        runner, [end], told = runner_of(Health(checks=checks), 80)
+        await until(lambda: runner.seen[end].advice == [Advice(added=3)] and bool(runner.seen[end].checks[0].trouble))
+        assert runner.seen[end].checks[0].trouble == f"{fifo}: is not a regular file"
+        assert told == []
+        await runner.close()
+
+    live(look())
+    with pytest.raises(ConfigError, match=r"health ca .*: gives no certificate: is not a regular file"):
+        Runner(lambda end, status: None).require(
+            Intent((Service("203.0.113.10", 80, health=Health("https", verify=True, host="a", ca=str(fifo))),))
+        )
+
+
+def test_a_file_is_read_once_at_a_time_and_who_asks_meanwhile_gets_the_same(tmp_path: Path) -> None:
+    async def look() -> None:
+        hung: Future[str]
+        files, path = Files(), tmp_path / "weight"
+        path.write_text("1" * 300)
+        hung = files._reading[str(path)] = Future()  # by a mount
+        hung.set_running_or_notify_cancel()
+        first, second = asyncio.create_task(files.read(str(path))), asyncio.create_task(files.read(str(path)))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        hung.set_result("7")
+        assert await second == "7"
+        assert await files.read(str(path)) == "1" * 256
 
     live(look())
 

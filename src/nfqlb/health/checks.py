@@ -13,7 +13,6 @@ import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from nfqlb.errors import ConfigError
@@ -21,6 +20,7 @@ from nfqlb.health import advice
 from nfqlb.health.advice import NOTHING, Advice
 from nfqlb.health.dialogues import dialogue
 from nfqlb.health.direct import Direct
+from nfqlb.health.files import Files
 from nfqlb.health.scripts import Scripts, check_command
 from nfqlb.health.stream import READ_MAX, Failed, Stream, Unknown, compiled, context, opened, short
 from nfqlb.health.web import http as ask_http
@@ -48,6 +48,7 @@ class Target(NamedTuple):
     mode: str
     scripts: Scripts
     direct: Direct
+    files: Files
 
 
 def require(check: Check, scripts: Scripts) -> None:
@@ -179,9 +180,9 @@ async def script(target: Target) -> Advice:
 
 async def file(target: Target) -> Advice:
     """A number in a file; one that is not there is 0."""
-    path = Path(target.check.file)
+    path = target.check.file
     try:
-        text = await asyncio.to_thread(_beginning, path)
+        text = await target.files.read(path)
     except FileNotFoundError:
         text = ""
     except OSError as error:
@@ -236,11 +237,6 @@ async def _datagram(target: Target, payload: bytes, *, wait: bool) -> bytes:
                 return await loop.sock_recv(connection, READ_MAX)
         except TimeoutError:
             return b""
-
-
-def _beginning(path: Path) -> str:
-    with path.open("rb") as text:
-        return text.read(256).decode(errors="replace")
 
 
 def _summed(message: bytes) -> bytes:

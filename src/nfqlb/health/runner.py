@@ -26,6 +26,7 @@ from nfqlb.health import stream
 from nfqlb.health.advice import NOTHING, Advice, weight
 from nfqlb.health.checks import Target, ask, require
 from nfqlb.health.direct import Direct
+from nfqlb.health.files import Files
 from nfqlb.health.machine import Condition, Result, Status, step, together
 from nfqlb.health.scripts import Scripts
 from nfqlb.health.stream import Failed, Unknown
@@ -108,7 +109,7 @@ class Runner:
         scripts: Scripts | None = None,
     ) -> None:
         self._changed, self._advised = changed, advised
-        self._means = scripts or Scripts(), Direct()
+        self._means = scripts or Scripts(), Direct(), Files()
         self._targets: dict[End, tuple[Target, ...]] = {}
         self._tasks: dict[End, list[asyncio.Task[None]]] = {}
         self.lateness = Lateness()
@@ -215,7 +216,7 @@ class Runner:
                 return Result.PASS, "", await ask(target)
         except TimeoutError:
             why = f"no answer within {check.timeout:g} s"
-            return Result.UNKNOWN if check.type == "agent" else Result.FAIL, why, NOTHING
+            return Result.UNKNOWN if check.type in ("agent", "file") else Result.FAIL, why, NOTHING
         except Unknown as error:
             return Result.UNKNOWN, str(error), error.advice
         except Failed as error:

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Self
 
 from nfqlb.health.advice import NOTHING, Advice
+from nfqlb.health.files import require
 from nfqlb.model import Check
 
 READ_MAX = 65536  # bytes of an answer that are looked at
@@ -165,6 +166,8 @@ def context(check: Check) -> ssl.SSLContext:
 def context_of(verify: bool, ca: str, cert: str, key: str, version: str) -> ssl.SSLContext:
     found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
+        for path in filter(None, (ca if verify else "", cert, key)):
+            require(path)
         if not verify:
             found.check_hostname, found.verify_mode = False, ssl.CERT_NONE
         elif ca:
