@@ -25,6 +25,7 @@ import faulthandler
 import itertools
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -1156,6 +1157,13 @@ def withdraw(name: str) -> int:
     return 0
 
 
+def open_many() -> None:
+    """Have as many descriptors as this process may: each check of a server that is silent has one, of thousands."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def die_with(holder: int) -> None:
     """Have the kernel kill this process when the holder ends, however it ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -1213,6 +1221,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     die_with(arguments.holder)
     faulthandler.enable()
+    open_many()
     voice = Voice()
     listen_to(voice)
     try:

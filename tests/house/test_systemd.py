@@ -47,6 +47,7 @@ def test_it_is_told_of_ready_and_of_life() -> None:
     assert int(service["WatchdogSec"]) > 0
     assert service["RestartKillSignal"] == LEAVE.name
     assert int(service["FileDescriptorStoreMax"]) >= 2 + WORKERS_MAX * QUEUES_PER_WORKER
+    assert service["LimitNOFILE"] == "1024:524288"
     assert service["CapabilityBoundingSet"].split() == [
         f"CAP_{name}" for name in ("NET_ADMIN", "NET_RAW", "BPF", "PERFMON", "SETUID", "SETGID")
     ]

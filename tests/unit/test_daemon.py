@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -1100,6 +1101,16 @@ def test_a_minder_that_ends_by_a_bug_ends_the_process_as_a_crash(made: Made) -> 
             asyncio.run(asyncio.wait_for(made.director.run(lambda: None, lambda: cast(None, 1 // 0)), 20))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == daemon.CRASHED
+
+
+def test_a_director_opens_as_many_files_as_it_may() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        daemon.open_many()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_what_netlink_refuses_is_an_error_of_the_kernel_s() -> None:

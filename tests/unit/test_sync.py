@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,25 @@ def test_who_is_alone_is_ready_all_the_same() -> None:
     with side("127.0.8.3", "127.0.8.4") as (_, only):
         assert not only.ready
         until(lambda: only.ready)
+        assert only.status()["state"] == "alone"
+
+
+@contextmanager
+def many_files(limit: int) -> Iterator[None]:
+    """With that many descriptors at most, and all but a few taken: what is opened then has a high number."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        while (fd := os.dup(0)) < limit - 32:
+            stack.callback(os.close, fd)
+        os.close(fd)
+        yield
+
+
+def test_it_speaks_by_descriptors_that_select_does_not_take() -> None:
+    with many_files(1100), side("127.0.8.15", "127.0.8.16") as (_, only):
+        until(lambda: only.ready or only.status()["state"] == "failed")
         assert only.status()["state"] == "alone"
 
 

@@ -295,9 +295,11 @@ class Syncing:
     def _datagrams(self) -> None:
         speaks, hears = self._settings.role != "backup", self._settings.role != "master"
         assert self._in
+        poll = select.poll()  # select() takes no descriptor beyond 1023
+        poll.register(self._in, select.POLLIN)
         last = greeted = time.monotonic()
         while not self._stop.is_set():
-            if select.select([self._in], [], [], PAUSE)[0]:
+            if poll.poll(PAUSE * 1000):
                 for _ in range(BURST):
                     try:
                         data, sender = self._in.recvfrom(65535)
