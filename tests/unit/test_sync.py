@@ -95,6 +95,40 @@ def test_it_speaks_by_descriptors_that_select_does_not_take() -> None:
         assert only.status()["state"] == "alone"
 
 
+def test_a_peer_that_could_not_be_answered_is_answered_the_next_time() -> None:
+    with side("127.0.8.17", "127.0.8.18") as (one, first), socket.socket() as early:
+        one.open()
+        free = os.dup(0)
+        os.close(free)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            early.connect(("127.0.8.17", PORT))
+            until(lambda: first.status()["failure"] == "Too many open files")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with side("127.0.8.18", "127.0.8.17") as (other, late):
+            until(lambda: late.status()["state"] == "whole")
+            assert other.load(REAL) == (1, 0)
+
+
+def test_what_failed_for_good_is_an_obstacle_and_greets_nobody() -> None:
+    class Broken(Mirror):
+        def walk(self, *_: object) -> list[bytes]:
+            raise ZeroDivisionError
+
+    lab = Lab(WEB, capacity=4096)
+    lab.datapath.announce()
+    broken = Syncing(Broken(lab.datapath), 4096, Sync(peers=("127.0.8.20",), port=PORT), lab.clock, "127.0.8.19")
+    broken.start()
+    until(lambda: broken.obstacle)
+    assert (broken.ready, broken.obstacle) == (False, "an error in nfqlb, which the log has")
+    for thread in broken._threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    broken.stop()
+
+
 def test_who_cannot_begin_is_not_ready_says_why_and_begins_as_soon_as_it_can(tmp_path: Path) -> None:
     with socket.create_server(("127.0.8.9", PORT)) as other, side("127.0.8.9", "127.0.8.10") as (_, taken):
         assert (taken.status()["state"], taken.ready) == ("shut", False)

@@ -139,8 +139,8 @@ class Syncing:
 
     @property
     def obstacle(self) -> str:
-        """Why it could not begin yet."""
-        return self._failure if self._state == "shut" else ""
+        """Why it could not begin yet, or ended."""
+        return self._failure if self._state in ("shut", "failed") else ""
 
     @property
     def ready(self) -> bool:
@@ -290,6 +290,8 @@ class Syncing:
         except Exception:
             if not self._stop.is_set():
                 log.exception("sync ends")
+                self._stop.set()  # peers hear no greeting any more, and wait for no table
+                self._asked.set()
                 self._state, self._failure = "failed", "an error in nfqlb, which the log has"
 
     def _datagrams(self) -> None:
@@ -467,6 +469,10 @@ class Syncing:
             try:
                 sock, sender = self._listener.accept()
             except TimeoutError:
+                continue
+            except OSError as error:  # no descriptor is left, or the peer is gone again
+                self._fail(error)
+                self._stop.wait(OPEN_SECONDS)
                 continue
             with sock:
                 if self._peer_names and sender[0] not in self._peer_names:
