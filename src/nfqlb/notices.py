@@ -106,6 +106,10 @@ class Channel:
                 return True
             except (OSError, ValueError, NfqlbError) as error:
                 why = str(error) or type(error).__name__
+            except Exception as error:  # ours: those that come later are told all the same
+                log.exception("an error in notices: %s", self.name)
+                why = type(error).__name__
+                break
             if attempt < TRIES - 1:
                 await asyncio.sleep(PAUSE * 2**attempt)
         log.warning("notices: %s fails, %d are lost: %s", self.name, len(batch), why)

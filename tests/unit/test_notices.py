@@ -196,6 +196,25 @@ def test_what_waits_too_long_is_lost_from_its_old_end_and_nobody_waits(caplog: p
     assert len(caplog.messages) == 1
 
 
+def test_an_error_of_ours_costs_what_it_met_and_nothing_later(caplog: pytest.LogCaptureFixture) -> None:
+    async def send(batch: Sequence[Notice]) -> None:
+        if not batch[0].turn.well:
+            raise ZeroDivisionError
+
+    async def look() -> None:
+        channel = notices.Channel("the webhook", send, 1)
+        working = asyncio.create_task(channel.work())
+        for turn in (DOWN, UP):
+            channel.put(Notice(turn, 0.0))
+        while not channel.sent:
+            await asyncio.sleep(0.005)
+        working.cancel()
+        assert channel.failed == 1
+
+    asyncio.run(asyncio.wait_for(look(), 20))
+    assert caplog.text.count("Traceback") == 1
+
+
 # --- mail
 
 
