@@ -48,7 +48,7 @@ def condition(net: Net, real: str) -> Any:
     return next(one for one in net.director.show("health")["health"] if one["real"] == real)
 
 
-def soon(true: Callable[[], bool], seconds: float = 15.0) -> None:
+def soon(true: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come true"
@@ -164,7 +164,7 @@ def checks_of_wrong_answers(keys: Path) -> dict[str, tuple[str, str]]:
         "http/2 503": (https.replace("/page", "/ill") + f', {client}, version = "2"', "status 503"),
         "a name": (f'{https}, {client}, {ca}, sni = "other.test"', "its certificate: Hostname mismatch"),
         "unknown": (f"{https}, {client}, verify = true", "its certificate: self"),
-        "slow": (https.replace("/page", "/slow") + f', {client}, expect = "(slow.){{9}}"', "no answer within 0.5 s"),
+        "slow": (https.replace("/page", "/slow") + f', {client}, expect = "(slow.){{9}}"', "no answer within 1 s"),
         "closed": ("port = 9", "Connection refused"),
         "no tls": ('type = "https", port = 80', "no TLS: "),
         "no h2": ('type = "http", port = 80, version = "2"', ""),
