@@ -125,6 +125,8 @@ test: lint types tests netns-test bench-compare
 
 test-full: export NFQLB_FULL = 1
 test-full: export PYTEST_TIMEOUT = 1800
+# Before that nobody asks where a test is: telling it ends a process now and then (SIGSEGV).
+test-full: export PYTEST_ADDOPTS = -o faulthandler_timeout=0
 test-full: test offload-test
 
 # Python is not compiled with the sanitizers, so their libraries go first, and what it leaks at its end is not counted.
