@@ -220,6 +220,36 @@ def test_ipsec_policies_see_every_packet(make_net: Callable[..., Net]) -> None:
     assert offload(net)["packets"] > passed
 
 
+@pytest.mark.parametrize(("mode", "watched"), [("nat", "queue"), ("dr", "tc"), ("tun", "nft")])
+def test_packets_begin_at_the_other_end_of_a_veth_unless_somebody_sees_them_leave(
+    make_net: Callable[..., Net], mode: str, watched: str
+) -> None:
+    net = make_net(servers=1, mode=mode)
+    start(net)
+    sent = net.storage.fill("whole", sizes.MIB)
+    somebody, nobody = {
+        "queue": ("tc qdisc add dev eth0 root pfifo", "tc qdisc del dev eth0 root"),
+        "tc": ("tc filter add dev eth0 egress bpf bytecode '1,6 0 0 0,'", "tc filter del dev eth0 egress"),
+        "nft": (
+            "nft 'table netdev others { chain out { type filter hook egress device eth0 priority 0; }; }'",
+            "nft delete table netdev others",
+        ),
+    }[watched]
+
+    def left() -> int:
+        """Packets that left the director by its queue during an upload."""
+        before = int(net.director.run(["cat", "/sys/class/net/eth0/statistics/tx_packets"]).stdout)
+        load.upload(net.client, net.storage.files / "whole", net.url("/incoming/whole"), timeout=20)
+        assert net.storage.sha256("incoming/whole") == sent
+        return int(net.director.run(["cat", "/sys/class/net/eth0/statistics/tx_packets"]).stdout) - before
+
+    until(lambda: left() < 15, SECONDS, lambda: f"{left()} packets left by the queue, which nobody watches")
+    net.director.run(["sh", "-c", somebody])
+    until(lambda: left() > 15, SECONDS, lambda: "no packet leaves where somebody would see it")
+    net.director.run(["sh", "-c", nobody])
+    until(lambda: left() < 15, SECONDS, lambda: f"{left()} packets left by the queue, which nobody watches any more")
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_next_hops_are_those_of_packets_that_come_up(make_net: Callable[..., Net], family: int) -> None:
     """The way back to clients is there for one port of the real server's alone."""

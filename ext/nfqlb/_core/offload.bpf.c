@@ -8,7 +8,8 @@
  *
  * Next hops of direct routing and tunnels are the engine's. Those of NAT are asked of the kernel's own routes once a
  * generation, and the packet that asked goes by the kernel's neighbour, so that it is known to be in use. They stand in
- * the flow's place: flows are only read here, for what is taken out of their map may be another's entry at once.
+ * the flow's place: flows are only read here, for what is taken out of their map may be another's entry at once. Where
+ * nobody would see a packet between the two ends of a veth, it begins at the other one.
  *
  * Headers are changed on the stack and written by helpers, which look after shared packets, checksums that a card is to
  * finish and those that it gave (net/core/filter.c). Needs Linux 5.13.
@@ -40,6 +41,7 @@ static __s64 (*sum_update)(struct __sk_buff *, __u32) = (void *)BPF_FUNC_csum_up
 static long (*pull_data)(struct __sk_buff *, __u32) = (void *)BPF_FUNC_skb_pull_data;
 static long (*adjust_room)(struct __sk_buff *, __s32, __u32, __u64) = (void *)BPF_FUNC_skb_adjust_room;
 static long (*redirect)(__u32 interface, __u64 flags) = (void *)BPF_FUNC_redirect;
+static long (*redirect_peer)(__u32 interface, __u64 flags) = (void *)BPF_FUNC_redirect_peer;
 static long (*redirect_neighbour)(__u32, struct bpf_redir_neigh *, int, __u64) = (void *)BPF_FUNC_redirect_neigh;
 static long (*look_up_route)(void *, struct bpf_fib_lookup *, int, __u32) = (void *)BPF_FUNC_fib_lookup;
 static __u32 (*random)(void) = (void *)BPF_FUNC_get_prandom_u32;
@@ -181,22 +183,13 @@ INLINE void note_end(struct offload_flow *flow, struct offload_place *place, __u
 }
 
 /* The next hop by the kernel's routes, for the packet as they see it that comes up: a request is translated before, a
- * reply after that. 0: it is known; 1: it is, and this packet must go by the kernel's neighbour;
- * -1: there is none that we can use.
+ * reply after that. False where there is none that we can use.
  */
 INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct offload_direction *direction,
 		    struct packet *packet, union front *front, struct bpf_redir_neigh *next)
 {
 	struct bpf_fib_lookup route = {};
-	struct offload_control *now;
-	__u32 zero = 0;
 
-	now = map_lookup(&control, &zero);
-	if (!now)
-		return -1;
-	if (direction->looked == now->generation)
-		return 0;
-	zero = now->generation;
 	route.family = packet->family;
 	route.l4_protocol = packet->key.protocol;
 	route.sport = packet->key.sport;
@@ -218,9 +211,9 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct off
 		}
 	}
 	if (look_up_route(skb, &route, sizeof(route), 0))
-		return -1;
+		return 0;
 	if (!(route.dmac[0] | route.dmac[1] | route.dmac[2] | route.dmac[3] | route.dmac[4] | route.dmac[5]))
-		return -1;     /* no Ethernet */
+		return 0;      /* no Ethernet */
 	direction->link[0] = route.dmac[0] | route.dmac[1] << 8;
 	direction->link[1] = route.dmac[2] | route.dmac[3] << 8;
 	direction->link[2] = route.dmac[4] | route.dmac[5] << 8;
@@ -231,7 +224,6 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct off
 	direction->mtu = route.mtu_result;
 	if (direction->most && direction->most < route.mtu_result)
 		direction->mtu = direction->most;
-	direction->looked = zero;
 	next->nh_family = route.family;
 	if (route.family == FAMILY4) {
 		next->ipv4_nh = route.ipv4_dst;
@@ -241,6 +233,31 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct off
 			next->ipv6_nh[i] = route.ipv6_dst[i];
 	}
 	return 1;
+}
+
+/* What may have changed with the generation. 0: nothing is to be done; 1: this packet must go by the kernel's neighbour,
+ * which so is known to be in use; -1: there is no next hop.
+ */
+INLINE int look_again(struct __sk_buff *skb, struct offload_flow *flow, struct offload_direction *direction,
+		      struct packet *packet, union front *front, struct bpf_redir_neigh *next)
+{
+	struct offload_control *now;
+	__u32 word, zero = 0;
+
+	now = map_lookup(&control, &zero);
+	if (!now)
+		return -1;
+	zero = now->generation;
+	if (direction->looked == zero)
+		return 0;
+	if (flow->way == OFFLOAD_NAT || flow->way == OFFLOAD_REPLY) {
+		if (!find_hop(skb, flow, direction, packet, front, next))
+			return -1;
+	}
+	word = direction->interface / 32;
+	direction->paired = word < OFFLOAD_PAIRS ? now->paired[word] >> direction->interface % 32 & 1 : 0;
+	direction->looked = zero;
+	return next->nh_family && !direction->paired;
 }
 
 /* One hop older. */
@@ -360,7 +377,7 @@ INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *fron
 	struct offload_place *place;
 	struct offload_flow *flow;
 	__u64 before;
-	int asked = 0;
+	int asked;
 
 	flow = map_lookup(&flows, &packet->key);
 	if (!flow)
@@ -369,11 +386,9 @@ INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *fron
 	if (!place)
 		return TC_ACT_UNSPEC;
 	direction = &place->direction[flow->reply & 1];
-	if (flow->way == OFFLOAD_NAT || flow->way == OFFLOAD_REPLY) {
-		asked = find_hop(skb, flow, direction, packet, front, &next);
-		if (asked < 0)
-			return TC_ACT_UNSPEC;
-	}
+	asked = look_again(skb, flow, direction, packet, front, &next);
+	if (asked < 0)
+		return TC_ACT_UNSPEC;
 	if (packet->longest > direction->mtu)
 		return TC_ACT_UNSPEC;
 	if (flow->way == OFFLOAD_TUNNEL && packet->length > 0xffff - IP6)
@@ -395,6 +410,8 @@ INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *fron
 	} else if (!translate(skb, flow, packet, front)) {
 		return TC_ACT_SHOT;
 	}
+	if (direction->paired)
+		return redirect_peer(direction->interface, 0);
 	if (asked)
 		return redirect_neighbour(direction->interface, &next, sizeof(next), 0);
 	return redirect(direction->interface, 0);

@@ -45,8 +45,9 @@ struct offload_direction {     /* a cache line: what passed, and where it goes n
 	__u16 link[6];         /* MAC addresses: the next hop's and ours */
 	__u32 interface;
 	__u32 mtu;             /* bytes of the longest IP packet, an outer header not counted */
-	__u32 most;            /* NAT: that of the route, which the look-up of a hop does not tell; 0: none */
-	__u32 looked;          /* NAT: generation in which the kernel looked up the hop */
+	__u16 most;            /* NAT: that of the route, which the look-up of a hop does not tell; 0: none */
+	__u16 paired;          /* 1: packets begin at the other end of the interface */
+	__u32 looked;          /* generation in which the last two were, and the hop of NAT */
 	__u32 own[4];          /* tunnel: the outer source */
 	__u32 ended;           /* enum offload_ending, of both directions in that of requests */
 };
@@ -55,9 +56,11 @@ struct offload_place {         /* of a connection, by offload_flow.reply; shared
 	struct offload_direction direction[2];
 };
 
+enum { OFFLOAD_PAIRS = 1023 };
+
 struct offload_control {
 	__u32 generation;      /* of routes and neighbours: what was looked up in another one is looked up again */
-	__u32 reserved[15];
+	__u32 paired[OFFLOAD_PAIRS]; /* a bit an interface (kernel/pairs.py) */
 };
 
 #endif

@@ -15,6 +15,7 @@ cdef extern from "offload.h" nogil:
         OFFLOAD_RST
         OFFLOAD_ENDS
         OFFLOAD_FIRST
+        OFFLOAD_PAIRS
     struct offload_key:
         uint32_t source[4]
         uint32_t destination[4]
@@ -35,13 +36,14 @@ cdef extern from "offload.h" nogil:
         uint16_t link[6]
         uint32_t interface
         uint32_t mtu
-        uint32_t most
+        uint16_t most
         uint32_t own[4]
         uint32_t ended
     struct offload_place:
         offload_direction direction[2]
     struct offload_control:
         uint32_t generation
+        uint32_t paired[OFFLOAD_PAIRS]
 
 
 cdef struct passed_t:

@@ -115,7 +115,7 @@ cdef bint put_flow(const offload_t* offload, const connection_t* connection, uin
     flow.place = place
     request_key(connection, &key)
     if connection.flags & METHOD == NAT:                     # first the key that another may have: nothing is counted
-        requests.most = mtu
+        requests.most = <uint16_t>min(mtu, <uint32_t>0xffff)
         flow.way = OFFLOAD_REPLY
         flow.reply = 1
         translate(&flow, &connection.server, connection.sport, &connection.virtual, connection.vport)
@@ -320,6 +320,16 @@ cdef class Offload:
     def look_again(self) -> None:
         """Routes or neighbours may have changed: every flow of NAT asks for its next hop once more."""
         self.offload.control.generation += 1
+
+    def pair(self, interfaces) -> None:
+        """Packets that leave by these interfaces may begin at the other end. Heard at the next `look_again`."""
+        cdef uint32_t bits[OFFLOAD_PAIRS]
+        cdef uint32_t index
+        memset(bits, 0, sizeof(bits))
+        for index in interfaces:
+            if index < 32 * OFFLOAD_PAIRS:
+                bits[index // 32] |= <uint32_t>1 << (index % 32)
+        memcpy(self.offload.control.paired, bits, sizeof(bits))
 
     def statistics(self) -> dict[str, int]:
         """Flows now, at most, since the start, and those for which there was no room; packets, as far as counted."""

@@ -23,10 +23,10 @@ from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-unty
 from nfqlb.errors import KernelError
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280}
-MAP_CREATE, PROG_LOAD = 0, 5
+MAP_CREATE, PROG_LOAD, PROG_QUERY = 0, 5, 16
 HASH, ARRAY, RINGBUF = 1, 2, 27  # map types
 NO_PREALLOC, MMAPABLE = 1, 1 << 10
-SCHED_CLS = 3
+SCHED_CLS, TCX_EGRESS = 3, 47
 INGRESS, CLSACT = "ffff:fff2", 0xFFFF0000
 HOOKS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress and egress
 LAST = 50000  # priority
@@ -40,6 +40,7 @@ _RELOCATION = struct.Struct("<QQ")
 _INSTRUCTION = struct.Struct("<BBhi")
 _MAP = struct.Struct("=7I16s")
 _LOAD = struct.Struct("=IIQQIIQII16s")
+_QUERY = struct.Struct("=4IQ2I")
 SYMBOLS, RELOCATIONS = 2, 9  # section types
 MACHINE = 247  # EM_BPF
 
@@ -119,10 +120,13 @@ def load(code: bytes, name: str) -> int:
 
 
 def _bpf(command: int, attributes: bytes) -> int:
+    return _call(command, ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128))
+
+
+def _call(command: int, union: ctypes.Array[ctypes.c_char]) -> int:
     number = SYS_BPF.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, f"bpf() is not known on {os.uname().machine}")
-    union = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(number, command, union, len(union))
     if result < 0:
@@ -173,6 +177,21 @@ def ours(ip: IPRoute, index: int, name: str) -> list[Any]:
         for message in _filters(ip, index)
         if message.get("kind") == "bpf" and message.get("options").get_attr("TCA_BPF_NAME") == name
     ]
+
+
+def leaving(ip: IPRoute, index: int) -> bool:
+    """Whether a filter or a program sees what leaves by an interface."""
+    return any(message["parent"] == HOOKS[1] for message in _filters(ip, index)) or _programs(index) > 0
+
+
+def _programs(index: int) -> int:
+    """How many programs stand on the way out of an interface (tcx, Linux 6.6)."""
+    attributes = ctypes.create_string_buffer(_QUERY.pack(index, TCX_EGRESS, 0, 0, 0, 0, 0).ljust(128, b"\0"), 128)
+    try:
+        _call(PROG_QUERY, attributes)
+    except OSError as error:
+        return 0 if error.errno == errno.EINVAL else 1  # a kernel that has none of that
+    return int(_QUERY.unpack_from(attributes)[5])
 
 
 def _has_clsact(ip: IPRoute, index: int) -> bool:

@@ -9,16 +9,16 @@ for each interface.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
 from nfqlb.errors import KernelError, MissingError
-from nfqlb.kernel import bpf, ipsec
+from nfqlb.kernel import bpf, ipsec, pairs
 
 SECTION = "tc"
 RING_BYTES = 1 << 18
@@ -51,6 +51,7 @@ class Program:
         self.name, self._attached, self._began = filter_name(name), set[int](), False
         self.refused: dict[int, str] = {}  # interfaces that do not take it: why
         self.waits = False  # there are IPsec policies
+        self.paired: frozenset[int] = frozenset()  # interfaces whose packets may begin at the other end
         self._fds: list[int] = []
         try:
             program = bpf.read(file.read_bytes(), SECTION)
@@ -82,7 +83,9 @@ class Program:
         done, refused = [], {}
         with _netlink("the offload cannot follow interfaces") as ip:
             self.waits = ipsec.policies()
-            wanted = {} if self.waits else interfaces(ip)
+            links = ip.get_links()
+            wanted = {} if self.waits else interfaces(ip, links)
+            self.paired = pairs.paired(ip, links) if wanted else frozenset()
             for index, device in wanted.items():
                 try:
                     if index in self._attached and bpf.ours(ip, index, self.name):
@@ -94,7 +97,7 @@ class Program:
                 if index in self._attached:
                     done.append(device)
             if refused:
-                present = interfaces(ip)
+                present = interfaces(ip, ip.get_links())
                 refused = {index: why for index, why in refused.items() if index in present}  # the others went again
             attached = wanted.keys() - refused.keys()
             if refused and not attached and not self._began:
@@ -134,11 +137,11 @@ def _netlink(problem: str) -> Iterator[IPRoute]:
         raise KernelError(f"{problem}: {why}") from error
 
 
-def interfaces(ip: IPRoute) -> Mapping[int, str]:
-    """Those that packets of flows can come in by: index -> name."""
+def interfaces(ip: IPRoute, links: Iterable[Mapping[str, Any]]) -> Mapping[int, str]:
+    """Those of the links that packets of flows can come in by: index -> name."""
     addressed = {int(message["index"]) for message in ip.get_addr()}
     return {
         int(link["index"]): str(link.get("ifname"))
-        for link in ip.get_links()
+        for link in links
         if link["ifi_type"] == ETHERNET and link["flags"] & (UP | LOOPBACK) == UP and int(link["index"]) in addressed
     }
