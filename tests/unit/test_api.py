@@ -330,6 +330,20 @@ def test_options_are_set_together(client: Client, director: FakeDirector) -> Non
             "body reals 0 address '7': Expected `str`, got `int`",
         ),
         (
+            "PUT",
+            "/v1/config",
+            b'{"director": {"workers": 2, "ha": {"peers": [7]}}, "service": []}',
+            400,
+            "body director ha peers 0 '7': Expected `str`, got `int`",
+        ),
+        (
+            "PUT",
+            "/v1/config",
+            b'{"director": {"workers": []}, "service": []}',
+            400,
+            "body director \"{'workers': []}\": Expected `int | str | object`, got `array`",
+        ),
+        (
             "POST",
             "/v1/services",
             b'{"address": "203.0.113.9", "ports": 1}',

@@ -419,10 +419,23 @@ async def _body(request: web.Request, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         problem, _, where = str(error).partition(" - at `$")
-        steps = re.findall(r"\w+", where)
-        for step in steps:
-            value = value[int(step) if isinstance(value, list) else step]
-        raise ConfigError(" ".join(["body", *steps]), _short(value), problem) from None
+        names, wrong = _at(value, re.findall(r"\w+|\.\.\.", where))
+        raise ConfigError(" ".join(["body", *names]), _short(wrong), problem) from None
+
+
+def _at(value: Any, steps: Sequence[str]) -> tuple[list[str], object]:
+    """The names on the way, and what stands there. A step `...`, msgspec's for a key of a mapping, is the first key
+    from which the rest of the way leads on.
+    """
+    if not steps or list(steps) == ["..."]:
+        return [], value
+    step, *rest = steps
+    keys = list(value) if step == "..." else [int(step) if isinstance(value, list) else step]
+    for key in keys:
+        with suppress(LookupError, TypeError, ValueError):
+            names, found = _at(value[key], rest)
+            return [str(key), *names], found
+    raise LookupError(step)
 
 
 def _changed(edit: msgspec.Struct) -> dict[str, Any]:
