@@ -11,44 +11,49 @@ from __future__ import annotations
 import mmap
 import selectors
 import socket
-import struct
 import sys
 import threading
 from pathlib import Path
 
 BUFFER = 256 << 10
-COUNT = struct.Struct("=Q")
+COUNT = 8  # bytes of the count, in the machine's order
 SO_MAX_PACING_RATE = 47  # include/uapi/asm-generic/socket.h
 
 
+def counter(file: Path) -> memoryview:
+    """One number that processes share; memoryview reads and writes it whole, struct a byte at a time."""
+    with file.open("r+b") as opened:
+        return memoryview(mmap.mmap(opened.fileno(), COUNT)).cast("Q")
+
+
 def count(file: Path) -> int:
-    return int(COUNT.unpack(file.read_bytes())[0])
+    return int(counter(file)[0])
 
 
 def sink(port: str, file: str) -> None:
-    """One thread for all connections: bytes of the count are written by nobody else."""
-    Path(file).write_bytes(bytes(COUNT.size))
-    with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), COUNT.size) as kept:
-        total, buffer, selector = 0, bytearray(BUFFER), selectors.DefaultSelector()
-        server = socket.create_server(("", int(port)), backlog=64)
-        selector.register(server, selectors.EVENT_READ)
-        print("ready", flush=True)
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is server:
-                    selector.register(server.accept()[0], selectors.EVENT_READ)
-                    continue
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
-                try:
-                    got = connection.recv_into(buffer)
-                except OSError:
-                    got = 0
-                if not got:
-                    selector.unregister(connection)
-                    connection.close()
-                total += got
-                COUNT.pack_into(kept, 0, total)
+    """One thread for all connections: the count is written by nobody else."""
+    Path(file).write_bytes(bytes(COUNT))
+    kept = counter(Path(file))
+    total, buffer, selector = 0, bytearray(BUFFER), selectors.DefaultSelector()
+    server = socket.create_server(("", int(port)), backlog=64)
+    selector.register(server, selectors.EVENT_READ)
+    print("ready", flush=True)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is server:
+                selector.register(server.accept()[0], selectors.EVENT_READ)
+                continue
+            connection = key.fileobj
+            assert isinstance(connection, socket.socket)
+            try:
+                got = connection.recv_into(buffer)
+            except OSError:
+                got = 0
+            if not got:
+                selector.unregister(connection)
+                connection.close()
+            total += got
+            kept[0] = total
 
 
 def source(port: str, rate: str, *addresses: str) -> None:
