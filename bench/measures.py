@@ -1,9 +1,9 @@
-"""One sample of each kind through one way of the road.
+"""One sample of each kind through each way of the road.
 
     udp          small packets that arrive per second, offered without limit
     bulk         bits per second that programs read from two TCP streams
     connections  HTTP requests per second, each on a connection of its own, 32 at a time
-    latency      round trips of a lone datagram every millisecond
+    latency      round trips of a lone datagram every millisecond, of all ways side by side
 
 Beside the figure stands what it cost, in seconds of CPU for each packet, connection or gigabit: `engine` is what the
 way's processes had, with all that the kernel did in their name (a verdict's system call forwards the packet), `machine`
@@ -13,10 +13,13 @@ is what all CPUs were not idle, sender and servers included.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from bench import share
 from bench.road import COUNTED, ECHO, HTTP, SINK, Road, Way
@@ -92,10 +95,14 @@ def connections(road: Road, way: Way) -> Sample:
     return {"figure": rate, "errors": errors, **spent}
 
 
-def latency(road: Road, way: Way) -> Sample:
-    words = [way.targets[0], str(ECHO), str(INTERVAL), str(SECONDS)]
-    asked = road.client.run([sys.executable, "-m", "bench.pingpong", "ask", *words], timeout=LONGEST)
-    answers = json.loads(asked.stdout)
+def latency(road: Road, ways: Sequence[Way]) -> dict[str, Sample]:
+    words = [str(ECHO), str(INTERVAL), str(SECONDS), *(way.targets[0] for way in ways)]
+    with awake([pid for way in ways for pid in way.pids]):
+        asked = road.client.run([sys.executable, "-m", "bench.pingpong", "ask", *words], timeout=LONGEST * len(ways))
+    return {way.director.name: round_trips(way, one) for way, one in zip(ways, json.loads(asked.stdout), strict=True)}
+
+
+def round_trips(way: Way, answers: Sequence[float | None]) -> Sample:
     trips = [trip for trip in answers if trip is not None]
     if len(trips) < len(answers) / 2:
         raise CommandError(f"{way.director.name}: {len(trips)} of {len(answers)} datagrams came back")
@@ -104,9 +111,31 @@ def latency(road: Road, way: Way) -> Sample:
     return {**percentiles, "lost": len(answers) - len(trips)}
 
 
-MEASURES: dict[str, Callable[[Road, Way], Sample]] = {
-    "udp": udp,
-    "bulk": bulk,
-    "connections": connections,
+@contextmanager
+def awake(pids: Sequence[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    yield
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def apart(sample: Callable[[Road, Way], Sample]) -> Callable[[Road, Sequence[Way]], dict[str, Sample]]:
+    """One way after another, each with the machine to itself."""
+
+    def samples(road: Road, ways: Sequence[Way]) -> dict[str, Sample]:
+        taken = {}
+        for way in ways:
+            with awake(way.pids):
+                taken[way.director.name] = sample(road, way)
+        return taken
+
+    return samples
+
+
+MEASURES: dict[str, Callable[[Road, Sequence[Way]], dict[str, Sample]]] = {
+    "udp": apart(udp),
+    "bulk": apart(bulk),
+    "connections": apart(connections),
     "latency": latency,
 }

@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from bench import figures, report, share
 from bench.measures import MEASURES, SECONDS
@@ -27,26 +26,13 @@ from bench.ways import PEERS, ways_of
 ROUNDS = 15
 
 
-@contextmanager
-def awake(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
-    yield
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-
-
 def take(road: Road, number: int) -> Round:
     """One sample of every kind through every way."""
     taken: Round = {}
-    for measure, sample in MEASURES.items():
-        ways = [name for name in ways_of(measure) if name in road.ways]
+    for measure, samples in MEASURES.items():
+        ways = [road.ways[name] for name in ways_of(measure) if name in road.ways]
         turn = number % len(ways)
-        taken[measure] = {}
-        for name in (*ways[turn:], *ways[:turn]):
-            way = road.ways[name]
-            with awake(way.pids):
-                taken[measure][name] = sample(road, way)
+        taken[measure] = samples(road, [*ways[turn:], *ways[:turn]])
     return taken
 
 
