@@ -22,7 +22,8 @@ from nfqlb.kernel import bpf
 
 NAME = "nfqlb-decapsulate"
 ACCEPT, SHOT = 0, 2  # TC_ACT_OK, TC_ACT_SHOT
-LOAD_BYTES_RELATIVE, ADJUST_ROOM = 68, 50  # helpers
+LOAD_BYTES_RELATIVE, ADJUST_ROOM, PULL_DATA = 68, 50, 39  # helpers
+LINK_MAX = 18  # bytes of a link's header that may stand before
 FROM_NETWORK_HEADER, ROOM_MAC, FIXED_GSO = 1, 1, 1
 PROTOCOL = 16  # in struct __sk_buff
 STACK = 10  # the frame pointer's register
@@ -120,14 +121,14 @@ def assemble(vips: Sequence[str]) -> bytes:
 def _family(code: Assembler, family: int, vips: Sequence[bytes]) -> None:
     """Look at both headers on the stack; take the outer one off where the inner one is for a VIP."""
     outer = OUTER[family]
+    _read(code, 2 * outer)
+    code.if_equal(0, 0, f"read{family}")
     code.copy(1, 6)
-    code.move(2, 0)
-    code.copy(3, STACK)
-    code.add(3, -2 * outer)
-    code.move(4, 2 * outer)
-    code.move(5, FROM_NETWORK_HEADER)
-    code.call(LOAD_BYTES_RELATIVE)
+    code.move(2, LINK_MAX + 2 * outer)
+    code.call(PULL_DATA)  # a packet socket leaves even the headers of a long frame in pages
+    _read(code, 2 * outer)
     code.if_other(0, 0, "pass")
+    code.label(f"read{family}")
     code.load(1, STACK, NEXT_HEADER[family] - 2 * outer, 1)
     code.if_other(1, INSIDE[family], "pass")
     if family == 4:
@@ -165,14 +166,26 @@ def _family(code: Assembler, family: int, vips: Sequence[bytes]) -> None:
     code.leave(ACCEPT)
 
 
+def _read(code: Assembler, size: int) -> None:
+    """Copy so many bytes of the packet to the stack, as far as they do not lie in pages; register 0 says whether."""
+    code.copy(1, 6)
+    code.move(2, 0)
+    code.copy(3, STACK)
+    code.add(3, -size)
+    code.move(4, size)
+    code.move(5, FROM_NETWORK_HEADER)
+    code.call(LOAD_BYTES_RELATIVE)
+
+
 def attach(vips: Sequence[str], devices: Sequence[str]) -> None:
     """Have packets for these VIPs taken out of their tunnel where they come in; replaces what was attached before."""
     fd = _load(assemble(vips))
     try:
         with IPRoute() as ip:
+            hooked = bpf.hooked(ip)
             for device in devices:
                 (index,) = ip.link_lookup(ifname=device)
-                bpf.attach(ip, index, fd, NAME)
+                bpf.attach(ip, index, fd, NAME, hooked=index in hooked)
     finally:
         os.close(fd)
 
