@@ -55,7 +55,7 @@ class Offloading:
 
     def _attach(self) -> list[str]:
         found = self._program.follow()
-        self._offload.pair(self._program.paired)
+        self._offload.know(self._program.ethernet, self._program.paired)
         for index, why in self._program.refused.items():
             if self._refused.get(index) != why:
                 log.warning("no offload of what comes in by %s", why)

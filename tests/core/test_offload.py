@@ -250,3 +250,43 @@ def test_rules_that_know_replies_by_their_clients_see_these_in_time(made: list[K
     assert kernel.flows == flows, "the rules did not see the client"
     kernel.ask()
     assert kernel.flows == 1
+
+
+def test_errors_to_the_vips_of_a_mark_are_known_by_their_clients_too(made: list[Kernel]) -> None:
+    """Of direct routing: the kernel's rules have to see the client again before they forget it."""
+    made.append(kernel := Kernel(Virtual("0.0.0.0:0", {"10.0.0.2:0": 1}, mode="dr", mark=7)))
+    (slot,) = kernel.lab.slots.values()
+    kernel.lab.datapath.lead(slot, LINK)
+    kernel.lab.send(tcp(CLIENT, VIP, "S"), mark=7)
+    kernel.lab.send(tcp(CLIENT, VIP, "A"), mark=7)
+    kernel.lab.workers[0].settle(True)
+    kernel.passed(1, 1)
+    kernel.look()
+    assert kernel.flows == 1
+    kernel.clock.advance(DEFAULTS.tcp / 4 + 1)
+    kernel.passed(1, 2)
+    kernel.look()
+    assert kernel.flows == 0
+
+
+def test_a_backup_that_leaves_requests_to_the_local_stack_hands_nothing_down(made: list[Kernel]) -> None:
+    made.append(kernel := Kernel(WEB))
+    kernel.answer()
+    assert kernel.flows == 1
+    kernel.lab.datapath.stand_by(True)
+    kernel.look()
+    assert kernel.flows == 0
+    assert kernel.lab.send(tcp(REAL, CLIENT, "SA"), hook=FORWARD).reason == "returned"
+    kernel.lab.workers[0].settle(True)
+    assert kernel.flows == 0
+
+
+def test_bytes_that_are_counted_after_their_packet_are_not_lost(made: list[Kernel]) -> None:
+    made.append(kernel := Kernel(WEB))
+    kernel.answer()
+    slot = kernel.lab.slots["tcp", VIP, REAL]
+    for size in (0, 40):
+        struct.pack_into("=2Q", kernel.places, Offload.PLACE, 1, size)
+        kernel.follower.count()
+    before = len(tcp(CLIENT, VIP, "S"))
+    assert kernel.lab.datapath.counted([slot])[slot][3] == before + 40

@@ -220,6 +220,63 @@ def test_ipsec_policies_see_every_packet(make_net: Callable[..., Net]) -> None:
     assert offload(net)["packets"] > passed
 
 
+def test_ipsec_policies_do_not_wait_for_rules_that_cannot_be_mended(make_net: Callable[..., Net]) -> None:
+    net = make_net(servers=1, web=False, echo=True)
+    net.director.ip("link add gone type veth peer name gone-too")
+    start(net, "--vip-dev", "gone", port=7, protocol="udp")
+    net.director.ip("link delete gone")
+
+    def warns() -> bool:
+        return any("gone" in warning for warning in net.director.show("daemon")["warnings"])
+
+    until(warns, SECONDS, lambda: "nobody misses the device")
+    net.director.ip(f"xfrm policy add src 0.0.0.0/0 dst {net.servers[0].v4}/32 dir fwd action block")
+    until(lambda: "IPsec" in str(net.director.show("daemon")["offload"]["state"]), SECONDS, lambda: "it goes on")
+    assert warns()
+
+
+@pytest.mark.parametrize("mode", ["nat", "tun"])
+def test_long_datagrams_pass(make_net: Callable[..., Net], mode: str) -> None:
+    """Of links with a large MTU; the kernel adds no outer header to a single packet of more than some 16 KiB."""
+    net = make_net(servers=1, mode=mode, web=False, echo=True)
+    for host in net.hosts:
+        for device in host.run(["ls", "/sys/class/net"]).stdout.split():
+            if "veth" in host.run(["ip", "-d", "link", "show", device]).stdout:
+                host.ip(f"link set {device} mtu 65000")
+    start(net, port=7, protocol="udp")
+    for size in (8000, 20000):
+        answers = load.udp(net.client, net.vip(), 8, size, source=4000 + size)
+        assert all(answers), f"{size} bytes: {[bool(one) for one in answers]}"
+    assert offload(net)["packets"] > 0
+
+
+def test_a_server_that_moves_without_a_word_is_found_again(make_net: Callable[..., Net]) -> None:
+    """Packets that begin at the other end of a veth do not show the kernel that their neighbour is in use."""
+    net = make_net(servers=1, web=False, echo=True)
+    net.director.sysctl(
+        *(f"net.ipv4.neigh.eth0.{name}" for name in ("base_reachable_time_ms=1000", "delay_first_probe_time=1"))
+    )
+    start(net, port=7, protocol="udp")
+
+    def answers(count: int) -> int:
+        return sum(map(bool, load.udp(net.client, net.vip(), count, 100, source=4000)))
+
+    assert answers(8) == 8
+    passed = offload(net)["packets"]
+    assert passed > 0
+    server = net.servers[0]
+
+    def neighbour() -> str:
+        return net.director.run(["ip", "neigh", "show", server.v4]).stdout
+
+    until(lambda: "STALE" in neighbour(), SECONDS, neighbour)
+    server.sysctl("net.ipv4.conf.eth0.arp_notify=0")
+    server.ip("link set eth0 address 02:00:00:00:00:77")
+    until(lambda: answers(1) == 1, SECONDS, neighbour)
+    assert answers(8) == 8
+    assert offload(net)["packets"] > passed
+
+
 @pytest.mark.parametrize(("mode", "watched"), [("nat", "queue"), ("dr", "tc"), ("tun", "nft")])
 def test_packets_begin_at_the_other_end_of_a_veth_unless_somebody_sees_them_leave(
     make_net: Callable[..., Net], mode: str, watched: str

@@ -65,4 +65,5 @@ cdef class Worker:
 
 cdef void run_batch(worker_t* worker, packet_t* packets, int count, uint64_t now, int budget) noexcept nogil
 cdef void settle(worker_t* worker, bint drained) noexcept nogil
+cdef void come_up(worker_t* worker, connection_t* connection) noexcept nogil
 cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil

@@ -463,6 +463,8 @@ cdef void hand_down(worker_t* worker, connection_t* connection) noexcept nogil:
     cdef const hop_t* own = <hop_t*>load_pointer(<void**>&worker.hops[connection.slot], SEQUENTIAL)
     cdef const path_t* path = &worker.paths[connection.slot]
     cdef uint32_t mtu = 0
+    if load32(&worker.standby[0], SEQUENTIAL):
+        return
     if connection.flags & METHOD != NAT:
         if hop == NULL or hop.local or not hop.ethernet:
             return
@@ -487,12 +489,24 @@ cdef void catch_up(worker_t* worker, connection_t* connection) noexcept nogil:
 
     The caller is in a batch.
     """
-    cdef offload_t* offload = <offload_t*>worker.table.offload
     cdef uint32_t place = load32(&connection.place, ACQUIRE)
+    if place != 0 and worker.table.offload != NULL:
+        track_place(worker, connection, place)
+
+
+cdef void come_up(worker_t* worker, connection_t* connection) noexcept nogil:
+    """Have packets of a connection come up again, and miss nothing that it did until then. The caller is in a batch."""
+    cdef uint32_t place = load32(&connection.place, ACQUIRE)
+    bring_up(worker.table, connection)
+    if place != 0 and worker.table.offload != NULL:
+        track_place(worker, connection, place)
+
+
+cdef void track_place(worker_t* worker, connection_t* connection, uint32_t place) noexcept nogil:
+    """What is known in a place that a connection has, or had just now."""
+    cdef offload_t* offload = <offload_t*>worker.table.offload
     cdef uint32_t ended, followed
     cdef int first
-    if place == 0 or offload == NULL:
-        return
     ended = ends_of(offload, place)                          # before the counts, which the kernel writes first
     if connection.protocol == TCP and (connection.word & STATE_MASK) >> STATE_SHIFT == SYN_RECV \
             and is_opened(offload, place) and is_busy(offload, place):
@@ -827,7 +841,7 @@ cdef uint8_t relate_tunnel(worker_t* worker, const packet_t* error) noexcept nog
         path.mtu = mtu
         path.until = worker.now + PATH_LIFE
         catch_up(worker, connection)
-        bring_up(worker.table, connection)                   # its next place has that MTU
+        come_up(worker, connection)                          # its next place has that MTU
         if error.version == 4 and not get16(inside.data + IP4_FRAGMENT) & DONT_FRAGMENT:
             return ERROR_REISSUED
     reissue(worker.outbox, error, &inside, mtu, <uint64_t>worker.now * TICK)
@@ -1108,10 +1122,11 @@ cdef class Datapath:
         (net.ipv4.vs.backup_only). What the kernel forwards by itself comes up.
         """
         cdef uint32_t slot
-        if on and not self.standby:
+        cdef bint turned = on and not self.standby
+        store32(&self.standby, 1 if on else 0, SEQUENTIAL)
+        if turned:                                           # after it: what looks at the turn first goes no further
             for slot in range(self.table.table.slot_count):
                 add32(&self.turns[slot], 1, SEQUENTIAL)
-        store32(&self.standby, 1 if on else 0, SEQUENTIAL)
         if self.follower is not None:
             self.follower.look()
 

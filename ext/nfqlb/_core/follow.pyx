@@ -14,8 +14,8 @@ from posix.unistd cimport close, read, write
 import os
 
 from nfqlb._core.atomic cimport ACQUIRE, RELAXED, SEQUENTIAL, load32, load64, load_pointer, lock, store32, unlock
-from nfqlb._core.connection cimport bring_up, enter, hasten, leave
-from nfqlb._core.datapath cimport Datapath, Worker, catch_up, worker_t
+from nfqlb._core.connection cimport enter, hasten, leave
+from nfqlb._core.datapath cimport Datapath, Worker, catch_up, come_up, worker_t
 from nfqlb._core.offload cimport (
     OFFLOAD_ENDS,
     Offload,
@@ -223,7 +223,7 @@ cdef void look_after(worker_t* worker, offload_t* offload, uint32_t place, conne
     catch_up(worker, connection)
     if not is_wanted(worker, owner, connection) or is_overdue(worker, owner, connection) \
             or (packets == owner.noticed and ends_of(offload, place) & OFFLOAD_ENDS):
-        bring_up(worker.table, connection)
+        come_up(worker, connection)
     if packets == owner.noticed:
         return
     connection.inpackets += <uint32_t>(requests - owner.requests)
@@ -270,13 +270,16 @@ cdef void count(telemetry_t* telemetry, offload_t* offload, uint32_t place) noex
     cdef counter_t* counter = &telemetry.slots[owner.slot]
     cdef passed_t now[2]
     cdef uint64_t requests, replies
+    cdef uint64_t size = 0
     cdef int i
     for i in range(2):
         now[i].packets = load64(&offload.places[place].direction[i].packets, RELAXED)
         now[i].bytes = load64(&offload.places[place].direction[i].bytes, RELAXED)
     requests = now[0].packets - owner.counted[0].packets
     replies = now[1].packets - owner.counted[1].packets
-    if requests == 0 and replies == 0:
+    for i in range(2):
+        size += now[i].bytes - owner.counted[i].bytes
+    if requests == 0 and replies == 0 and size == 0:         # the program adds bytes after the packet
         return
     counter.inpackets += requests
     counter.outpackets += replies

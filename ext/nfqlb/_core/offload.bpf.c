@@ -169,7 +169,7 @@ INLINE int parse6(struct __sk_buff *skb, union front *front, struct packet *pack
 }
 
 /* Say that this end sent a FIN or an RST, the first time that it did. */
-INLINE void note_end(struct offload_flow *flow, struct offload_place *place, __u8 segment)
+INLINE void note_end(const struct offload_flow *flow, struct offload_place *place, __u8 segment)
 {
 	__u32 *ended = &place->direction[0].ended;
 	__u32 bit = (segment & RST ? OFFLOAD_RST : OFFLOAD_FIN) << flow->reply;
@@ -179,14 +179,22 @@ INLINE void note_end(struct offload_flow *flow, struct offload_place *place, __u
 		return;
 	if (!(before & OFFLOAD_ENDS))
 		__sync_fetch_and_or(ended, OFFLOAD_FIRST << flow->reply);
-	ringbuf_output(&events, &flow->place, sizeof(flow->place), 0);
+	ringbuf_output(&events, (void *)&flow->place, sizeof(flow->place), 0);
+}
+
+INLINE int has(const __u32 *bits, __u32 interface)
+{
+	__u32 word = interface / 32;
+
+	return word < OFFLOAD_WORDS ? bits[word] >> interface % 32 & 1 : 0;
 }
 
 /* The next hop by the kernel's routes, for the packet as they see it that comes up: a request is translated before, a
  * reply after that. False where there is none that we can use.
  */
-INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct offload_direction *direction,
-		    struct packet *packet, union front *front, struct bpf_redir_neigh *next)
+INLINE int find_hop(struct __sk_buff *skb, const struct offload_control *now, const struct offload_flow *flow,
+		    struct offload_direction *direction, const struct packet *packet, const union front *front,
+		    struct bpf_redir_neigh *next)
 {
 	struct bpf_fib_lookup route = {};
 
@@ -201,7 +209,7 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct off
 		route.ipv4_src = packet->key.source[3];
 		route.ipv4_dst = flow->reply ? packet->key.destination[3] : flow->address[3];
 	} else {
-		__u32 *destination = flow->reply ? packet->key.destination : flow->address;
+		const __u32 *destination = flow->reply ? packet->key.destination : flow->address;
 
 		route.flowinfo = (front->half[7] | (__u32)front->half[8] << 16) & NET32(0x0fffffff);
 #pragma unroll
@@ -212,8 +220,8 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct off
 	}
 	if (look_up_route(skb, &route, sizeof(route), 0))
 		return 0;
-	if (!(route.dmac[0] | route.dmac[1] | route.dmac[2] | route.dmac[3] | route.dmac[4] | route.dmac[5]))
-		return 0;      /* no Ethernet */
+	if (!has(now->ethernet, route.ifindex))
+		return 0;
 	direction->link[0] = route.dmac[0] | route.dmac[1] << 8;
 	direction->link[1] = route.dmac[2] | route.dmac[3] << 8;
 	direction->link[2] = route.dmac[4] | route.dmac[5] << 8;
@@ -221,9 +229,7 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct off
 	direction->link[4] = route.smac[2] | route.smac[3] << 8;
 	direction->link[5] = route.smac[4] | route.smac[5] << 8;
 	direction->interface = route.ifindex;
-	direction->mtu = route.mtu_result;
-	if (direction->most && direction->most < route.mtu_result)
-		direction->mtu = direction->most;
+	direction->mtu = direction->most && direction->most < route.mtu_result ? direction->most : route.mtu_result;
 	next->nh_family = route.family;
 	if (route.family == FAMILY4) {
 		next->ipv4_nh = route.ipv4_dst;
@@ -238,25 +244,24 @@ INLINE int find_hop(struct __sk_buff *skb, struct offload_flow *flow, struct off
 /* What may have changed with the generation. 0: nothing is to be done; 1: this packet must go by the kernel's neighbour,
  * which so is known to be in use; -1: there is no next hop.
  */
-INLINE int look_again(struct __sk_buff *skb, struct offload_flow *flow, struct offload_direction *direction,
-		      struct packet *packet, union front *front, struct bpf_redir_neigh *next)
+INLINE int look_again(struct __sk_buff *skb, const struct offload_flow *flow, struct offload_direction *direction,
+		      const struct packet *packet, const union front *front, struct bpf_redir_neigh *next)
 {
-	struct offload_control *now;
-	__u32 word, zero = 0;
+	const struct offload_control *now;
+	__u32 generation, zero = 0;
 
 	now = map_lookup(&control, &zero);
 	if (!now)
 		return -1;
-	zero = now->generation;
-	if (direction->looked == zero)
+	generation = now->generation;
+	if (direction->looked == generation)
 		return 0;
 	if (flow->way == OFFLOAD_NAT || flow->way == OFFLOAD_REPLY) {
-		if (!find_hop(skb, flow, direction, packet, front, next))
+		if (!find_hop(skb, now, flow, direction, packet, front, next))
 			return -1;
 	}
-	word = direction->interface / 32;
-	direction->paired = word < OFFLOAD_PAIRS ? now->paired[word] >> direction->interface % 32 & 1 : 0;
-	direction->looked = zero;
+	direction->paired = has(now->paired, direction->interface);
+	__sync_lock_test_and_set(&direction->looked, generation); /* who sees it sees the hop */
 	return next->nh_family && !direction->paired;
 }
 
@@ -281,7 +286,8 @@ INLINE void put_link(union front *front, const struct offload_direction *directi
 		front->half[i] = direction->link[i];
 }
 
-INLINE int translate(struct __sk_buff *skb, struct offload_flow *flow, struct packet *packet, union front *front)
+INLINE int translate(struct __sk_buff *skb, const struct offload_flow *flow, const struct packet *packet,
+		     union front *front)
 {
 	__u32 checksum = packet->transport + (packet->key.protocol == IPPROTO_TCP ? 16 : 6);
 	__u64 udp = packet->key.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
@@ -326,18 +332,22 @@ INLINE int translate(struct __sk_buff *skb, struct offload_flow *flow, struct pa
 	return !store_bytes(skb, 0, front, LINK + IP6 + 4, 0);
 }
 
-/* The outer header goes between the link's and the packet's; its fields are those of forward.pxd, put_outer. */
-INLINE int wrap(struct __sk_buff *skb, struct offload_flow *flow, struct offload_direction *direction,
-		struct packet *packet, union front *front)
+/* Room for an outer header between the link's and the packet's. False where the kernel gives none: what is no
+ * super-packet may be longer than one, or the packet is in a tunnel already; then it is as it was.
+ */
+INLINE int make_room(struct __sk_buff *skb, __u8 family)
 {
-	__u32 outer = packet->family == FAMILY4 ? IP4 : IP6;
-	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	__u64 flags = family == FAMILY4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
 
-	flags |= packet->family == FAMILY4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+	return !adjust_room(skb, family == FAMILY4 ? IP4 : IP6, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_FIXED_GSO);
+}
+
+/* The outer header's fields are those of forward.pxd, put_outer. */
+INLINE int wrap(struct __sk_buff *skb, const struct offload_flow *flow, const struct offload_direction *direction,
+		const struct packet *packet, union front *front)
+{
 	age(skb, front, packet->family, 0);
-	if (store_bytes(skb, LINK, &front->byte[LINK], 12, 0))
-		return 0;
-	if (adjust_room(skb, outer, BPF_ADJ_ROOM_MAC, flags))
+	if (store_bytes(skb, LINK + (packet->family == FAMILY4 ? IP4 : IP6), &front->byte[LINK], 12, 0))
 		return 0;
 	if (packet->family == FAMILY4) {
 		__u32 sum = 0;
@@ -374,40 +384,42 @@ INLINE int go_on(struct __sk_buff *skb, struct packet *packet, union front *fron
 {
 	struct bpf_redir_neigh next = {};
 	struct offload_direction *direction;
+	const struct offload_flow *found;
 	struct offload_place *place;
-	struct offload_flow *flow;
+	struct offload_flow flow;
 	__u64 before;
 	int asked;
 
-	flow = map_lookup(&flows, &packet->key);
-	if (!flow)
+	found = map_lookup(&flows, &packet->key);
+	if (!found)
 		return TC_ACT_UNSPEC;
-	place = map_lookup(&places, &flow->place);
+	flow = *found;         /* at once: the memory may be another flow's as soon as this one is taken out */
+	place = map_lookup(&places, &flow.place);
 	if (!place)
 		return TC_ACT_UNSPEC;
-	direction = &place->direction[flow->reply & 1];
-	asked = look_again(skb, flow, direction, packet, front, &next);
+	direction = &place->direction[flow.reply & 1];
+	asked = look_again(skb, &flow, direction, packet, front, &next);
 	if (asked < 0)
 		return TC_ACT_UNSPEC;
 	if (packet->longest > direction->mtu)
 		return TC_ACT_UNSPEC;
-	if (flow->way == OFFLOAD_TUNNEL && packet->length > 0xffff - IP6)
+	if (flow.way == OFFLOAD_TUNNEL && (packet->length > 0xffff - IP6 || !make_room(skb, packet->family)))
 		return TC_ACT_UNSPEC;
 	before = __sync_fetch_and_add(&direction->packets, 1);
-	if (before == 0 && flow->way == OFFLOAD_NAT && packet->key.protocol == IPPROTO_TCP)
-		ringbuf_output(&events, &flow->place, sizeof(flow->place), 0);
+	if (before == 0 && flow.way == OFFLOAD_NAT && packet->key.protocol == IPPROTO_TCP)
+		ringbuf_output(&events, &flow.place, sizeof(flow.place), 0);
 	__sync_fetch_and_add(&direction->bytes, packet->length);
 	if (packet->segment & (FIN | RST)) /* after the count: who sees that it ended sees that it was opened */
-		note_end(flow, place, packet->segment);
+		note_end(&flow, place, packet->segment);
 	put_link(front, direction);
-	if (flow->way == OFFLOAD_DIRECT) {
+	if (flow.way == OFFLOAD_DIRECT) {
 		age(skb, front, packet->family, 0);
 		if (store_bytes(skb, 0, front, LINK + 12, 0))
 			return TC_ACT_SHOT;
-	} else if (flow->way == OFFLOAD_TUNNEL) {
-		if (!wrap(skb, flow, direction, packet, front))
+	} else if (flow.way == OFFLOAD_TUNNEL) {
+		if (!wrap(skb, &flow, direction, packet, front))
 			return TC_ACT_SHOT;
-	} else if (!translate(skb, flow, packet, front)) {
+	} else if (!translate(skb, &flow, packet, front)) {
 		return TC_ACT_SHOT;
 	}
 	if (direction->paired)

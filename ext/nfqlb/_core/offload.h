@@ -56,11 +56,13 @@ struct offload_place {         /* of a connection, by offload_flow.reply; shared
 	struct offload_direction direction[2];
 };
 
-enum { OFFLOAD_PAIRS = 1023 };
+enum { OFFLOAD_WORDS = 1023 };
 
 struct offload_control {
 	__u32 generation;      /* of routes and neighbours: what was looked up in another one is looked up again */
-	__u32 paired[OFFLOAD_PAIRS]; /* a bit an interface (kernel/pairs.py) */
+	__u32 unused;
+	__u32 paired[OFFLOAD_WORDS];   /* a bit an interface: packets begin at its other end (kernel/pairs.py) */
+	__u32 ethernet[OFFLOAD_WORDS]; /* and: it is Ethernet */
 };
 
 #endif

@@ -15,7 +15,7 @@ cdef extern from "offload.h" nogil:
         OFFLOAD_RST
         OFFLOAD_ENDS
         OFFLOAD_FIRST
-        OFFLOAD_PAIRS
+        OFFLOAD_WORDS
     struct offload_key:
         uint32_t source[4]
         uint32_t destination[4]
@@ -43,7 +43,8 @@ cdef extern from "offload.h" nogil:
         offload_direction direction[2]
     struct offload_control:
         uint32_t generation
-        uint32_t paired[OFFLOAD_PAIRS]
+        uint32_t paired[OFFLOAD_WORDS]
+        uint32_t ethernet[OFFLOAD_WORDS]
 
 
 cdef struct passed_t:
@@ -88,6 +89,7 @@ cdef class Offload:
     cdef offload_t offload
     cdef int ring
     cdef size_t place_bytes
+    cdef size_t control_bytes
     cdef size_t ring_bytes           # of the data
     cdef uint64_t* consumed          # position in the ring; ours
     cdef uint64_t* produced          # the kernel's

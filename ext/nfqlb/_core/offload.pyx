@@ -279,6 +279,23 @@ cdef void* map_memory(int fd, size_t size, int access, size_t offset) except NUL
     return memory
 
 
+cdef inline size_t pages(size_t size) noexcept:
+    """Bytes of memory that is mapped for so many."""
+    return (size + PAGE - 1) // PAGE * PAGE
+
+
+cdef int mark(uint32_t* words, interfaces) except -1:
+    """Set the bits of these interfaces, and no others."""
+    cdef uint32_t bits[OFFLOAD_WORDS]
+    cdef uint32_t index
+    memset(bits, 0, sizeof(bits))
+    for index in interfaces:
+        if index < 32 * OFFLOAD_WORDS:
+            bits[index // 32] |= <uint32_t>1 << (index % 32)
+    memcpy(words, bits, sizeof(bits))
+    return 0
+
+
 cdef class Offload:
     """The maps of one director's program, by file descriptor: flows, places and control, and the ring of events with so
     many bytes. `capacity`: flows, one less than the places. The descriptors stay the caller's. Raises OSError.
@@ -295,12 +312,13 @@ cdef class Offload:
         self.offload.untouched = 1
         self.ring = ring
         self.ring_bytes = ring_bytes
-        self.place_bytes = ((<size_t>capacity + 1) * sizeof(offload_place) + PAGE - 1) // PAGE * PAGE
+        self.place_bytes = pages((<size_t>capacity + 1) * sizeof(offload_place))
+        self.control_bytes = pages(sizeof(offload_control))
         self.offload.owners = <owner_t*>calloc(capacity + 1, sizeof(owner_t))
         if self.offload.owners == NULL:
             raise MemoryError
         self.offload.places = <offload_place*>map_memory(places, self.place_bytes, PROT_READ | PROT_WRITE, 0)
-        self.offload.control = <offload_control*>map_memory(control, PAGE, PROT_READ | PROT_WRITE, 0)
+        self.offload.control = <offload_control*>map_memory(control, self.control_bytes, PROT_READ | PROT_WRITE, 0)
         self.consumed = <uint64_t*>map_memory(ring, PAGE, PROT_READ | PROT_WRITE, 0)
         self.produced = <uint64_t*>map_memory(ring, PAGE + 2 * self.ring_bytes, PROT_READ, PAGE)
         self.data = <uint8_t*>self.produced + PAGE
@@ -310,7 +328,7 @@ cdef class Offload:
         if self.offload.places != NULL:
             munmap(self.offload.places, self.place_bytes)
         if self.offload.control != NULL:
-            munmap(self.offload.control, PAGE)
+            munmap(self.offload.control, self.control_bytes)
         if self.consumed != NULL:
             munmap(self.consumed, PAGE)
         if self.produced != NULL:
@@ -321,15 +339,12 @@ cdef class Offload:
         """Routes or neighbours may have changed: every flow of NAT asks for its next hop once more."""
         self.offload.control.generation += 1
 
-    def pair(self, interfaces) -> None:
-        """Packets that leave by these interfaces may begin at the other end. Heard at the next `look_again`."""
-        cdef uint32_t bits[OFFLOAD_PAIRS]
-        cdef uint32_t index
-        memset(bits, 0, sizeof(bits))
-        for index in interfaces:
-            if index < 32 * OFFLOAD_PAIRS:
-                bits[index // 32] |= <uint32_t>1 << (index % 32)
-        memcpy(self.offload.control.paired, bits, sizeof(bits))
+    def know(self, ethernet, paired) -> None:
+        """These interfaces are Ethernet, and no others; packets that leave by the `paired` ones may begin at the other
+        end. Heard at the next `look_again`.
+        """
+        mark(self.offload.control.ethernet, ethernet)
+        mark(self.offload.control.paired, paired)
 
     def statistics(self) -> dict[str, int]:
         """Flows now, at most, since the start, and those for which there was no room; packets, as far as counted."""

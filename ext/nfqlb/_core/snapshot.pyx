@@ -354,7 +354,7 @@ cdef class Snapshot:
                 self.snapshot.available[service.service.servers[i].slot] = \
                     AVAILABLE | (MAY_OFFLOAD if service.service.offload else 0) \
                     | (quiescence(self.snapshot, service.service) if service.service.servers[i].weight == 0 else 0) \
-                    | (LEARNS if has_any_port(service.service, &service.service.servers[i]) else 0)
+                    | (LEARNS if is_learnt(service.service, &service.service.servers[i]) else 0)
                 self.snapshot.mss[service.service.servers[i].slot] = service.service.mss
             if service.service.port == FTP and service.service.persistence:
                 self.snapshot.ftp = True
@@ -388,10 +388,12 @@ cdef uint8_t quiescence(const snapshot_t* snapshot, const service_t* service) no
     return QUIESCED | LEADS
 
 
-cdef bint has_any_port(const service_t* service, const server_t* server) noexcept:
-    """Whether no port tells a real server's replies from its own business."""
-    return server.method == NAT and (
-        (server.port == 0 and service.port == 0) or (service.port == FTP and service.persistence != 0))
+cdef bint is_learnt(const service_t* service, const server_t* server) noexcept:
+    """Whether the kernel's rules know packets of its connections by the clients that they saw: of a service by mark
+    errors to its VIPs, and replies where no port tells them from the real server's own business.
+    """
+    return service.mark != 0 or (server.method == NAT and (
+        (server.port == 0 and service.port == 0) or (service.port == FTP and service.persistence != 0)))
 
 
 cdef bint has_timeouts(Service service) noexcept:

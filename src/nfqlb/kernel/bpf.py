@@ -137,10 +137,15 @@ def _call(command: int, union: ctypes.Array[ctypes.c_char]) -> int:
 # --- tc ---------------------------------------------------------------------------------------------------------------
 
 
-def attach(ip: IPRoute, index: int, fd: int, name: str) -> None:
+def hooked(ip: IPRoute) -> set[int]:
+    """The interfaces that have tc's hook."""
+    return {int(qdisc["index"]) for qdisc in ip.get_qdiscs() if qdisc["handle"] == CLSACT}
+
+
+def attach(ip: IPRoute, index: int, fd: int, name: str, *, hooked: bool) -> None:
     """Have the program see what comes in by an interface, in place of one of that name that did; never neither."""
     try:
-        if not _has_clsact(ip, index):
+        if not hooked:
             ip.tc("add", "clsact", index)
         before = ours(ip, index, name)
         more: dict[str, Any] = {"prio": before[0]["info"] >> 16 if before else LAST}
@@ -154,7 +159,9 @@ def attach(ip: IPRoute, index: int, fd: int, name: str) -> None:
 
 
 def detach(ip: IPRoute, index: int, name: str) -> None:
-    """Take the programs of that name away from an interface, and tc's hook with them where nobody else uses it."""
+    """Take the programs of that name away from an interface that has the hook, and it with them where nobody else uses
+    it.
+    """
     found = ours(ip, index, name)
     for message in found:
         where = {"parent": message["parent"], "prio": message["info"] >> 16}
@@ -165,13 +172,13 @@ def detach(ip: IPRoute, index: int, name: str) -> None:
 
 def attached(ip: IPRoute, name: str) -> dict[int, str]:
     """The interfaces that have a program of that name: index -> name."""
-    hooked = {int(qdisc["index"]) for qdisc in ip.get_qdiscs() if qdisc["handle"] == CLSACT}
-    links = {int(link["index"]): str(link.get("ifname")) for link in ip.get_links() if link["index"] in hooked}
+    there = hooked(ip)
+    links = {int(link["index"]): str(link.get("ifname")) for link in ip.get_links() if link["index"] in there}
     return {index: link for index, link in links.items() if ours(ip, index, name)}
 
 
 def ours(ip: IPRoute, index: int, name: str) -> list[Any]:
-    """The filters of that name."""
+    """The filters of that name on an interface that has the hook."""
     return [
         message
         for message in _filters(ip, index)
@@ -179,9 +186,9 @@ def ours(ip: IPRoute, index: int, name: str) -> list[Any]:
     ]
 
 
-def leaving(ip: IPRoute, index: int) -> bool:
+def leaving(ip: IPRoute, index: int, *, hooked: bool) -> bool:
     """Whether a filter or a program sees what leaves by an interface."""
-    return any(message["parent"] == HOOKS[1] for message in _filters(ip, index)) or _programs(index) > 0
+    return _programs(index) > 0 or (hooked and any(message["parent"] == HOOKS[1] for message in _filters(ip, index)))
 
 
 def _programs(index: int) -> int:
@@ -194,13 +201,7 @@ def _programs(index: int) -> int:
     return int(_QUERY.unpack_from(attributes)[5])
 
 
-def _has_clsact(ip: IPRoute, index: int) -> bool:
-    return any(qdisc["index"] == index and qdisc["handle"] == CLSACT for qdisc in ip.get_qdiscs())
-
-
 def _filters(ip: IPRoute, index: int) -> list[Any]:
     """Every filter of either hook; the kernel lists each priority too, as a filter without a handle."""
-    if not _has_clsact(ip, index):
-        return []
     found = (message for parent in HOOKS for message in ip.get_filters(index=index, parent=parent))
     return [message for message in found if message["handle"]]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from nfqlb.kernel.netlink import CREATE, DUMP, NLMSG_DONE, NLMSG_ERROR, REQUEST, attribute, attributes, pack, received
@@ -33,7 +33,7 @@ RTN_UNICAST, RTN_LOCAL = 1, 2
 NTF_USE = 0x01
 PROBE = 0x10  # NUD_PROBE
 VALID = 0xDE  # REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT
-SETTLED = 0x06  # REACHABLE, STALE: nobody is asking
+SETTLED, STALE = 0x06, 0x04  # REACHABLE, STALE: nobody is asking
 ETHER = 1  # ARPHRD_ETHER
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -121,6 +121,13 @@ def probe(servers: Iterable[str]) -> None:
     if places:
         settled = {place: known for place, known in _neighbours().items() if known.state & SETTLED}
         _tell(_neighbour(place, PROBE, 0, settled[place].address) for place in places & settled.keys())
+
+
+def confirm(interfaces: Set[int]) -> None:
+    """The same for next hops on these interfaces that nobody has heard of for a while."""
+    if interfaces:
+        stale = ((place, known) for place, known in _neighbours().items() if known.state & STALE)
+        _tell(_neighbour(place, PROBE, 0, known.address) for place, known in stale if place[0] in interfaces)
 
 
 def ruled() -> set[int]:

@@ -18,7 +18,7 @@ from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
 from nfqlb.errors import KernelError, MissingError
-from nfqlb.kernel import bpf, ipsec, pairs
+from nfqlb.kernel import bpf, ipsec, neighbours, pairs
 
 SECTION = "tc"
 RING_BYTES = 1 << 18
@@ -51,7 +51,8 @@ class Program:
         self.name, self._attached, self._began = filter_name(name), set[int](), False
         self.refused: dict[int, str] = {}  # interfaces that do not take it: why
         self.waits = False  # there are IPsec policies
-        self.paired: frozenset[int] = frozenset()  # interfaces whose packets may begin at the other end
+        self.ethernet: frozenset[int] = frozenset()  # interfaces that packets of NAT may leave by
+        self.paired: frozenset[int] = frozenset()  # those whose packets may begin at the other end
         self._fds: list[int] = []
         try:
             program = bpf.read(file.read_bytes(), SECTION)
@@ -83,14 +84,16 @@ class Program:
         done, refused = [], {}
         with _netlink("the offload cannot follow interfaces") as ip:
             self.waits = ipsec.policies()
-            links = ip.get_links()
+            links, hooked = ip.get_links(), bpf.hooked(ip)
             wanted = {} if self.waits else interfaces(ip, links)
-            self.paired = pairs.paired(ip, links) if wanted else frozenset()
+            self.paired = pairs.paired(ip, links, hooked) if wanted else frozenset()
+            self.ethernet = frozenset(int(link["index"]) for link in links if link["ifi_type"] == ETHERNET)
+            neighbours.confirm(self.paired)  # their packets do not show the kernel that a neighbour is in use
             for index, device in wanted.items():
                 try:
-                    if index in self._attached and bpf.ours(ip, index, self.name):
+                    if index in self._attached and index in hooked and bpf.ours(ip, index, self.name):
                         continue
-                    bpf.attach(ip, index, self._program, self.name)
+                    bpf.attach(ip, index, self._program, self.name, hooked=index in hooked)
                 except (KernelError, NetlinkError) as error:
                     refused[index] = f"{device}: {error}"
                     continue
@@ -102,7 +105,7 @@ class Program:
             attached = wanted.keys() - refused.keys()
             if refused and not attached and not self._began:
                 raise KernelError(next(iter(refused.values())))
-            for index in (self._attached if self._began else bpf.attached(ip, self.name).keys()) - attached:
+            for index in (self._attached & hooked if self._began else bpf.attached(ip, self.name).keys()) - attached:
                 with suppress(NetlinkError):
                     bpf.detach(ip, index, self.name)
         self._attached, self.refused, self._began = set(attached), refused, True
