@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from nfqlb import state
+from nfqlb import clock, state
 from nfqlb.control.reconcile import Step, steps
 from nfqlb.errors import ConfigError, ConflictError, NfqlbError, NotFoundError
 from nfqlb.feed import Feed
@@ -46,6 +45,7 @@ class Host(Protocol):
     def state(self) -> State: ...
 
     async def change(self, edit: Callable[[Intent], Intent], revision: int | None = None, **kept: Any) -> int: ...
+    def require(self, intent: Intent) -> None: ...
 
 
 class Applier:
@@ -62,7 +62,7 @@ class Applier:
     def confirm_by(self) -> float | None:
         """When the revision before comes back, in seconds since 1970."""
         pending = self._host.state.pending
-        return pending.until if pending else None
+        return clock.wall(pending.until) if pending else None
 
     def settings(self) -> dict[str, str | int | Ha]:
         """What [director] and [ha] would say: all that is not so by default."""
@@ -72,9 +72,10 @@ class Applier:
         return found | ({"vip_dev": self._host.state.vip_dev} if self._host.state.vip_dev else {})
 
     async def plan(self, director: Mapping[str, Any], intent: Intent, revision: int | None = None) -> Outcome:
-        """What applying would do."""
+        """What applying would do; refused as that would be for what this machine lacks."""
         now = self._host.state
         check_revision(now, revision)
+        await asyncio.to_thread(self._host.require, intent)
         return Outcome(now.revision, await asyncio.to_thread(steps, now.intent, intent), self._notes(director))
 
     async def apply(
@@ -99,13 +100,13 @@ class Applier:
         if file and file == self.file:
             kept["reloaded"] = await asyncio.to_thread(state.digest, intent)
         if confirm_within and found:
-            kept["pending"] = Pending(time.time() + confirm_within, before.intent, before.reloaded)
+            kept["pending"] = Pending(clock.now() + confirm_within, before.intent, before.reloaded)
         reached = await self._host.change(lambda _: intent, revision, **kept)
-        until = kept["pending"].until if "pending" in kept else 0
-        if until:
+        waits = "pending" in kept
+        if waits:
             message = f"revision {reached} goes back in {confirm_within:g} s unless it is confirmed"
             self._host.feed.say("waits", message, reached)
-        return Outcome(reached, found, self._notes(director), until)
+        return Outcome(reached, found, self._notes(director), clock.wall(kept["pending"].until) if waits else 0)
 
     async def confirm(self, revision: int | None = None) -> int:
         """Keep what waits for it; NotFoundError where nothing does."""
@@ -139,7 +140,7 @@ class Applier:
         pending = self._host.state.pending
         if pending is None:
             return 0.5
-        left = pending.until - time.time()
+        left = pending.until - clock.now()
         if left > 0:
             return min(left, 0.5)
         with suppress(NotFoundError):  # somebody did, at the last moment
@@ -176,7 +177,7 @@ def check_revision(now: State, wanted: int | None) -> None:
 def refuse_while_waiting(now: State) -> None:
     """ConflictError for a change that would be lost when what waits for its confirmation goes back."""
     if now.pending:
-        left = max(0, round(now.pending.until - time.time()))
+        left = max(0, round(now.pending.until - clock.now()))
         why = f"revision {now.revision} waits to be confirmed, {left} s more"
         raise ConflictError(f"{why}; `nfqlb confirm` keeps it, `nfqlb rollback` goes back")
 

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 import msgspec
 
 import nfqlb
-from nfqlb import runconfig, state
+from nfqlb import clock, runconfig, state
 from nfqlb._core.connection import Table, unfit
 from nfqlb._core.datapath import Datapath, Drained
 from nfqlb._core.mirror import Mirror
@@ -57,6 +57,7 @@ from nfqlb.errors import ConfigError, KernelError, NfqlbError, UnreachableError
 from nfqlb.feed import Feed
 from nfqlb.ha.failover import Failover
 from nfqlb.ha.sync import Syncing, require
+from nfqlb.handover import LETS_GO, PREPARED, READY
 from nfqlb.health.runner import Runner
 from nfqlb.health.scripts import Scripts
 from nfqlb.kernel import ipsec, neighbours, netlink
@@ -98,10 +99,8 @@ OBSTACLE_SECONDS = 30.0  # after which a director may be master although sync ca
 STEP_SECONDS = 0.1  # between looks whether sync has brought all connections
 BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT)
-LETS_GO = signal.SIGUSR2
 CRASHED = 70  # exit code (EX_SOFTWARE)
 LEFT = 75  # exit code (EX_TEMPFAIL) of a director that let go
-PREPARED, READY = b"p", b"1"
 STATE_TRIES = 5  # to read the state that another one writes
 PR_SET_PDEATHSIG = 1
 
@@ -158,7 +157,7 @@ class Director:
         self._warnings: list[str] = []
         self._warned_for = -1  # the revision that the warnings are about
         self._repairs = 0
-        self._failure = ""  # of the last repair
+        self._failures: dict[str, str] = {}  # of the last repair, by what was looked after
         self._lacks = ""  # without which there is no failover
         # A VIP that comes with the role of master is local at once; what was marked just before would be reset here.
         dr_by = "frame" if config.ha and config.dr_by == "auto" else config.dr_by
@@ -181,6 +180,7 @@ class Director:
         self._drained: dict[tuple[str, str], DrainView] = {}  # how the last drain of each real server ended
         self._ill = asyncio.Event()  # a real server may be out, or back
         self._sweeping = asyncio.Lock()  # of connections that end without a packet
+        self._moved = asyncio.Event()  # routes or neighbours may have changed
         self._left = asyncio.Event()  # connections may have to end that no packet will come to
         self._tasks: set[asyncio.Task[Any]] = set()
         run = paths(config.name).run
@@ -211,7 +211,7 @@ class Director:
         self._aiming.look(intent.furnished, self.state.vip_dev)
         self.serving = Serving(self.state, self._ill.set, self.scripts)
         if self.starts == 0:
-            self._require(intent)
+            self.require(intent)
             if saved is None or saved.clean:
                 self.serving.doubt(intent)
         view = self.serving.look(intent)
@@ -349,6 +349,7 @@ class Director:
         minding += [self._mind_health(), self._mind_handshakes(), self._mind_leftovers()]
         minding += [self._mind_defences(), self._mind_advisors()]
         minding += [self._beat(alive)] if alive else []
+        minding += [self._mind_next_hops(self._offloading)] if self._offloading else []
         minders: list[asyncio.Task[None]] = [asyncio.create_task(one) for one in minding]
         minders += [asyncio.create_task(self._mind_failover(self.failover))] if self.failover else []
         for minder in minders:
@@ -461,7 +462,7 @@ class Director:
         """Apply, publish and save an edit; the new revision. An error leaves everything as it was.
 
         ConflictError where there is another revision than the one that is named, or one waits to be confirmed. `kept`
-        are further fields of the state, which change with it.
+        are further fields of the state, which change with it: values, or what makes one of the state before.
         """
         return await self._through(self._change(edit, revision, kept))
 
@@ -474,15 +475,13 @@ class Director:
 
     async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
         """Give the real server weight 0, and remove it when it is empty or time is up, unless it is kept."""
-        await self.change(lambda intent: drains.quiesce(intent, key, real), revision)
-        drain = drains.Drain(str(key), str(real), time.time() + seconds, keep)
+        drain = drains.Drain(str(key), str(real), clock.now() + seconds, keep)
+
+        def added(before: State) -> tuple[Drain, ...]:
+            return *(one for one in before.drains if not _same(one, drain)), drain
+
+        await self.change(lambda intent: drains.quiesce(intent, key, real), revision, drains=added)
         self._drained.pop((drain.service, drain.real), None)
-
-        async def remember() -> None:
-            async with self._lock:
-                await self._keep(drains=(*(one for one in self.state.drains if not _same(one, drain)), drain))
-
-        await self._through(remember())
         return self._drain_view(drain, Phase.DRAINING)
 
     def drains(self) -> list[DrainView]:
@@ -529,12 +528,12 @@ class Director:
             "vip_dev": self.state.vip_dev or None,
             "origin": self._origin,
             "edited": self._edited(),
-            "confirm_by": self.state.pending.until if self.state.pending else None,
+            "confirm_by": self.applier.confirm_by,
             "state": str(self._state_file),
             "table": {name: getattr(self._table, name) for name in ("capacity", "used", "adopted", "torn")},
             "defences": self._datapath.defences,
             "queues": [queue for worker in self._workers for queue in worker.info(seen)],
-            "warnings": [*self._warnings, *filter(None, (self._failure, self._lacks, self._obstacle()))],
+            "warnings": [*self._warnings, *self._failures.values(), *filter(None, (self._lacks, self._obstacle()))],
             "notices": {
                 name: {"sent": one.sent, "failed": one.failed, "lost": one.lost}
                 for name, one in self.notices.channels.items()
@@ -563,6 +562,7 @@ class Director:
             check_revision(before, revision)
             if kept.get("pending", True):  # else it is confirmed, or goes back
                 refuse_while_waiting(before)
+            kept = {name: value(before) if callable(value) else value for name, value in kept.items()}
             intent = edit(before.intent)
             changed = differing(before.intent, intent) if intent != before.intent else list(intent.by_key)
             await asyncio.to_thread(self._advisors.prepare, intent, frozenset(changed), ran)
@@ -570,7 +570,7 @@ class Director:
                 self._adopt(intent)
                 await self._keep(**kept)
                 return before.revision
-            await asyncio.to_thread(self._require, intent)
+            await asyncio.to_thread(self.require, intent)
             held, furnished = self._plan, intent.furnished
             await asyncio.to_thread(self._aiming.look, furnished, before.vip_dev)
             view, slots = self.serving.look(intent), self._compiler.slots
@@ -626,8 +626,8 @@ class Director:
             rows = self._datapath.counted(new) if new and old is None else {}
             self.meter.follow(key, old, new, rows)
 
-    def _require(self, intent: Intent) -> None:
-        """Refuse what cannot be checked or told here."""
+    def require(self, intent: Intent) -> None:
+        """Refuse what cannot be checked or told here; it reads files."""
         self.health.require(intent)
         self.notices.require(intent)
         if intent.sync:
@@ -698,26 +698,34 @@ class Director:
                 await self._repair()
 
     async def _repair(self) -> None:
-        """Put right what others changed in the kernel; what fails is said once, and tried again while packets flow."""
-        try:
-            async with self._lock:
-                self._compiler.forget(lambda slot: not any(self._table.load(slot)))
-                await self._apply(self._plan_of(self.serving.view))
-            done = await asyncio.to_thread(self._kernel.repair)
-            if self._offloading:
-                done += await asyncio.to_thread(self._offloading.follow)
-            if self._warned_for != self.revision:
-                await asyncio.to_thread(self._warn)
-        except Exception as error:
-            if str(error) != self._failure:
-                log.error("repair failed: %s", error, exc_info=not isinstance(error, NfqlbError))
-            self._failure = str(error)
-            return
-        self._failure = ""
-        self._repairs += len(done)
-        for sentence in done:
-            log.warning("repaired: %s", sentence)
-            self.feed.say("repaired", sentence, self.revision)
+        """Put right what others changed in the kernel; what fails is said once, and tried again while packets flow. The
+        offload comes first, and whatever becomes of the rest: IPsec policies do not wait.
+        """
+        for part, mend in ("offload", self._mend_offload), ("rules", self._mend_rules):
+            try:
+                done = await mend()
+            except Exception as error:
+                if str(error) != self._failures.get(part):
+                    log.error("repair failed: %s", error, exc_info=not isinstance(error, NfqlbError))
+                self._failures[part] = str(error)
+                continue
+            self._failures.pop(part, None)
+            self._repairs += len(done)
+            for sentence in done:
+                log.warning("repaired: %s", sentence)
+                self.feed.say("repaired", sentence, self.revision)
+
+    async def _mend_offload(self) -> list[str]:
+        return await asyncio.to_thread(self._offloading.follow) if self._offloading else []
+
+    async def _mend_rules(self) -> list[str]:
+        async with self._lock:
+            self._compiler.forget(lambda slot: not any(self._table.load(slot)))
+            await self._apply(self._plan_of(self.serving.view))
+        done = await asyncio.to_thread(self._kernel.repair)
+        if self._warned_for != self.revision:
+            await asyncio.to_thread(self._warn)
+        return done
 
     async def _mind_destinations(self) -> NoReturn:
         """Have schedulers forget the destinations that nobody asks for any more (ip_vs_lblc.c, its timer)."""
@@ -800,7 +808,7 @@ class Director:
             end, before = (key, real.address, real.port), self.serving.maintenance
             self.serving.maintenance = {one: about for one, about in before.items() if one != end}
             if on:
-                self.serving.maintenance[end] = Maintenance(str(key), str(real), time.time(), why)
+                self.serving.maintenance[end] = Maintenance(str(key), str(real), clock.now(), why)
             try:
                 await self._judge()
             except BaseException:
@@ -943,7 +951,7 @@ class Director:
         """Look after one drain; at its end, the server goes. It may be another's by now, with more time."""
         if drain not in self.state.drains:
             return
-        phase = drains.phase(drain, self.state.intent, sum(self._load(drain)), time.time())
+        phase = drains.phase(drain, self.state.intent, sum(self._load(drain)), clock.now())
         if phase is Phase.DRAINING:
             return
         view = self._drain_view(drain, phase)
@@ -965,7 +973,7 @@ class Director:
         return (0, 0) if slot is None else self._table.load(slot)
 
     def _drain_view(self, drain: Drain, phase: Phase) -> DrainView:
-        left = max(0, round(drain.until - time.time()))
+        left = max(0, round(drain.until - clock.now()))
         return DrainView(drain.service, drain.real, str(phase), *self._load(drain), left, drain.keep)
 
     # --- where packets go ---------------------------------------------------------------------------------------------
@@ -991,6 +999,7 @@ class Director:
             self._aiming.stale = self._aiming.stale or addresses
             self._aiming.rerouted = self._aiming.rerouted or routes
             heard.set()
+            self._moved.set()
 
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # who may not listen looks once a second
@@ -1004,8 +1013,6 @@ class Director:
                         await heard.wait()
                     await asyncio.sleep(FOLLOW_SECONDS)
                 heard.clear()
-                if self._offloading:
-                    self._offloading.look_again()
                 async with self._lock:
                     try:
                         await self._follow()
@@ -1014,6 +1021,16 @@ class Director:
                             await asyncio.to_thread(self._aiming.probe)
                     except (NfqlbError, OSError) as error:
                         log.error("%s", error)
+
+    async def _mind_next_hops(self, offloading: Offloading) -> NoReturn:
+        """Have the kernel's program ask for next hops again, whatever change is under way meanwhile."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._moved.wait()
+                await asyncio.sleep(FOLLOW_SECONDS)
+            self._moved.clear()
+            offloading.look_again()
 
     # --- warnings -----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ from typing import Any, NamedTuple
 from nfqlb.errors import TakenError
 
 LET_GO, GONE, DONE = b"let go", b"gone", b"done"
+LETS_GO = signal.SIGUSR2  # tells a director to answer what it has, and to end
+PREPARED, READY = b"p", b"1"  # what a director writes into its holder's pipe
 AT_ONCE = 64  # descriptors in a message; the kernel takes 253 (SCM_MAX_FD)
 MESSAGE_MAX = 1 << 20
 KEPT = ("workers", "engine", "connections", "on_failure")  # settings of queues and table, which stay as they are

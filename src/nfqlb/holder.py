@@ -42,7 +42,7 @@ from typing import Any, NoReturn
 
 from nfqlb import handover
 from nfqlb.errors import ConfigError, NfqlbError, TakenError
-from nfqlb.handover import Estate
+from nfqlb.handover import LETS_GO, PREPARED, Estate
 from nfqlb.kernel.capabilities import BPF, NET_ADMIN, NET_RAW, PERFMON, SETGID, SETUID, capable, keep_only
 from nfqlb.logs import Voice
 from nfqlb.paths import paths
@@ -51,12 +51,10 @@ NETLINK_NETFILTER = 12
 QUEUES_PER_WORKER = 4  # gso, plain, head, syn
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # SIGHUP where there is no file that it could read again
 RENEW, LEAVE = signal.SIGUSR2, signal.SIGUSR1
-LETS_GO = signal.SIGUSR2  # tells a director to answer what it has, and to end
 EVENTS = STOPS | {signal.SIGCHLD, signal.SIGIO, RENEW, LEAVE}
 DIRECTOR = (sys.executable, "-P", "-m", "nfqlb.daemon")
 SPAWNER = (sys.executable, "-P", "-m", "nfqlb.spawner")
 HOLDER = (sys.executable, "-P", "-m", "nfqlb.holder")
-PREPARED, READY = b"p", b"1"  # what a director writes into its pipe
 LOOK_SECONDS = 0.05  # between looks where a signal may have been for something else
 
 
@@ -685,7 +683,8 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         elif word in ("--config-fd", "--resume-fd") and words and words[0].isdigit():
             found[word[2:].replace("-", "_")] = int(words.pop(0))
         else:
-            raise ConfigError("arguments", " ".join(arguments), "are not --config-fd N", "start nfqlb by `nfqlb run`")
+            found.clear()
+            break
     if "config_fd" not in found:
         raise ConfigError("arguments", " ".join(arguments), "are not --config-fd N", "start nfqlb by `nfqlb run`")
     return found

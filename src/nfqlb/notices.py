@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfqlb.errors import ConfigError, NfqlbError
-from nfqlb.health.scripts import Scripts, check_command
+from nfqlb.health.scripts import Scripts
 from nfqlb.model import Intent, Service, command, endpoint
 from nfqlb.runconfig import RunConfig, parse_address
 from nfqlb.serving import Turn
@@ -133,10 +133,7 @@ class Notices:
         """Refuse commands that may not be run, and secrets that everybody may read; ConfigError. Reads files."""
         wanted = {line for service in intent.services for line in commands_of(service)}
         for line in wanted | ({self._config.notify} if self._config.notify else set()):
-            check_command("notify", line)
-            if not self._scripts.available:
-                fix = "name a script_user, and leave CAP_SETUID and CAP_SETGID to nfqlb"
-                raise ConfigError("notify", line, "cannot be run as another user here", fix)
+            self._scripts.require("notify", line)
         for field in ("webhook_token", "smtp_login"):
             if path := getattr(self._config, field):
                 secret(field, path)

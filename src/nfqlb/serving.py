@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from nfqlb import clock
 from nfqlb.control.compile import SlotKey, Weights
 from nfqlb.control.damping import Record, fell, is_over, returned
 from nfqlb.control.outliers import Run, follow, may_go
@@ -24,7 +25,7 @@ from nfqlb.state import Damped, Down, State
 
 UNPROVEN_SECONDS = 0.1  # between looks while first checks are awaited
 RAMP_SECONDS = 1.0  # between steps of a slow start
-LOOK_SECONDS = 60.0  # between looks when nothing is due: the wall clock may be set
+LOOK_SECONDS = 60.0  # between looks when nothing is due
 
 
 class Turn(NamedTuple):
@@ -74,7 +75,7 @@ class Serving:
         self._watched: tuple[Intent, list[SlotKey]] = (Intent(), [])
         self._ejections: dict[SlotKey, Record] = {}
         self._why: dict[SlotKey, str] = {}  # of ejections
-        self.view = View(saved.intent, saved.intent, self._out(saved.intent, time.time()), Standing(lost=lost))
+        self.view = View(saved.intent, saved.intent, self._out(saved.intent, clock.now()), Standing(lost=lost))
 
     @property
     def out(self) -> Mapping[SlotKey, Out]:
@@ -83,7 +84,7 @@ class Serving:
 
     def look(self, intent: Intent) -> View:
         """How things stand now; nothing changes by it."""
-        out, weighted = self._out(intent, time.time()), self.health.weighted(intent)
+        out, weighted = self._out(intent, clock.now()), self.health.weighted(intent)
         last, now = self.view, time.monotonic()
         standing = judge(weighted, out, last.standing.lost)
         starts = begun(last.weighted, last.standing.weights, weighted, standing.weights, last.starts, now)
@@ -92,7 +93,7 @@ class Serving:
     def settle(self, view: View) -> list[Turn]:
         """The view was published; what changed since the last one."""
         before, self.view, self._intent = self.view, view, view.intent
-        now = time.time()
+        now = clock.now()
         for records in (self._records, self._ejections):
             for end, record in tuple(records.items()):
                 service = view.intent.by_key.get(end[0])
@@ -114,7 +115,7 @@ class Serving:
 
     def observe(self, counts: Mapping[SlotKey, tuple[int, int, int]]) -> None:
         """Handshakes that were answered, refused, and not answered; whoever fails is ejected."""
-        now, ejected = time.time(), False
+        now, ejected = clock.now(), False
         self._runs = {
             end: follow(self._runs[end], one) if end in self._runs else Run(one) for end, one in counts.items()
         }
@@ -160,7 +161,7 @@ class Serving:
         """Seconds until it is worth looking again."""
         if self._unproven:
             return UNPROVEN_SECONDS
-        now = time.time()
+        now = clock.now()
         records = (*self._records.values(), *self._ejections.values())
         waits = (record.until - now for record in records if record.until > now)
         return min([RAMP_SECONDS if self.view.starts else LOOK_SECONDS, *waits])
@@ -188,7 +189,7 @@ class Serving:
         service = self._intent.by_key.get(end[0])
         if not status.serves and service and service.health and service.health.hold:
             record = self._records.get(end, Record())
-            self._records[end] = fell(record, time.time(), service.health.hold, service.health.hold_max)
+            self._records[end] = fell(record, clock.now(), service.health.hold, service.health.hold_max)
         self._changed()
 
     def _out(self, intent: Intent, now: float) -> dict[SlotKey, Out]:

@@ -41,7 +41,7 @@ MUCH = 0.5  # of the services: a save that changes more of them writes the whole
 
 
 class Pending(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What comes back at `until`, in seconds of the wall clock: a change was not confirmed by then."""
+    """What comes back at `until`, a time of nfqlb.clock: a change was not confirmed by then."""
 
     until: float
     intent: Intent

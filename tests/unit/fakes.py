@@ -83,6 +83,10 @@ class FakeDirector:
         self.state = msgspec.structs.replace(self.state, intent=intent, revision=after, **kept)
         return after
 
+    def require(self, intent: Intent) -> None:
+        if self.failure:
+            raise self.failure
+
     async def maintain(self, key: Key, real: Real, on: bool, why: str = "") -> None:
         self.maintained.append((str(key), str(real), on, why))
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from nfqlb import state
+from nfqlb import clock, state
 from nfqlb.config.toml import Loaded, dumps
 from nfqlb.control import registry
 from nfqlb.errors import ConfigError, ConfigErrors, ConflictError, KernelError, NotFoundError
@@ -56,6 +56,8 @@ def test_of_two_writers_the_second_is_told(director: FakeDirector) -> None:
 def test_what_the_kernel_refuses_leaves_all_as_it_was(director: FakeDirector) -> None:
     director.failure = KernelError("the kernel refused")
     with pytest.raises(KernelError):
+        asyncio.run(director.applier.plan({}, AFTER))
+    with pytest.raises(KernelError):
         asyncio.run(director.applier.apply({}, AFTER, confirm_within=60))
     assert (director.intent(), director.state.pending) == (BEFORE, None)
 
@@ -78,7 +80,7 @@ def test_what_nobody_confirms_goes_back(director: FakeDirector) -> None:
     assert 0 < asyncio.run(applier.mind()) <= 0.5
     assert director.intent() == AFTER
     assert director.state.pending
-    director.state = replace(director.state, pending=replace(director.state.pending, until=time.time()))
+    director.state = replace(director.state, pending=replace(director.state.pending, until=clock.now()))
     asyncio.run(applier.mind())
     assert (director.intent(), director.revision, director.state.pending) == (BEFORE, 3, None)
     assert kinds(director) == ["waits", "rolled back"]
@@ -109,7 +111,7 @@ def test_of_those_who_confirm_and_go_back_at_a_time_the_first_counts(
     """The second has seen that something waits, and then waits for the first to be done."""
     asyncio.run(director.applier.apply({}, AFTER, confirm_within=60))
     assert director.state.pending
-    director.state = replace(director.state, pending=replace(director.state.pending, until=time.time()))
+    director.state = replace(director.state, pending=replace(director.state.pending, until=clock.now()))
     change = director.change
 
     async def later(*args: Any, **fields: Any) -> int:

@@ -22,12 +22,13 @@ import msgspec
 import pytest
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted  # type: ignore[import-untyped]
 
-from nfqlb import daemon, state
+from nfqlb import clock, daemon, state
 from nfqlb.advising import Advisors
 from nfqlb.control import compile, registry
 from nfqlb.control.compile import Compiler, unpacked
 from nfqlb.daemon import Director
 from nfqlb.errors import ConfigError, KernelError, MissingError, NotFoundError, UnreachableError
+from nfqlb.handover import LETS_GO
 from nfqlb.health.machine import Condition, Status
 from nfqlb.health.runner import Seen
 from nfqlb.kernel import neighbours
@@ -371,8 +372,8 @@ def test_who_is_down_is_left_out_until_it_is_up(checked: Made, caplog: pytest.Lo
 def test_one_that_goes_down_again_is_held_out_and_that_survives_a_restart(
     tmp_path: Path, checked: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now)
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now)
     for down in ([OLD], [], [OLD], []):
         find(checked, *down)
     assert caplog.messages[-1].endswith(
@@ -430,8 +431,8 @@ def weights_of(fakes: Fakes) -> list[int]:
 def test_who_fails_its_clients_is_ejected_for_longer_each_time(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now)
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now)
     service = msgspec.structs.replace(WEB, health=Health(passive=5, eject=10, hold_max=100))
     made = Made(tmp_path, fakes, intent=Intent((service,)))
     made.director.start()
@@ -725,7 +726,9 @@ def look(made: Made) -> tuple[str, int]:
 @pytest.mark.parametrize(("keep", "weight"), [(False, -1), (True, 0)])
 def test_a_drained_server_leaves_with_its_last_connection(made: Made, keep: bool, weight: int) -> None:
     made.fakes.loads = {11: (1, 2)}
+    made.fakes.take()
     drain(made, keep)
+    assert made.fakes.take() == ["publish", "save"]  # weight and drain at once
     assert look(made) == ("draining", 0)
     made.fakes.loads = {11: (0, 1)}
     assert look(made) == ("draining", 0)
@@ -968,7 +971,7 @@ def test_who_lets_go_closes_the_api_answers_and_touches_nothing(made: Made) -> N
         ready = asyncio.Event()
         running = asyncio.create_task(made.director.run(ready.set))
         await ready.wait()
-        os.kill(os.getpid(), daemon.LETS_GO)
+        os.kill(os.getpid(), LETS_GO)
         return await running
 
     assert asyncio.run(live()) == daemon.LEFT

@@ -605,20 +605,24 @@ def test_a_file_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
         )
 
 
-def test_a_file_is_read_once_at_a_time_and_who_asks_meanwhile_gets_the_same(tmp_path: Path) -> None:
+def test_a_file_is_read_once_at_a_time_and_who_asks_meanwhile_gets_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def look() -> None:
-        hung: Future[str]
+        hung: list[Future[str]] = []  # by a mount
+        monkeypatch.setattr("nfqlb.health.files._read", lambda path, found: hung.append(found))
         files, path = Files(), tmp_path / "weight"
         path.write_text("1" * 300)
-        hung = files._reading[str(path)] = Future()  # by a mount
-        hung.set_running_or_notify_cancel()
         first, second = asyncio.create_task(files.read(str(path))), asyncio.create_task(files.read(str(path)))
-        await asyncio.sleep(0)
+        await until(lambda: bool(hung))
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        hung.set_result("7")
+        assert len(hung) == 1
+        hung[0].set_result("7")
         assert await second == "7"
+        monkeypatch.undo()
         assert await files.read(str(path)) == "1" * 256
+        assert not files._reading
 
     live(look())
 

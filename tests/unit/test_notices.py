@@ -17,7 +17,7 @@ from aiohttp import web
 from nfqlb import notices
 from nfqlb.errors import ConfigError
 from nfqlb.health.advice import agent
-from nfqlb.health.scripts import Outcome
+from nfqlb.health.scripts import Outcome, Scripts
 from nfqlb.model import Health, Intent, Key, Quorum, Real, Service
 from nfqlb.notices import Notice, Notices
 from nfqlb.runconfig import RunConfig
@@ -31,16 +31,16 @@ LOST = Turn("quorum", KEY, None, False, "service 203.0.113.10:80/tcp has lost it
 SECRET = "s3cret-token"
 
 
-class Ran:
+class Ran(Scripts):
     """Stands for the spawner: what was run, and how it ends."""
 
     def __init__(self, outcome: Outcome | None = None) -> None:
-        self.available = True
+        super().__init__(cast(Any, "the spawner"))
         self.lines: list[tuple[list[str], dict[str, str]]] = []
         self.outcome = outcome or Outcome(0)
 
-    async def run(self, command: Sequence[str], seconds: float, environ: Mapping[str, str]) -> Outcome:
-        self.lines.append(([*command], {**environ}))
+    async def run(self, command: Sequence[str], seconds: float, environ: Mapping[str, str] | None = None) -> Outcome:
+        self.lines.append(([*command], {**(environ or {})}))
         return self.outcome
 
 
@@ -93,7 +93,7 @@ def token(tmp_path: Path) -> str:
 )
 def test_the_script_has_keepalived_s_words(turn: Turn, words: list[str]) -> None:
     ran = Ran()
-    run(Notices(config(notify="/bin/say --to 'the team'"), cast(Any, ran)), [turn], lambda: ran.lines != [])
+    run(Notices(config(notify="/bin/say --to 'the team'"), ran), [turn], lambda: ran.lines != [])
     ((line, environ),) = ran.lines
     assert line == ["/bin/say", "--to", "the team", *words]
     assert (environ["NFQLB_MESSAGE"], environ["NFQLB_UP"]) == (turn.message, str(int(turn.well)))
@@ -106,28 +106,26 @@ def test_a_service_has_commands_of_its_own_for_servers_and_for_its_quorum() -> N
         quorum=Quorum(up="/bin/q up", down="/bin/q down"),
     )
     turns = [DOWN, LOST, UP, LOST._replace(well=True)]
-    run(Notices(config(), cast(Any, ran)), turns, lambda: len(ran.lines) == 4, about)
+    run(Notices(config(), ran), turns, lambda: len(ran.lines) == 4, about)
     assert [line for line, _ in ran.lines] == [["/bin/down", "now"], ["/bin/q", "down"], ["/bin/up"], ["/bin/q", "up"]]
 
 
 def test_a_script_that_fails_is_said_and_the_next_one_runs(caplog: pytest.LogCaptureFixture) -> None:
     ran = Ran(Outcome(3, "no pager\n"))
-    run(Notices(config(notify="/bin/say"), cast(Any, ran)), [DOWN, UP], lambda: len(ran.lines) == 2)
+    run(Notices(config(notify="/bin/say"), ran), [DOWN, UP], lambda: len(ran.lines) == 2)
     assert caplog.messages[0] == "notify /bin/say: exit 3: no pager"
 
 
 @pytest.mark.parametrize("line", ["say", "/no/such/file", "/etc/passwd'"])
 def test_a_command_that_may_not_be_run_is_refused(line: str) -> None:
-    made, about = Notices(config(), cast(Any, Ran())), intent(health=Health(notify_down=line))
+    made, about = Notices(config(), Ran()), intent(health=Health(notify_down=line))
     with pytest.raises(ConfigError):
         made.require(about)
 
 
 def test_where_no_script_can_be_run_none_is_taken() -> None:
-    ran = Ran()
-    ran.available = False
     with pytest.raises(ConfigError, match="as another user"):
-        Notices(config(notify="/bin/true"), cast(Any, ran)).require(Intent())
+        Notices(config(notify="/bin/true"), Scripts()).require(Intent())
 
 
 # --- the webhook
@@ -157,7 +155,7 @@ def post(statuses: list[int], turns: Sequence[Turn], done: Callable[[Any], bool]
 
     async def live() -> None:
         async with hook(statuses, got) as url:
-            made = Notices(config(webhook=url, **more), cast(Any, Ran()))
+            made = Notices(config(webhook=url, **more), Ran())
             await told(made, turns, lambda: done(made.channels["webhook"]))
 
     asyncio.run(asyncio.wait_for(live(), 20))
@@ -255,7 +253,7 @@ def mail(said: dict[str, str], turns: Sequence[Turn], done: Callable[[Any], bool
     async def live() -> None:
         async with post_office(heard, said) as port:
             settings = {"mail_to": "ops@example.com, boss@example.com", "smtp": f"127.0.0.1:{port}", **more}
-            made = Notices(config(**settings), cast(Any, Ran()))
+            made = Notices(config(**settings), Ran())
             await told(made, turns, lambda: done(made.channels["mail"]))
 
     asyncio.run(asyncio.wait_for(live(), 20))
@@ -302,7 +300,7 @@ def test_a_secret_that_is_none_is_refused_by_the_name_of_its_file(
     if mode is not None:
         file.write_text(text)
         os.chmod(file, mode)
-    made = Notices(config(webhook="https://example.com/", webhook_token=str(file)), cast(Any, Ran()))
+    made = Notices(config(webhook="https://example.com/", webhook_token=str(file)), Ran())
     with pytest.raises(ConfigError, match=why) as refused:
         made.require(Intent())
     assert str(file) in str(refused.value)
@@ -327,7 +325,7 @@ def test_settings_that_cannot_be(settings: dict[str, str], why: str) -> None:
 
 def test_nothing_is_told_where_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    made = Notices(config(), cast(Any, Ran()))
+    made = Notices(config(), Ran())
     made.tell(DOWN, intent())
     assert [*made.channels] == ["script"]
     assert json.dumps(Notice(DOWN, 1.5).told())

@@ -17,7 +17,6 @@ import re
 import socket
 import stat
 import struct
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from nfqlb import clock
 from nfqlb.api import openapi, schema
 from nfqlb.api.director import Director
 from nfqlb.applying import CONFIRM_MAX, Outcome
@@ -74,7 +74,7 @@ async def serve(director: Director, path: Path) -> web.AppRunner:
     app = web.Application(middlewares=[_guard(path)], client_max_size=BODY_MAX)
     app.add_routes(_Routes(director).table())
     app.on_cleanup.append(remove_socket)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, handler_cancellation=True)
     await runner.setup()
     await web.SockSite(runner, listener).start()
     return runner
@@ -161,7 +161,7 @@ class _Routes:
         return _json(schema.Changed(self.director.revision))
 
     async def health(self, _: web.Request) -> web.Response:
-        return _json(schema.healths(self.director.serving, self.director.intent(), time.time()))
+        return _json(schema.healths(self.director.serving, self.director.intent(), clock.now()))
 
     async def schedulers(self, _: web.Request) -> web.Response:
         director = self.director

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 
 class Record(NamedTuple):
-    """`times` that it went out of late, the last time until `until`; it serves again since `back`, 0: not yet. Seconds
-    of the wall clock, which a restart does not stop.
+    """`times` that it went out of late, the last time until `until`; it serves again since `back`, 0: not yet. Times of
+    nfqlb.clock, which a restart does not stop.
     """
 
     times: int = 0

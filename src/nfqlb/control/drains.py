@@ -27,7 +27,7 @@ class Phase(StrEnum):
 
 
 class Drain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`service` and `real` as they are written; `until` in seconds of the wall clock, which a crash does not stop."""
+    """`service` and `real` as they are written; `until` is a time of nfqlb.clock, which a crash does not stop."""
 
     service: str
     real: str

@@ -21,7 +21,7 @@ from nfqlb.health.advice import NOTHING, Advice
 from nfqlb.health.dialogues import dialogue
 from nfqlb.health.direct import Direct
 from nfqlb.health.files import Files
-from nfqlb.health.scripts import Scripts, check_command
+from nfqlb.health.scripts import Scripts
 from nfqlb.health.stream import READ_MAX, Failed, Stream, Unknown, compiled, context, opened, short
 from nfqlb.health.web import http as ask_http
 from nfqlb.model import DIALOGUES, Check, Key, command
@@ -54,10 +54,7 @@ class Target(NamedTuple):
 def require(check: Check, scripts: Scripts) -> None:
     """Refuse a check that could not be made here: ConfigError names what it needs."""
     if check.type == "script":
-        check_command("health script", check.script)
-        if not scripts.available:
-            fix = "name a script_user, and leave CAP_SETUID and CAP_SETGID to nfqlb"
-            raise ConfigError("health script", check.script, "cannot be run as another user here", fix)
+        scripts.require("health script", check.script)
     if check.ca or check.cert:
         try:
             context(check)

@@ -24,11 +24,14 @@ class Files:
     async def read(self, path: str) -> str:
         """What the file begins with; OSError. It may take for ever."""
         found = self._reading.get(path)
-        if found is None or found.done():
-            found = Future()
+        if found is None:
+            found = self._reading[path] = Future()
             found.set_running_or_notify_cancel()  # who waits no more does not end it for others
-            threading.Thread(target=_read, args=(path, found), name="file", daemon=True).start()
-            self._reading[path] = found
+            found.add_done_callback(lambda _: self._reading.pop(path))
+            try:
+                threading.Thread(target=_read, args=(path, found), name="file", daemon=True).start()
+            except RuntimeError as error:  # no more threads
+                found.set_exception(error)
         return await asyncio.wrap_future(found)
 
 

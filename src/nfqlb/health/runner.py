@@ -15,13 +15,13 @@ import logging
 import os
 import random
 import ssl
-import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
+from nfqlb import clock
 from nfqlb.health import stream
 from nfqlb.health.advice import NOTHING, Advice, weight
 from nfqlb.health.checks import Target, ask, require
@@ -52,7 +52,7 @@ class Asked:
 
 
 class Seen:
-    """A real server: `since` when it serves or does not, in seconds since 1970."""
+    """A real server: `since` when it serves or does not, a time of nfqlb.clock."""
 
     __slots__ = ("checks", "require", "since", "status")
 
@@ -113,7 +113,7 @@ class Runner:
         self._targets: dict[End, tuple[Target, ...]] = {}
         self._tasks: dict[End, list[asyncio.Task[None]]] = {}
         self.lateness = Lateness()
-        now = time.time()
+        now = clock.now()
         self.seen = {end: Seen(Status(Condition.DOWN, why="as before the restart"), now) for end in down}
 
     @property
@@ -163,7 +163,7 @@ class Runner:
         self.seen = {end: seen for end, seen in self.seen.items() if end in wanted}
         self._targets = {end: targets for end, (_, targets) in wanted.items()}
         for end, (health, targets) in wanted.items():
-            seen = self.seen.setdefault(end, Seen(Status(), time.time()))
+            seen = self.seen.setdefault(end, Seen(Status(), clock.now()))
             if end not in self._tasks:
                 seen.checks = _kept(seen, health.each)
                 pairs = zip(targets, seen.checks, strict=True)
@@ -244,7 +244,7 @@ class Runner:
         seen = self.seen[end]
         before, seen.status = seen.status.serves, seen.judge()
         if seen.status.serves != before:
-            seen.since = time.time()
+            seen.since = clock.now()
             self._changed(end, seen.status)
 
 

@@ -50,9 +50,12 @@ class Scripts:
         self._asked: dict[str, asyncio.Future[Outcome]] = {}
         self._listening: asyncio.Task[None] | None = None
 
-    @property
-    def available(self) -> bool:
-        return self._connection is not None
+    def require(self, field: str, line: str) -> None:
+        """ConfigError where this command may not be run, or none can be run here."""
+        check_command(field, line)
+        if self._connection is None:
+            fix = "name a script_user, and leave CAP_SETUID and CAP_SETGID to nfqlb"
+            raise ConfigError(field, line, "cannot be run as another user here", fix)
 
     async def run(self, command: Sequence[str], seconds: float, environ: Mapping[str, str] | None = None) -> Outcome:
         """Run a command as `script_user`, for `seconds` at most, with `environ` beside a clean environment.

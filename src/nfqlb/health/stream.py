@@ -24,20 +24,20 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER
 IP_BIND_ADDRESS_NO_PORT = 24
 
 
-class Failed(Exception):
-    """The server answered, but not as it should; `advice` is what it said beside that."""
+class _Said(Exception):
+    """`advice` is what the server said beside that."""
 
     def __init__(self, why: str, advice: Advice = NOTHING) -> None:
         super().__init__(why)
         self.advice = advice
 
 
-class Unknown(Exception):
+class Failed(_Said):
+    """The server answered, but not as it should."""
+
+
+class Unknown(_Said):
     """Nobody can say how the server is: the fault is here, or nothing was said of that."""
-
-    def __init__(self, why: str, advice: Advice = NOTHING) -> None:
-        super().__init__(why)
-        self.advice = advice
 
 
 class Stream:
