@@ -19,23 +19,16 @@ from nfqlb._core.datapath import Worker
 from nfqlb._core.transmit import Transmitter
 
 HEAD = 8  # types.pxd
+MAXLEN = 16384  # packets that may wait
 IDLE_POLL = 0.1  # seconds between looks at the timers while nothing arrives
 
 
 class ReferenceEngine:
     """Same life as queue.FastEngine, with queues that are bound here: (netlink socket or -1 for a new one, queue
-    number). Of packets of the `heads` the headers alone are looked at; `firsts` are served as
-    the others are.
+    number). Of packets of the `heads` the headers alone are looked at.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        queues: Sequence[tuple[int, int]],
-        heads: Collection[int] = (),
-        firsts: Collection[int] = (),
-        maxlen: int = 16384,
-    ) -> None:
+    def __init__(self, worker: Worker, queues: Sequence[tuple[int, int]], heads: Collection[int] = ()) -> None:
         self._worker = worker
         self._transmitter = Transmitter()
         self._stopping = False
@@ -45,7 +38,7 @@ class ReferenceEngine:
         for fd, number in queues:
             queue = NetfilterQueue(sockfd=fd)
             flags = HEAD if number in heads else 0
-            queue.bind(number, partial(self._handle, len(self._queues), flags), max_len=maxlen)
+            queue.bind(number, partial(self._handle, len(self._queues), flags), max_len=MAXLEN)
             self._queues.append(queue)
             self._packets.append(0)
 

@@ -28,14 +28,13 @@ from nfqlb._core.queue import FastEngine, configure
 from nfqlb.errors import KernelError, TakenError
 from nfqlb.kernel.queues import RECEIVE_BUFFER
 from nfqlb.kernel.queues import Queue as Listener
-from nfqlb.reference import ReferenceEngine
+from nfqlb.reference import MAXLEN, ReferenceEngine
 from nfqlb.runconfig import QUEUES, QUEUES_PER_WORKER
 
 SOCKETS = Path("/proc/net/netlink")
 NETLINK_NETFILTER = 12
 FIRST = 4096
 NUMBERS = 65536
-MAXLEN = 16384
 COPIED = {
     "gso": 65535,
     "plain": 65535,
@@ -129,7 +128,7 @@ class Worker:
         heads, firsts = ([queue.number for queue in self.queues if queue.kind == kind] for kind in ("head", "syn"))
         try:
             if self._kind == "reference":
-                self._engine = ReferenceEngine(self._core, [(-1, queue.number) for queue in self.queues], heads, firsts)
+                self._engine = ReferenceEngine(self._core, [(-1, queue.number) for queue in self.queues], heads)
             else:
                 for queue in self.queues:
                     if not queue.bound:

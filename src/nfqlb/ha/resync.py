@@ -45,14 +45,11 @@ class Conversation:
         elif not hmac.compare_digest(self._read(MAC), proof):
             raise ValueError("it has another key")
 
-    def send(self, messages: Iterator[bytes]) -> int:
-        """All of these, and that there are no more; how many."""
-        count = 0
+    def send(self, messages: Iterator[bytes]) -> None:
+        """All of these, and that there are no more."""
         for message in messages:
             self._send(message)
-            count += 1
         self._send(b"")
-        return count
 
     def receive(self) -> Iterator[bytes]:
         """Until the other says that there is no more; ValueError or OSError when it does not get so far."""
@@ -85,8 +82,8 @@ class Conversation:
         return b"".join(parts)
 
 
-def give(sock: socket.socket, key: bytes, dump: Callable[[int], tuple[list[bytes], int]]) -> int:
-    """Send what `dump` makes from a place on, until it says 0; how many messages."""
+def give(sock: socket.socket, key: bytes, dump: Callable[[int], tuple[list[bytes], int]]) -> None:
+    """Send what `dump` makes from a place on, until it says 0."""
 
     def messages() -> Iterator[bytes]:
         place = 1
@@ -94,13 +91,10 @@ def give(sock: socket.socket, key: bytes, dump: Callable[[int], tuple[list[bytes
             found, place = dump(place)
             yield from found
 
-    return Conversation(sock, key, asks=False).send(messages())
+    Conversation(sock, key, asks=False).send(messages())
 
 
-def take(sock: socket.socket, key: bytes, apply: Callable[[bytes], object]) -> int:
-    """Have `apply` enter all that comes; how many messages."""
-    count = 0
+def take(sock: socket.socket, key: bytes, apply: Callable[[bytes], object]) -> None:
+    """Have `apply` enter all that comes."""
     for message in Conversation(sock, key, asks=True).receive():
         apply(message)
-        count += 1
-    return count

@@ -19,7 +19,7 @@ class Part(Protocol):
         """Add and change what `plan` wants; `afresh`: trust nothing that was remembered from earlier calls."""
 
     def prune(self, plan: Plan) -> None:
-        """Take away what bears the director's name and `plan` does not want; all of it for `plan.nothing`."""
+        """Take away what bears the director's name and `plan` does not want; all of it where that is `Plan(name)`."""
 
     def check(self, plan: Plan) -> list[str]:
         """What differs from `plan`, a sentence each."""
@@ -27,8 +27,6 @@ class Part(Protocol):
 
 class Diverter(Part, Protocol):
     """The rules that send a director's packets to its queues."""
-
-    kind: str
 
     def require(self, plan: Plan) -> None:
         """MissingError where this kernel or machine cannot do it."""

@@ -27,8 +27,6 @@ ICMP = {4: "-p icmp --icmp-type", 6: "-p icmpv6 --icmpv6-type"}
 class Iptables:
     """The chains `nfqlb-NAME.*` in mangle and raw."""
 
-    kind = "iptables"
-
     def __init__(self, name: str, saved: Saved) -> None:
         self._name = name
         self._programs = {family: Xtables(program, family, name, saved) for family, program in PROGRAM.items()}

@@ -25,7 +25,7 @@ from nfqlb.kernel.diverter import Diverter, Part
 from nfqlb.kernel.firewall import Firewall
 from nfqlb.kernel.ipset import Ipsets
 from nfqlb.kernel.iptables import Iptables
-from nfqlb.kernel.plan import Plan, marks, nothing
+from nfqlb.kernel.plan import Plan, marks
 from nfqlb.kernel.policy import Policy
 from nfqlb.kernel.saved import Saved
 from nfqlb.kernel.sysctl import Sysctls
@@ -143,7 +143,7 @@ class Kernel:
 
     def withdraw(self) -> None:
         """Put everything back as it was found, the VIPs first; also what a crashed predecessor left."""
-        plan = nothing(self._name)
+        plan = Plan(self._name)
         failed: list[str] = []
         with self._lock:
             rules: tuple[Part, ...] = (*self._diverters.values(), self._firewall, self._policy)
@@ -190,7 +190,7 @@ class Kernel:
         self._policy.prune(plan)
         if afresh or self._plan is None or _shape(plan) != _shape(self._plan):
             for kind, diverter in self._diverters.items():
-                diverter.prune(plan if kind == plan.diverter else nothing(self._name))
+                diverter.prune(plan if kind == plan.diverter else Plan(self._name))
             for part in (self._firewall, self._sets, self._sysctls):
                 part.prune(plan)
         addresses.apply(plan, afresh=afresh)

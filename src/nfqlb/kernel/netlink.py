@@ -29,6 +29,7 @@ FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6, BOTH: 1, NETDEV: NETDEV}
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)
 GETSET, DELSET = 10, 11
 NEWSET, NEWSETELEM, GETSETELEM, DELSETELEM, NEWGEN, GETGEN = 9, 12, 13, 14, 15, 16
+DROP = 0  # a chain's policy, NF_DROP
 ADD_MEMBERSHIP, EVENTS = 1, 7  # NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES
 
 _HEADER = struct.Struct("=IHHII")
@@ -46,12 +47,13 @@ class Message(NamedTuple):
     body: bytes
 
 
-class BatchError(OSError):
-    """The kernel took nothing of a batch; `index` is the first message that it refused, or -1 for the batch itself."""
+class Chain(NamedTuple):
+    """A base chain: the number of its hook (include/uapi/linux/netfilter.h), and whether it drops what no rule took."""
 
-    def __init__(self, number: int, index: int) -> None:
-        super().__init__(number, os.strerror(number))
-        self.index = index
+    table: str
+    name: str
+    hook: int
+    drops: bool
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -80,7 +82,7 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def batch(messages: Sequence[Message]) -> None:
-    """Do all of it in one transaction, or nothing: then BatchError says which message was refused and why."""
+    """Do all of it in one transaction, or nothing: OSError."""
     if not messages:
         return
     data = [pack(BATCH_BEGIN, REQUEST, 0, _NFGEN.pack(0, 0, SUBSYSTEM_NFTABLES))]
@@ -96,10 +98,10 @@ def batch(messages: Sequence[Message]) -> None:
             if kind == NLMSG_ERROR:
                 code = -int(struct.unpack_from("=i", payload)[0])
                 if code:
-                    raise BatchError(code, sequence - 1)
+                    raise OSError(code, os.strerror(code))
                 done = done or sequence == len(messages)
         if not done:
-            raise BatchError(errno.EIO, -1)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def dump(kind: int, family: int, body: bytes = b"") -> list[bytes]:
@@ -121,6 +123,16 @@ def dump(kind: int, family: int, body: bytes = b"") -> list[bytes]:
             if complete and not interrupted:
                 return found
     raise OSError(errno.EINTR, "the rules change faster than they can be read")
+
+
+def base_chains(family: int) -> Iterator[Chain]:
+    """Those of everybody (include/uapi/linux/netfilter/nf_tables.h, NFTA_CHAIN_*)."""
+    for body in dump(GETCHAIN, family):
+        fields = dict(attributes(body))
+        if 4 in fields:
+            table, name = (fields[at][:-1].decode() for at in (1, 3))
+            hook = int.from_bytes(dict(attributes(fields[4]))[1], "big")
+            yield Chain(table, name, hook, int.from_bytes(fields.get(5, b"\1"), "big") == DROP)
 
 
 def generation() -> int:

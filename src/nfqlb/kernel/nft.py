@@ -24,8 +24,6 @@ TITLE = {4: "ip", 6: "ip6"}
 class Nft:
     """The tables `ip nfqlb-NAME` and `ip6 nfqlb-NAME`."""
 
-    kind = "nft"
-
     def __init__(self, name: str) -> None:
         self.table = f"nfqlb-{name}"
         self._installed: Plan | None = None

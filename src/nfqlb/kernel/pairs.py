@@ -7,23 +7,22 @@ BPF program, no nftables chain. What cannot be found out counts as somebody who 
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 
 from nfqlb.kernel import bpf, netlink
 
-HOOK, HOOK_NUMBER, EGRESS = 4, 1, 1  # NFTA_CHAIN_HOOK, NFTA_HOOK_HOOKNUM, NF_NETDEV_EGRESS
+EGRESS = 1  # NF_NETDEV_EGRESS
 
 
-def paired(ip: IPRoute, devices: Iterable[Mapping[str, Any]]) -> frozenset[int]:
-    """The indexes of such devices, of those that `ip.get_links()` gave."""
+def paired(ip: IPRoute, devices: Iterable[Mapping[str, Any]], hooked: Set[int]) -> frozenset[int]:
+    """The indexes of such devices, of those that `ip.get_links()` gave; tc's hook is on those that are `hooked`."""
     found = [int(link["index"]) for link in devices if _ends_elsewhere(link)]
     if not found or _hooked():
         return frozenset()
-    return frozenset(index for index in found if not bpf.leaving(ip, index))
+    return frozenset(index for index in found if not bpf.leaving(ip, index, hooked=index in hooked))
 
 
 def _ends_elsewhere(link: Mapping[str, Any]) -> bool:
@@ -35,11 +34,6 @@ def _ends_elsewhere(link: Mapping[str, Any]) -> bool:
 def _hooked() -> bool:
     """Whether a chain of nftables sees what leaves by a device, whichever it is."""
     try:
-        chains = netlink.dump(netlink.GETCHAIN, netlink.NETDEV)
+        return any(chain.hook == EGRESS for chain in netlink.base_chains(netlink.NETDEV))
     except OSError:  # no nftables
         return False
-    for chain in chains:
-        hook = dict(netlink.attributes(dict(netlink.attributes(chain)).get(HOOK, b"")))
-        if struct.unpack("!I", hook.get(HOOK_NUMBER, bytes(4)))[0] == EGRESS:
-            return True
-    return False

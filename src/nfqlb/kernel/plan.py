@@ -146,8 +146,3 @@ def disjoint(spans: Iterable[Span]) -> frozenset[Span]:
 def marks(numbers: Mapping[str, int], mask: int) -> dict[str, int]:
     """Each real server's mark, by their numbers."""
     return {server: number * (mask & -mask) for server, number in numbers.items()}
-
-
-def nothing(name: str) -> Plan:
-    """The plan of a director that is gone."""
-    return Plan(name)

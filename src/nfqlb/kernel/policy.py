@@ -142,4 +142,6 @@ def _gone(verb: Any, **what: Any) -> None:
         verb("delete", **what)
     except NetlinkError as error:
         if error.code not in (errno.ENOENT, errno.ESRCH):
-            raise KernelError(f"a rule or route cannot be removed: {error.args[-1]}") from error
+            raise KernelError(
+                f"what leads to routing table {what['table']} cannot be removed: {error.args[-1]}"
+            ) from error

@@ -57,9 +57,6 @@ class Pool(Set[T_co]):
     def __repr__(self) -> str:
         return f"Pool({set(self)!r})"
 
-    def __reduce__(self) -> tuple[type[Pool[T_co]], tuple[tuple[T_co, ...]]]:
-        return Pool, (tuple(self),)  # another process may hash otherwise
-
     def _with(
         self, other: Set[Any], both: Callable[[Shard, Shard], Shard], same: Callable[[Shard], Shard] = lambda one: one
     ) -> Pool[Any]:

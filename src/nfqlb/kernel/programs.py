@@ -1,4 +1,4 @@
-"""Running iptables, ip6tables and ipset; the only file that starts other programs.
+"""Running iptables, ip6tables, ipset and nft; nothing else in this folder starts a program.
 
 Strategy: fixed argument lists, no shell, the C locale, a time limit; what goes wrong becomes one sentence with the
 program's own words in it.

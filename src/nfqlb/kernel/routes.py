@@ -9,7 +9,7 @@ from nfqlb.kernel import neighbours
 from nfqlb.kernel import netlink as nl
 from nfqlb.kernel.plan import Plan
 
-FORWARD, DROP = 2, 0
+FORWARD = 2  # NF_INET_FORWARD
 LOOKED_AT = 256  # addresses of a kind
 TITLE = {4: "ip", 6: "ip6", nl.BOTH: "inet"}
 
@@ -45,12 +45,7 @@ def dropping(firewall: str, families: Collection[int]) -> Iterator[tuple[str, st
     does not reach.
     """
     for family in (4, 6, nl.BOTH):
-        for body in nl.dump(nl.GETCHAIN, family):
-            fields = dict(nl.attributes(body))
-            if 4 not in fields or int.from_bytes(fields.get(5, b"\1"), "big") != DROP:
-                continue
-            table, chain = fields[1][:-1].decode(), fields[3][:-1].decode()
-            hook = int.from_bytes(dict(nl.attributes(fields[4]))[1], "big")
-            ours = firewall == "accept" and table == "filter" and chain == "FORWARD" and family != nl.BOTH
-            if hook == FORWARD and not ours and family in (*families, nl.BOTH):
-                yield TITLE[family], table, chain
+        for chain in nl.base_chains(family):
+            ours = firewall == "accept" and chain[:2] == ("filter", "FORWARD") and family != nl.BOTH
+            if chain.hook == FORWARD and chain.drops and not ours and family in (*families, nl.BOTH):
+                yield TITLE[family], chain.table, chain.name

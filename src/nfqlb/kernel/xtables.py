@@ -158,14 +158,8 @@ class Xtables:
     def _has_table(self, table: str) -> bool:
         return any(dict(nl.attributes(body))[1] == _zero(table) for body in nl.dump(nl.GETTABLE, self._family))
 
-    def _base_chains(self, table: str) -> dict[str, int]:
-        """The base chains of a table, and their policies."""
-        found = {}
-        for body in nl.dump(nl.GETCHAIN, self._family):
-            fields = dict(nl.attributes(body))
-            if fields[1] == _zero(table) and 4 in fields:
-                found[fields[3][:-1].decode()] = int.from_bytes(fields.get(5, b"\1"), "big")
-        return found
+    def _base_chains(self, table: str) -> dict[str, nl.Chain]:
+        return {chain.name: chain for chain in nl.base_chains(self._family) if chain.table == table}
 
     def _note_new_chains(self, wanted: dict[str, Rules]) -> None:
         if not programs.is_nft(self.program):
@@ -190,7 +184,8 @@ class Xtables:
             name = nl.text(1, table)
             message = nl.Message(nl.DELTABLE, nl.EMPTY_ONLY, self._family, name)
             if chain:
-                if self._base_chains(table).get(chain) != 1:
+                found = self._base_chains(table).get(chain)
+                if not found or found.drops:
                     continue
                 message = nl.Message(nl.DELCHAIN, nl.EMPTY_ONLY, self._family, name + nl.text(3, chain))
             try:
