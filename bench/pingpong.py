@@ -1,4 +1,5 @@
-"""Round trips: `python -m bench.pingpong echo PORT`, `... ask PORT INTERVAL SECONDS ADDRESS ...`, `... first ADDRESS PORT`.
+"""Round trips: `python -m bench.pingpong echo PORT`, `... ask PORT INTERVAL SECONDS ADDRESS ...` or
+`... first ADDRESS PORT`.
 
 A datagram of 18 bytes is asked back every INTERVAL seconds, so that nothing ever waits for the one before; SECONDS for
 each address, a few at a time in turn, so that a moment in which the machine is slower comes upon all of them. Prints

@@ -14,7 +14,37 @@
 The text of each is one sentence that a user can act on; `exit_code` is what the command line ends with.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+OURS = {  # what ipvsadm, keepalived, HAProxy and Envoy call it
+    "nat": "masq masquerading",
+    "dr": "gate gatewaying",
+    "tun": "ipip tunneling",
+    "rr": "roundrobin round_robin",
+    "lc": "leastconn least_request",
+    "sh": "source ring_hash",
+    "p2c": "random",
+    "mh": "maglev",
+    "tcp": "tcp_check",
+    "http": "http_get",
+    "https": "ssl_get",
+    "ping": "ping_check",
+    "script": "misc_check",
+    "service": "virtual_server",
+    "mode": "lb_kind lvs_method",
+    "scheduler": "lb_algo lvs_sched balance",
+    "persistence": "persistence_timeout",
+    "real": "real_server server",
+    "interval": "delay_loop inter advert_int",
+    "timeout": "connect_timeout",
+    "fall": "retry",
+    "sorry": "sorry_server",
+    "upper": "u_threshold maxconn",
+    "lower": "l_threshold",
+    "slow_start": "slowstart",
+    "vrid": "virtual_router_id",
+}
+ELSEWHERE = {word: ours for ours, words in OURS.items() for word in words.split()}
 
 
 class NfqlbError(Exception):
@@ -31,6 +61,15 @@ class ConfigError(NfqlbError):
     def __init__(self, field: str, value: object, problem: str, fix: str = "") -> None:
         self.field, self.value, self.problem, self.fix = field, value, problem, fix
         super().__init__(f"{field} {str(value)!r}: {problem}" + (f"; {fix}" if fix else ""))
+
+
+def meant(word: str, known: Collection[str]) -> str:
+    """A question that goes before a fix: what of the known words somebody meant; empty where none is like it."""
+    from difflib import get_close_matches  # few make mistakes, and all would pay
+
+    asked = word.lower()[:40]
+    found = [ELSEWHERE[asked]] if ELSEWHERE.get(asked) in known else get_close_matches(asked, known, 1)
+    return f"did you mean {found[0]}? " if found else ""
 
 
 class ConfigErrors(NfqlbError):

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nfqlb.errors import ConfigError
+from nfqlb.errors import ConfigError, meant
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 ANY_PROTOCOL = "any"  # of a service by firewall mark
 ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # likewise: only the family counts
 MODES = ("nat", "dr", "tun")
-IPVS = (*("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"),)
+IPVS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos")
 SCHEDULERS = (*IPVS, "p2c", "ewma", "hrw")
 FLAGS = {  # by scheduler
     **dict.fromkeys(("lc", "wlc", "lblc", "lblcr", "twos"), ("count-total",)),
@@ -104,6 +104,9 @@ RECORD = re.compile(r"[A-Z][A-Z0-9-]{0,15}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}", re.ASCII)  # MD5 as keepalived has it, SHA-256
 CHECK_SECONDS = 0.01, 86400.0
 MSS_MIN, MSS_MAX = 536, 65495  # what every host takes (RFC 9293, 3.7.1), and what the longest IPv4 packet holds
+TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
+TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+TIME_DIGITS = 10  # three centuries
 NUMBER, DIGITS_MAX = re.compile(r"-?[0-9]+"), 20
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 # what IPv4 servers have, canonical as it is: ipaddress takes ten times as long, and files have many
@@ -125,6 +128,25 @@ SYNC_RANGES = (
 )
 
 
+def parse_time(field: str, text: str, fix: str = "write 2, 1.5s, 500ms or 5m") -> float:
+    """Seconds, which need not be whole."""
+    found = TIME.fullmatch(text)
+    if not found:
+        raise ConfigError(field, text, "is not a time", fix)
+    if len(found[1]) > TIME_DIGITS:
+        raise ConfigError(field, text, "is too long", f"use at most {TIME_DIGITS} digits")
+    return float(found[1]) / 1000 if found[2] == "ms" else float(found[1]) * TIME_UNITS[found[2]]
+
+
+def parse_seconds(field: str, text: str) -> int:
+    """A whole number of them."""
+    fix = "write 90, 90s, 5m, 2h or 1d"
+    seconds = parse_time(field, text, fix)
+    if seconds % 1:
+        raise ConfigError(field, text, "is not a time", fix)
+    return int(seconds)
+
+
 def check_range(field: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ConfigError(field, value, "out of range", f"use {low} to {high}")
@@ -132,7 +154,7 @@ def check_range(field: str, value: int, low: int, high: int) -> None:
 
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(field, value, "is not known", f"choose from {', '.join(choices)}")
+        raise ConfigError(field, value, "is not known", f"{meant(value, choices)}choose from {', '.join(choices)}")
 
 
 def check_scheduler(field: str, value: str) -> None:

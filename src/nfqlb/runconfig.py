@@ -117,8 +117,8 @@ def _check_seconds(field: str, value: float, low: float, high: float) -> None:
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one director runs; `intent` is None where it starts empty or restores the saved one."""
 
-    api: str  # absolute path of the socket
     name: str = "main"
+    api: str  # absolute path of the socket
     intent: Intent | None = None
     origin: str = "none"  # of the intent: "none", "command line", "saved state" or the file's path
     restore: bool = False

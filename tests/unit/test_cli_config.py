@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from msgspec.structs import replace
 
+from netns.host import until
 from nfqlb.api.client import Client
 from nfqlb.config.toml import Loaded, dumps, loads
 from nfqlb.errors import ConflictError
@@ -281,6 +282,7 @@ def test_events_can_be_followed(client: Client, director: FakeDirector) -> None:
     director.feed.say("real", "10.0.1.11 is reached again")
     assert next(listening)["message"] == "10.0.1.11 is reached again"
     listening.close()
+    until(lambda: not director.feed._listeners, 20, lambda: "who went away is kept until the next event")
 
 
 def test_set_shows_and_changes_what_holds_for_all_services(live: Command, director: FakeDirector) -> None:

@@ -150,6 +150,21 @@ def test_an_empty_file_is_an_empty_intent() -> None:
     assert loads("", "nfqlb.toml") == ({}, Intent())
 
 
+def test_times_may_have_a_unit() -> None:
+    text = (
+        '[timeouts]\ntcp = "1h"\nudp = 30\n[[service]]\nvip = "203.0.113.10:80"\nslow_start = "1.5m"\n'
+        'persistence = { timeout = "2d" }\n[service.health]\ninterval = "250ms"\ntimeout = "1.5s"\nhold = "10"\n'
+    )
+    intent = loads(text, "f.toml").intent
+    [service] = intent.services
+    assert service.health
+    assert service.persistence
+    assert (intent.timeouts.tcp, intent.timeouts.udp, service.slow_start) == (3600, 30, 90)
+    assert (service.persistence.timeout, service.health.hold) == (172800, 10)
+    assert (service.health.interval, service.health.timeout) == (0.25, 1.5)
+    VALIDATOR.validate(tomllib.loads(text))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -181,10 +196,19 @@ def test_an_empty_file_is_an_empty_intent() -> None:
             '[director]\nmetrics = "127.0.0.1"\n',
             "f.toml:2: director.metrics '127.0.0.1': has no port; write ADDRESS:PORT, as in 127.0.0.1:9105",
         ),
+        ('[timeouts]\nudp = "500ms"\n', "f.toml:2: timeouts.udp '500ms': is not a time; write 90, 90s, 5m, 2h or 1d"),
+        (
+            "[timeouts]\nudp = true\n",
+            "f.toml:2: timeouts.udp 'True': is not a whole number of seconds, or a time as in \"5m\"",
+        ),
+        (
+            SERVICE + 'health = { interval = "soon" }\n',
+            "f.toml:3: service.health.interval 'soon': is not a time; write 2, 1.5s, 500ms or 5m",
+        ),
         ("[timeouts]\ntcp = 0\n", "f.toml:2: timeouts.tcp '0': out of range; use 1 to 2147483 seconds"),
         (
             "[answers]\nno_server = 'rst'\n",
-            "f.toml:2: answers.no_server 'rst': is not known; choose from icmp, reset, drop",
+            "f.toml:2: answers.no_server 'rst': is not known; did you mean reset? choose from icmp, reset, drop",
         ),
         ("[answers]\nsloppy_tcp = 1\n", "f.toml:2: answers.sloppy_tcp '1': is not true or false"),
         ("[options]\namemthresh = -1\n", "f.toml:2: options.amemthresh '-1': out of range; use 0 to 4294967295"),
@@ -224,7 +248,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         ("[[service]]\nfwmark = 0\n", "f.toml:2: service.fwmark '0': out of range; use 1 to 4294967295"),
         (
             "[[service]]\nfwmark = 7\nfamily = 'v6'\n",
-            "f.toml:3: service.family 'v6': is not known; choose from ipv4, ipv6",
+            "f.toml:3: service.family 'v6': is not known; did you mean ipv6? choose from ipv4, ipv6",
         ),
         (
             SERVICE + "family = 'ipv6'\n",
@@ -264,7 +288,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + "persistence = { time = 9 }\n",
             "f.toml:3: service.persistence.time '9': is not known here; "
-            "the keys are timeout, netmask, quiescent, engine",
+            "did you mean timeout? the keys are timeout, netmask, quiescent, engine",
         ),
         (
             SERVICE + "one_packet = true\n",
@@ -281,7 +305,7 @@ def test_an_empty_file_is_an_empty_intent() -> None:
         (
             SERVICE + 'health = { type = "pong" }\n',
             "f.toml:3: service.health.type 'pong': is not known; "
-            "choose from tcp, http, https, udp, dns, smtp, imap, ftp, ping, script, file, agent",
+            "did you mean ping? choose from tcp, http, https, udp, dns, smtp, imap, ftp, ping, script, file, agent",
         ),
         (
             SERVICE + 'health = { type = "http", expect = "(" }\n',
@@ -517,7 +541,7 @@ def test_the_schema_knows_the_keys_of_the_reader_and_a_word_about_each() -> None
         "[director]\nthreads = 2\n",
         "[director]\nworkers = 0\n",
         '[director]\nengine = "slow"\n',
-        "[timeouts]\ntcp = '9'\n",
+        "[timeouts]\ntcp = 'soon'\n",
         "[answers]\nsloppy_tcp = 1\n",
         "[options]\nconn_reuse_mode = 4\n",
         '[[service]]\nmode = "nat"\n',

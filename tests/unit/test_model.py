@@ -66,6 +66,14 @@ def refusal(build: Callable[[], object]) -> str:
         (lambda: Service(VIP, 80, "icmp"), "protocol 'icmp': is not known; choose from tcp, udp, sctp"),
         (lambda: Service(VIP, 80, mode="proxy"), "mode 'proxy': is not known; choose from nat, dr, tun"),
         (
+            lambda: Service(VIP, 80, mode="masq"),
+            "mode 'masq': is not known; did you mean nat? choose from nat, dr, tun",
+        ),
+        (
+            lambda: Service(VIP, 80, scheduler="leastconn"),
+            f"scheduler 'leastconn': is not known; did you mean lc? choose from {KNOWN}",
+        ),
+        (
             lambda: Service(VIP, 80, scheduler="best"),
             f"scheduler 'best': is not known; choose from {KNOWN}",
         ),

@@ -190,9 +190,9 @@ def test_on_a_narrow_terminal_rows_go_on_below() -> None:
         "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes\n"
         "  -> RemoteAddress:Port\n"
         "UDP  [2001:db8:1111:2222:3333:4444:5555:6660]:65535\n"
-        "                                   1000000  123456M       60 1000000G 99999999\n"
+        "                                   1000000     123G       60    1000T 99999999\n"
         "  -> [2001:db8:1111:2222:3333:4444:5555:6661]:65535\n"
-        "                                   1000000  123456M       60 1000000G 99999999\n"
+        "                                   1000000     123G       60    1000T 99999999\n"
     )
     assert text(tables.connections(WIDE["connections"], 80)) == (
         "Pro Expire State       Client\n"

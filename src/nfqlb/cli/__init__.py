@@ -18,7 +18,7 @@ import click
 
 from nfqlb import __version__
 from nfqlb.cli.env import Env, check_text
-from nfqlb.errors import NfqlbError
+from nfqlb.errors import NfqlbError, meant
 
 COMMANDS = {
     "run": "Run a director in the foreground.",
@@ -53,7 +53,15 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"nfqlb.cli.{cmd_name.replace('-', '_')}").command
+        command.short_help = COMMANDS[cmd_name]
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. {meant(args[0], COMMANDS).capitalize()}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -112,5 +120,5 @@ def _sentence(error: click.ClickException) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     hint = ""
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        hint = f"; see `{error.ctx.command_path} --help`"
+        hint = f"{' See' if text.endswith('?') else '; see'} `{error.ctx.command_path} --help`"
     return text[:1].lower() + text[1:] + hint

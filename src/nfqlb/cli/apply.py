@@ -12,7 +12,7 @@ from nfqlb.cli.env import Env, change_options, client
 from nfqlb.errors import ConfigError
 
 
-@click.command("apply", short_help="Make a running director do what a file says.")
+@click.command("apply")
 @click.argument("file")
 @click.option("--plan", is_flag=True, help="Only say what would change.")
 @click.option(
@@ -33,11 +33,11 @@ def command(
     """
     import msgspec
 
-    from nfqlb.cli.values import seconds
     from nfqlb.config.file import STDIN, read
+    from nfqlb.model import parse_seconds
 
     director, intent = read(file, whole=True, stdin=True)
-    within = seconds("--confirm-within", confirm_within) if confirm_within is not None else 0
+    within = parse_seconds("--confirm-within", confirm_within) if confirm_within is not None else 0
     if confirm_within is not None and not within:
         fix = "give it some, as in 90s or 5m; leave it out to apply for good"
         raise ConfigError("--confirm-within", confirm_within, "leaves no time to confirm", fix)

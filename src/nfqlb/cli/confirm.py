@@ -7,7 +7,7 @@ import click
 from nfqlb.cli.env import Env, change_options, client
 
 
-@click.command("confirm", short_help="Keep what was applied with --confirm-within.")
+@click.command("confirm")
 @change_options
 @click.pass_obj
 def command(env: Env, api: str | None, name: str | None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nfqlb.kernel.doctor import Finding, Served
 
 
-@click.command("doctor", short_help="Say what is wrong, and what to do.")
+@click.command("doctor")
 @click.option("--fix", is_flag=True, help="Do what can make nothing worse: sysctls of the network, offloads.")
 @click.option("--json", "as_json", is_flag=True, help="JSON with stable keys.")
 @director_options

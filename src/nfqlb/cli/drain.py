@@ -22,7 +22,7 @@ ENDS = {
 }
 
 
-@click.command("drain", short_help="Take a real server out when its connections have ended.")
+@click.command("drain")
 @click.argument("vip", shell_complete=known_vips)
 @click.argument("real", shell_complete=known_reals)
 @click.option(
@@ -47,13 +47,12 @@ def command(
     The director does it: it goes on after Ctrl-C here, and after a crash of the director. Giving the server a weight
     calls it off. Ends with 0 when the server is empty, with 1 when time was up before that or it was called off.
     """
-    from nfqlb.cli.values import seconds
-    from nfqlb.model import parse_real, parse_vip
+    from nfqlb.model import parse_real, parse_seconds, parse_vip
 
     env: Env = context.obj
     key = parse_vip(vip)
     director = client(env, api, name)
-    drain = director.drain(str(key), str(parse_real(real, key)), seconds("--timeout", timeout), keep)
+    drain = director.drain(str(key), str(parse_real(real, key)), parse_seconds("--timeout", timeout), keep)
     if no_wait:
         click.echo(_progress(drain))
         return

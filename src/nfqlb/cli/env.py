@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from nfqlb.errors import ConfigError
+from nfqlb.errors import ConfigError, NfqlbError
 from nfqlb.paths import DEFAULT_NAME, api_socket
 
 if TYPE_CHECKING:
@@ -53,18 +53,30 @@ def change_options(function: F) -> F:
     return director_options(revision(function))
 
 
-def known_vips(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Complete a VIP."""
-    from nfqlb.cli import completion
-
-    return completion.vips(context, parameter, incomplete)
+def known_vips(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a VIP of the director that the command would speak to; none where it does not answer."""
+    return [one["key"] for one in _services(context) if one["key"].startswith(incomplete)]
 
 
-def known_reals(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def known_reals(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Complete a real server of the VIP before it."""
-    from nfqlb.cli import completion
+    from nfqlb.model import parse_vip
 
-    return completion.reals(context, parameter, incomplete)
+    try:
+        key = str(parse_vip(context.params.get("vip") or ""))
+    except NfqlbError:
+        return []
+    ends = (real["endpoint"] for one in _services(context) if one["key"] == key for real in one["reals"])
+    return [end for end in ends if end.startswith(incomplete)]
+
+
+def _services(context: click.Context) -> list[dict[str, Any]]:
+    try:
+        answer = client(context.obj or Env(), context.params.get("api"), context.params.get("name")).services()
+    except NfqlbError:
+        return []
+    found: list[dict[str, Any]] = answer["services"]
+    return found
 
 
 def client(env: Env, api: str | None, name: str | None, file: Mapping[str, Any] | None = None) -> Client:

@@ -14,7 +14,7 @@ from nfqlb.cli.steps import lines
 DAY = 86400
 
 
-@click.command("events", short_help="Tell what happens to a director.")
+@click.command("events")
 @click.option("--follow", is_flag=True, help="Go on, until Ctrl-C.")
 @click.option("--since", type=click.IntRange(0), default=0, metavar="NUMBER", help="Only those after this event.")
 @click.option("--json", "as_json", is_flag=True, help="An object a line, with stable keys.")

@@ -7,7 +7,7 @@ import click
 from nfqlb.cli.env import Env, client, director_options
 
 
-@click.command("export", short_help="Write what a director does as a configuration file.")
+@click.command("export")
 @click.argument("file", required=False)
 @director_options
 @click.pass_obj

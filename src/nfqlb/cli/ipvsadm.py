@@ -19,7 +19,6 @@ from nfqlb.cli.env import Env, check_text, director_name, socket_path
 from nfqlb.config import ipvsadm as language
 from nfqlb.config.ipvsadm import Command, Fault, Names
 from nfqlb.errors import ConfigError, ExistsError, NfqlbError, NotFoundError, UnreachableError
-from nfqlb.model import PERSISTENCE_ENGINES
 
 FAILED = 255  # what ipvsadm ends with where the kernel refuses
 UNSUPPORTED = "{} is not supported by nfqlb"
@@ -43,11 +42,7 @@ virtual-service: -t|-u|--sctp-service host[:port] or -f fwmark [-6]
 The director is that of NFQLB_API or NFQLB_NAME; gue and gre are not supported."""
 
 
-@click.command(
-    "ipvsadm",
-    short_help="Take the arguments of ipvsadm, answer as ipvsadm does.",
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-)
+@click.command("ipvsadm", context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def command(env: Env, arguments: tuple[str, ...]) -> None:
@@ -228,7 +223,7 @@ def _where(asked: Command) -> dict[str, object]:
 
 
 def _service(asked: Command) -> dict[str, object]:
-    if asked.engine not in ("", *PERSISTENCE_ENGINES):
+    if asked.engine not in language.ENGINES:
         raise Fault("Scheduler or persistence engine not found", FAILED)
     persistence: dict[str, Any] | None = None
     if asked.persistence:

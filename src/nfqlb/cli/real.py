@@ -8,7 +8,7 @@ from nfqlb.cli import drain
 from nfqlb.cli.env import Env, change_options, client, director_options, known_reals, known_vips
 
 
-@click.group("real", short_help="Add, edit or delete a real server of a service.")
+@click.group("real")
 def command() -> None:
     """Add, edit, drain or delete a real server of a service, or take it out for maintenance.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MSS = "What clients are told to send at most; 0: anything [default: what fits into the tunnel]."
 
 
-@click.group("real-server", short_help="Set up this machine as a real server for dr or tun.")
+@click.group("real-server")
 def command() -> None:
     """Set up this machine as a real server for direct routing (dr) or tunnelling (tun). Needs root, and no director."""
 

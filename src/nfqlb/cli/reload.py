@@ -8,7 +8,7 @@ from nfqlb.cli import steps
 from nfqlb.cli.env import Env, change_options, client
 
 
-@click.command("reload", short_help="Have a director read its file again.")
+@click.command("reload")
 @click.option("--json", "as_json", is_flag=True, help="JSON with stable keys.")
 @change_options
 @click.pass_obj

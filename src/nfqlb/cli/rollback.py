@@ -7,7 +7,7 @@ import click
 from nfqlb.cli.env import Env, change_options, client
 
 
-@click.command("rollback", short_help="Go back to before what waits to be confirmed.")
+@click.command("rollback")
 @change_options
 @click.pass_obj
 def command(env: Env, api: str | None, name: str | None) -> None:

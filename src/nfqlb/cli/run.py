@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nfqlb.model import Intent
 
 
-@click.command("run", short_help="Run a director in the foreground.")
+@click.command("run")
 @click.option("--mode", metavar="nat|dr|tun", help="How packets reach the real servers [default: nat].")
 @click.option(
     "--vip",

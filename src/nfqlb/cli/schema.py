@@ -7,7 +7,7 @@ import json
 import click
 
 
-@click.command("schema", short_help="Print the JSON schema of the configuration file, for editors.")
+@click.command("schema")
 def command() -> None:
     """Print the JSON schema of the configuration file, for editors."""
     from nfqlb.config.schema import schema

@@ -7,7 +7,7 @@ import click
 from nfqlb.cli.env import Env, change_options, client, known_vips
 
 
-@click.group("service", short_help="Add, edit or delete a virtual service.")
+@click.group("service")
 def command() -> None:
     """Add, edit or delete a virtual service of a running director.
 

@@ -8,16 +8,15 @@ import click
 
 from nfqlb.cli import steps
 from nfqlb.cli.env import Env, change_options, client
-from nfqlb.cli.values import seconds
-from nfqlb.config.toml import ANSWERS, OPTIONS, TIMEOUTS
-from nfqlb.errors import ConfigError
-from nfqlb.model import parse_number
+from nfqlb.config.toml import ANSWERS, OPTIONS, TIMEOUTS, Seconds
+from nfqlb.errors import ConfigError, meant
+from nfqlb.model import parse_number, parse_seconds
 
 TABLES = {"timeouts": TIMEOUTS, "answers": ANSWERS, "options": OPTIONS}
 TRUTH = {"yes": True, "true": True, "no": False, "false": False}
 
 
-@click.command("set", short_help="Show or change what holds for all services.")
+@click.command("set")
 @click.argument("values", nargs=-1, metavar="[TABLE.KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="JSON with stable keys.")
 @change_options
@@ -58,9 +57,12 @@ def setting(text: str) -> tuple[str, str, object]:
         raise ConfigError("set", text, "is no setting", f"write TABLE.KEY=VALUE, TABLE one of {', '.join(TABLES)}")
     kind = TABLES[table].get(key)
     if kind is None:
-        raise ConfigError("set", path, "is not known", f"the keys of {table} are {', '.join(TABLES[table])}")
+        fix = f"{meant(key, TABLES[table])}the keys of {table} are {', '.join(TABLES[table])}"
+        raise ConfigError("set", path, "is not known", fix)
     if kind is bool and value not in TRUTH:
         raise ConfigError(path, value, "is neither yes nor no")
+    if kind is Seconds:
+        return table, key, parse_seconds(path, value)
     if kind is int:
-        return table, key, seconds(path, value) if table == "timeouts" else parse_number(path, value)
+        return table, key, parse_number(path, value)
     return table, key, TRUTH[value] if kind is bool else value

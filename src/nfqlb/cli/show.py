@@ -21,7 +21,7 @@ WHAT = (
 )  # the verbs of the client, and of tables
 
 
-@click.command("show", short_help="Show what a director does.")
+@click.command("show")
 @click.argument("what", type=click.Choice(WHAT), default="services", metavar="[WHAT]")
 @click.option("--json", "as_json", is_flag=True, help="JSON with stable keys instead of a table.")
 @click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Connections: at most N [default: all].")

@@ -19,7 +19,7 @@ STATES = {
 }
 
 
-@click.group("sync", short_help="Say how connection sync fares.")
+@click.group("sync")
 def command() -> None:
     """Connections that directors tell each other."""
 

@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from nfqlb.config.ipvsadm import scaled
+
 SERVER_WIDTH = 28  # as in ipvsadm; more where an IPv6 address needs it
 COUNTER_WIDTH = 8
 COUNTERS = {"conns": "Conns", "inpkts": "InPkts", "outpkts": "OutPkts", "inbytes": "InBytes", "outbytes": "OutBytes"}
@@ -90,7 +92,7 @@ def stats(answer: Answer, width: int = 0) -> Table:
     widths = [max([COUNTER_WIDTH, *(len(str(values[key])) for _, values in lines)]) for key in COUNTERS]
     figure: Callable[[int], str] = str
     if width and first + sum(widths) + len(widths) > width:
-        first, widths, figure = NARROW, [COUNTER_WIDTH] * len(widths), _short
+        first, widths, figure = NARROW, [COUNTER_WIDTH] * len(widths), lambda number: scaled(number).strip()
 
     def cells(texts: Iterable[str]) -> str:
         return " ".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
@@ -211,15 +213,6 @@ def _span(seconds: int) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size}{letter}"
     return f"{seconds}s"
-
-
-def _short(number: int) -> str:
-    """In eight places (ipvsadm.c, print_largenum)."""
-    for letter in ("", "K", "M", "G", "T"):
-        if number < 10 ** (COUNTER_WIDTH - len(letter)):
-            return f"{number}{letter}"
-        number //= 1000
-    return f"{number}P"
 
 
 def _virtual(key: str) -> str:

@@ -5,21 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nfqlb.errors import ConfigError
-from nfqlb.model import OwnTimeouts, Persistence, Service, parse_real, parse_vip
-
-DIGITS = 10  # of a time: three centuries
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def seconds(field: str, text: str) -> int:
-    """Read 90, 90s, 5m, 2h or 1d."""
-    digits, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1)
-    if not (digits.isascii() and digits.isdigit()):
-        raise ConfigError(field, text, "is not a time", "write 90, 90s, 5m, 2h or 1d")
-    if len(digits.lstrip("0")) > DIGITS:
-        raise ConfigError(field, text, "is too long", f"use at most {DIGITS} digits")
-    return int(digits) * unit
+from nfqlb.errors import ConfigError, meant
+from nfqlb.model import OwnTimeouts, Persistence, Service, parse_real, parse_seconds, parse_vip
 
 
 def service(
@@ -55,10 +42,11 @@ def own_timeouts(texts: Sequence[str]) -> OwnTimeouts | None:
     for text in texts:
         name, _, value = text.partition("=")
         if name not in OwnTimeouts.__struct_fields__:
-            raise ConfigError("timeout", text, "is not known", f"write {'=, '.join(OwnTimeouts.__struct_fields__)}=")
+            fix = f"{meant(name, OwnTimeouts.__struct_fields__)}write {'=, '.join(OwnTimeouts.__struct_fields__)}="
+            raise ConfigError("timeout", text, "is not known", fix)
         if name in found:
             raise ConfigError("timeout", text, "is there twice", "give each timeout once")
-        found[name] = seconds(f"timeout {name}", value)
+        found[name] = parse_seconds(f"timeout {name}", value)
     return OwnTimeouts(**found) if found else None
 
 

@@ -22,7 +22,7 @@ INT_MAX = 2**31 - 1
 MARK_MAX = 2**32 - 1
 NUMBER = re.compile(r"[ \t]*[+-]?[0-9]{1,19}")  # of strtol, as far as it fits
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
-SCHEDULER, PERSISTENCE = "wlc", 300
+SCHEDULER, PERSISTENCE, ENGINES = "wlc", 300, ("", "sip")
 METHODS = {"g": "dr", "i": "tun", "m": "nat"}
 LETTERS = {mode: letter for letter, mode in METHODS.items()}
 WORDS = {"nat": "Masq", "dr": "Route", "tun": "Tunnel"}
@@ -137,7 +137,7 @@ class Fault(Exception):
 
 
 class Command:
-    """One command line. `key` names the service as the API does; `port` is None where none was given."""
+    """One command line. `key` names the service as the API does; `port` is 0 where none was given."""
 
     def __init__(self) -> None:
         self.name = ""

@@ -25,6 +25,8 @@ from nfqlb.config.toml import (
     SYNC,
     TIMEOUTS,
     TOP,
+    Seconds,
+    Time,
     Types,
 )
 from nfqlb.logs import FORMATS
@@ -56,6 +58,7 @@ from nfqlb.model import (
     SYNC_ROLES,
     THRESHOLD_MAX,
     THROUGH,
+    TIME,
     TLS,
     WEIGHT_MAX,
     Answers,
@@ -89,7 +92,16 @@ from nfqlb.runconfig import (
 )
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
+UNITS = {"pattern": f"^{TIME.pattern}$"}  # where a time is a text
+KINDS: dict[type, dict[str, Any]] = {
+    str: {"type": "string"},
+    int: {"type": "integer"},
+    Seconds: {"type": ["integer", "string"], **UNITS},
+    Time: {"type": ["number", "string"], **UNITS},
+    bool: {"type": "boolean"},
+    dict: {"type": "object"},
+    list: {"type": "array"},
+}
 SECONDS = {"minimum": 1, "maximum": 2**31 // 1000}
 SCHEDULER = {"anyOf": [{"enum": [*SCHEDULERS]}, {"pattern": r"^(/\S*/)?[^/\s]+\.py$"}]}
 MODE = {"minimum": 0, "maximum": 3}
@@ -456,5 +468,5 @@ def _table(name: str, known: Types, kind: type[msgspec.Struct], **more: Any) -> 
     for key, python in known.items():
         default = defaults.get(key)
         stated = {"default": default} if isinstance(default, str | int) and default != "" else {}
-        keys[key] = {"type": NAMES[python], **stated, **WORDS.get((name, key), {})}
+        keys[key] = {**KINDS[python], **stated, **WORDS.get((name, key), {})}
     return {"type": "object", "additionalProperties": False, "properties": keys, **more}

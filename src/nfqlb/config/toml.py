@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from itertools import count
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 import tomli
 import tomli_w
 
-from nfqlb.errors import ConfigError, ConfigErrors
+from nfqlb.errors import ConfigError, ConfigErrors, meant
 from nfqlb.model import (
     Answers,
     Check,
@@ -41,13 +42,39 @@ from nfqlb.model import (
     check_choice,
     key_of_mark,
     parse_real,
+    parse_seconds,
+    parse_time,
     parse_vip,
 )
-from nfqlb.runconfig import Ha, RunConfig
+from nfqlb.runconfig import SETTINGS, Ha, RunConfig
 
 Path = tuple[str | int, ...]
 Types = Mapping[str, type]
 T = TypeVar("T")
+
+
+class Seconds(int):
+    """Of a key: a whole number of them, or a text with a unit."""
+
+
+class Time(float):
+    """Of a key: as Seconds, which need not be whole."""
+
+
+def _keys(kind: type[msgspec.Struct], *seconds: str) -> Types:
+    """The fields of a value of the model as keys of the file; of `seconds` there are whole ones only."""
+    return {
+        field.encode_name: Seconds if field.name in seconds else _in_toml(field.type)
+        for field in msgspec.structs.fields(kind)
+    }
+
+
+def _in_toml(kind: Any) -> type:
+    if isinstance(kind, UnionType):  # with None
+        kind = get_args(kind)[0]
+    plain: type = get_origin(kind) or kind
+    return {float: Time, tuple: list}.get(plain, plain)
+
 
 TOP: Types = {
     "director": dict,
@@ -58,80 +85,11 @@ TOP: Types = {
     "sync": dict,
     "service": list,
 }
-DIRECTOR: Types = {
-    "name": str,
-    "api": str,
-    "vip_dev": str,
-    "queue": int,
-    "workers": int,
-    "engine": str,
-    "diverter": str,
-    "firewall": str,
-    "on_failure": str,
-    "connections": int,
-    "dr_by": str,
-    "dr_mask": int,
-    "offload": str,
-    "metrics": str,
-    "log_format": str,
-    "script_user": str,
-    "notify": str,
-    "webhook": str,
-    "webhook_token": str,
-    "mail_to": str,
-    "mail_from": str,
-    "smtp": str,
-    "smtp_login": str,
-}
-HA: Types = {
-    "interface": str,
-    "vrid": int,
-    "priority": int,
-    "interval": float,
-    "peers": list,
-    "source": str,
-    "preempt": bool,
-    "preempt_delay": int,
-    "patience": float,
-    "addresses": list,
-    "device": str,
-    "gateways": list,
-    "keepalived": str,
-    "pid_file": str,
-}
-TIMEOUTS: Types = dict.fromkeys(Timeouts.__struct_fields__, int)
-ANSWERS: Types = {"no_server": str, "no_connection": str, "sloppy_tcp": bool, "sloppy_sctp": bool}
-OPTIONS: Types = {
-    "conn_reuse_mode": int,
-    "expire_nodest_conn": bool,
-    "expire_quiescent_template": bool,
-    "expire_quiescent_udp": bool,
-    "drop_entry": int,
-    "drop_packet": int,
-    "secure_tcp": int,
-    "am_droprate": int,
-    "amemthresh": int,
-    "connections_max": int,
-    "hash_key": str,
-    "backup_only": bool,
-}
-SYNC: Types = {
-    "role": str,
-    "interface": str,
-    "id": int,
-    "version": int,
-    "group": str,
-    "port": int,
-    "ttl": int,
-    "maxlen": int,
-    "peers": list,
-    "key_file": str,
-    "threshold": int,
-    "period": int,
-    "refresh_period": int,
-    "retries": int,
-    "persist_mode": bool,
-}
+DIRECTOR: Types = {name: kind for name, kind in _keys(RunConfig).items() if name in SETTINGS and name != "ha"}
+HA = _keys(Ha, "preempt_delay")
+TIMEOUTS = _keys(Timeouts, *Timeouts.__struct_fields__)
+ANSWERS, OPTIONS = _keys(Answers), _keys(Options)
+SYNC = _keys(Sync, "refresh_period")
 SERVICE: Types = {
     "name": str,
     "vip": str,
@@ -151,75 +109,22 @@ SERVICE: Types = {
     "quorum": dict,
     "timeouts": dict,
     "connections_max": int,
-    "slow_start": int,
+    "slow_start": Seconds,
     "maglev_size": int,
     "real": list,
 }
-CHECK: Types = {
-    "type": str,
-    "port": int,
-    "interval": float,
-    "timeout": float,
-    "rise": int,
-    "fall": int,
-    "retry_delay": float,
-    "warmup": float,
-    "source": str,
-    "through": str,
-    "path": str,
-    "host": str,
-    "status": str,
-    "headers": list,
-    "version": str,
-    "digest": str,
-    "tls": str,
-    "verify": bool,
-    "sni": str,
-    "ca": str,
-    "cert": str,
-    "key": str,
-    "send": str,
-    "payload": str,
-    "expect": str,
-    "query": str,
-    "record": str,
-    "script": str,
-    "exit": str,
-    "file": str,
-    "factor": int,
-}
-HEALTH: Types = {
-    **CHECK,
-    "require": str,
-    "on_down": str,
-    "panic": int,
-    "hold": float,
-    "hold_max": float,
-    "passive": int,
-    "eject": float,
-    "max_ejected": int,
-    "notify_up": str,
-    "notify_down": str,
-    "check": list,
-}
+CHECK, HEALTH = _keys(Check), _keys(Health)
 SHARED = ("interval", "timeout", "rise", "fall", "retry_delay", "warmup", "source")  # said once for several checks
-QUORUM: Types = {
-    "weight": int,
-    "hysteresis": int,
-    "sorry": str,
-    "sorry_inhibit": bool,
-    "up": str,
-    "down": str,
-    "announce": str,
-}
-PERSISTENCE: Types = {"timeout": int, "netmask": int, "quiescent": str, "engine": str}
+QUORUM = _keys(Quorum)
+PERSISTENCE = _keys(Persistence, "timeout")
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 REAL: Types = {"address": str, "weight": int, "upper": int, "lower": int, "mode": str, "agent_port": int}
 TYPE_NAMES = {
     str: "a string in quotes",
     bool: "true or false",
     int: "a whole number",
-    float: "a number",
+    Seconds: 'a whole number of seconds, or a time as in "5m"',
+    Time: 'a number of seconds, or a time as in "500ms"',
     dict: "a table",
     list: "a list",
 }
@@ -502,7 +407,15 @@ class _Reader:
         for key, value in table.items():
             where = (*path, key)
             if key not in known:
-                self.refuse(where, _short(value), "is not known here", f"the keys are {', '.join(known)}")
+                self.refuse(
+                    where, _short(value), "is not known here", f"{meant(key, known)}the keys are {', '.join(known)}"
+                )
+            elif known[key] in (Seconds, Time) and isinstance(value, str):
+                read = parse_seconds if known[key] is Seconds else parse_time
+                try:
+                    found[key] = read(key, value)
+                except ConfigError as error:
+                    self.refuse(where, _short(value), error.problem, error.fix)
             elif not _is(value, known[key]):
                 self.refuse(where, _short(value), f"is not {TYPE_NAMES[known[key]]}")
             else:
@@ -529,10 +442,10 @@ class _Reader:
 
 
 def _is(value: object, kind: type) -> bool:
-    """TOML has whole numbers and others; a key that may be a fraction takes both."""
+    """TOML has whole numbers and others; a time may be both."""
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    return isinstance(value, (int, float) if kind is Time else int if kind is Seconds else kind)
 
 
 def _is_about(error: ConfigError, real: Real) -> bool:
