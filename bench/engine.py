@@ -19,8 +19,10 @@ from nfqlb._core.connection import Table
 from nfqlb._core.datapath import Datapath
 from nfqlb._core.queue import configure
 from nfqlb._core.snapshot import Service, Snapshot
+from nfqlb.kernel import netlink
+from nfqlb.reference import MAXLEN
 from nfqlb.testing import TCP, UDP, endpoint
-from nfqlb.worker import MAXLEN, NETLINK_NETFILTER, SO_RCVBUFFORCE, widen
+from nfqlb.worker import widen
 
 CONNECTIONS = 262_144
 BUFFER = 32 << 20
@@ -29,7 +31,7 @@ BUFFER = 32 << 20
 def loop(kind: str, gso: str, plain: str) -> None:
     bound, queues = [], []
     for number, super_packets in ((int(gso), True), (int(plain), False)):
-        link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         widen(link)
         size = link.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
         binding = NetfilterQueue(sockfd=link.fileno())
@@ -53,7 +55,7 @@ def percall(queue: str, vip: str, *reals: str) -> None:
     binding = NetfilterQueue()
     binding.bind(int(queue), PerPacket(datapath.worker()).handle, max_len=MAXLEN)
     with socket.socket(fileno=os.dup(binding.get_fd())) as link:
-        link.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        netlink.widen(link, socket.SO_RCVBUF, BUFFER)
     print("ready", flush=True)
     binding.run()
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 
 TICK = 0.001  # seconds: packets leave in small groups
 LINGER = 1.0  # seconds since the last datagram, there or back, until what is missing counts as lost
-BUFFER = 8 << 20
+BUFFER = 64 << 20  # for a program that has to wait for a CPU
 SILENCE = 0.01  # seconds
 SO_RCVBUFFORCE = 33
 IP_PKTINFO = 8  # include/uapi/linux/in.h

@@ -564,15 +564,21 @@ class Director:
                 refuse_while_waiting(before)
             kept = {name: value(before) if callable(value) else value for name, value in kept.items()}
             intent = edit(before.intent)
-            changed = differing(before.intent, intent) if intent != before.intent else list(intent.by_key)
-            await asyncio.to_thread(self._advisors.prepare, intent, frozenset(changed), ran)
-            if intent == before.intent:
+            same = intent == before.intent
+            changed = list(intent.by_key) if same else differing(before.intent, intent)
+            held, furnished = self._plan, intent.furnished
+
+            def prepare() -> None:
+                self._advisors.prepare(intent, frozenset(changed), ran)
+                if not same:
+                    self.require(intent)
+                    self._aiming.look(furnished, before.vip_dev)
+
+            await asyncio.to_thread(prepare)
+            if same:
                 self._adopt(intent)
                 await self._keep(**kept)
                 return before.revision
-            await asyncio.to_thread(self.require, intent)
-            held, furnished = self._plan, intent.furnished
-            await asyncio.to_thread(self._aiming.look, furnished, before.vip_dev)
             view, slots = self.serving.look(intent), self._compiler.slots
             snapshot = await asyncio.to_thread(self._compile, view)
             plan = self._plan_of(view)
@@ -603,7 +609,8 @@ class Director:
             self._count(changed, slots)
             self._settle(view)
             self._adopt(intent)
-            await asyncio.to_thread(self._sync, before.intent, intent)
+            if self._syncing or intent.sync:
+                await asyncio.to_thread(self._sync, before.intent, intent)
             self.health.adopt(intent)
             if lets_go(before.intent, intent):
                 self._left.set()

@@ -26,13 +26,13 @@ from netfilterqueue import COPY_NONE, NetfilterQueue, Packet
 from nfqlb._core.datapath import Worker as CoreWorker
 from nfqlb._core.queue import FastEngine, configure
 from nfqlb.errors import KernelError, TakenError
+from nfqlb.kernel import netlink
 from nfqlb.kernel.queues import RECEIVE_BUFFER
 from nfqlb.kernel.queues import Queue as Listener
 from nfqlb.reference import MAXLEN, ReferenceEngine
 from nfqlb.runconfig import QUEUES, QUEUES_PER_WORKER
 
 SOCKETS = Path("/proc/net/netlink")
-NETLINK_NETFILTER = 12
 FIRST = 4096
 NUMBERS = 65536
 COPIED = {
@@ -42,7 +42,6 @@ COPIED = {
     "syn": 65535,
 }  # bytes of a packet, by class; a head has all that parse looks at
 SEND_BUFFER = 16 << 20
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # include/uapi/asm-generic/socket.h
 
 
 class Engine(Protocol):
@@ -92,7 +91,7 @@ def _block(count: int, first: int | None, taken: dict[int, Listener]) -> list[in
 def _readers(portid: int) -> list[int]:
     """Processes that hold the netlink socket with this port id, as far as they can be seen."""
     rows = [line.split() for line in SOCKETS.read_text().splitlines()[1:]]  # sk Eth Pid ... Inode
-    links = {f"socket:[{row[-1]}]" for row in rows if (row[1], row[2]) == (str(NETLINK_NETFILTER), str(portid))}
+    links = {f"socket:[{row[-1]}]" for row in rows if (row[1], row[2]) == (str(netlink.NETLINK_NETFILTER), str(portid))}
     pids = set()
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
@@ -201,14 +200,11 @@ class Worker:
 def widen(sock: socket.socket) -> list[str]:
     """Give a queue's socket room for bursts, forced where allowed; a warning where the machine's limit is too low."""
     warnings = []
-    for option, force, size, sysctl in (
-        (socket.SO_RCVBUF, SO_RCVBUFFORCE, RECEIVE_BUFFER, "net.core.rmem_max"),
-        (socket.SO_SNDBUF, SO_SNDBUFFORCE, SEND_BUFFER, "net.core.wmem_max"),
+    for option, size, sysctl in (
+        (socket.SO_RCVBUF, RECEIVE_BUFFER, "net.core.rmem_max"),
+        (socket.SO_SNDBUF, SEND_BUFFER, "net.core.wmem_max"),
     ):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, force, size)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, option, size)
+        netlink.widen(sock, option, size)
         got = _room(sock, option)
         if got < size:
             warnings.append(f"the buffer of a queue is {got} bytes, bursts will be lost: sysctl -w {sysctl}={size}")
@@ -224,4 +220,4 @@ def inherited(fds: Sequence[int]) -> list[socket.socket]:
     """The holder's sockets, for this process only."""
     for fd in fds:
         os.set_inheritable(fd, False)
-    return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER, fileno=fd) for fd in fds]
+    return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER, fileno=fd) for fd in fds]

@@ -7,6 +7,7 @@ cell of the matrix passes when clients get what they should, and when everything
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import struct
@@ -33,6 +34,7 @@ LONGEST = 65_531  # bytes of an IP packet
 COPIED = 4_016  # bytes of a packet that the reference engine sees
 MTU, NARROW_MTU = 1500, 1400
 UDP_SEGMENT = 103  # include/uapi/linux/udp.h
+PORTS = itertools.cycle(range(30_000, 32_768))  # of datagrams, neither the kernel's choice nor that of netns.load
 
 Answer = tuple[str, str]  # the server, and the client that it saw
 
@@ -139,8 +141,12 @@ class Cell(NamedTuple):
         return opened
 
     def connect(self, kind: socket.SocketKind, port: int, host: Host | None = None) -> socket.socket:
-        """A socket of the client's, or of another's, connected to the VIP."""
+        """A socket of the client's, or of another's, connected to the VIP. Datagrams come from a port that none came
+        from of late: by one of the kernel's choice they would now and then be of an older flow, with its real server.
+        """
         opened = self.open(host or self.net.client, kind)
+        if kind is socket.SOCK_DGRAM:
+            opened.bind(("", next(PORTS)))
         opened.connect((self.vip, port))
         return opened
 

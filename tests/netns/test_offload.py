@@ -218,6 +218,9 @@ def test_ipsec_policies_see_every_packet(make_net: Callable[..., Net]) -> None:
     state("on")
     assert answers(8) == 8
     assert offload(net)["packets"] > passed
+    net.director.ip("xfrm policy setdefault fwd block")
+    state("IPsec")
+    assert answers(2) == 0, "the kernel forwards past a default that blocks"
 
 
 def test_ipsec_policies_do_not_wait_for_rules_that_cannot_be_mended(make_net: Callable[..., Net]) -> None:

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from nfqlb.kernel.announce import frames
+from nfqlb.kernel.announce import checksum, frames
 from nfqlb.kernel.doctor import Machine, Queue, Served, Service, examine, wire
 from nfqlb.kernel.doctor.reading import Way
 
@@ -111,7 +111,7 @@ def test_questions_name_no_sender() -> None:
 def test_an_echo_request_has_its_whole_length_and_says_it() -> None:
     packet = wire._echo(4, 1500, 7)
     assert len(packet) == 1480
-    assert wire.checksum(packet) == 0
+    assert checksum(packet) == 0
     header = bytes([0x45]) + bytes(19)
     assert wire._reply(socket.AF_INET, header + bytes([0]) + packet[1:], 7) == 1500
     assert wire._reply(socket.AF_INET, header + bytes([0]) + packet[1:], 8) == 0

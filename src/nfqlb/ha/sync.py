@@ -37,6 +37,7 @@ from nfqlb._core.mirror import Mirror
 from nfqlb.errors import ConfigError
 from nfqlb.ha import require_device, resync
 from nfqlb.ha.seal import OVERHEAD, ReplayError, Seal, read_key
+from nfqlb.kernel import netlink
 from nfqlb.model import Sync
 
 PAUSE = 0.02  # seconds between two looks (ip_vs_sync.c: HZ / 50)
@@ -55,7 +56,7 @@ SUM = 1 << 32
 IP_UDP = {4: 28, 6: 48}  # bytes of headers
 MTU = 1500
 LEAST = 400  # bytes of a message
-IP_MULTICAST_ALL, SO_BINDTODEVICE, SO_RCVBUFFORCE, IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 49, 25, 33, 10, 0
+IP_MULTICAST_ALL, IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 49, 10, 0
 
 log = logging.getLogger("nfqlb")
 
@@ -224,14 +225,11 @@ class Syncing:
         self._out = out = socket.socket(self._family, socket.SOCK_DGRAM)
         self._in = into = socket.socket(self._family, socket.SOCK_DGRAM)
         into.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        for option in (SO_RCVBUFFORCE, socket.SO_RCVBUF):
-            with contextlib.suppress(PermissionError):
-                into.setsockopt(socket.SOL_SOCKET, option, BUFFER)
-                break
+        netlink.widen(into, socket.SO_RCVBUF, BUFFER)
         everywhere = "0.0.0.0" if self._family == socket.AF_INET else "::"
         if settings.interface:
             for one in (out, into):
-                one.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, settings.interface.encode() + b"\0")
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, settings.interface.encode() + b"\0")
         if settings.peers:
             self._to = [(peer, settings.port) for peer in settings.peers]
             into.bind((self._own or everywhere, settings.port))
@@ -246,7 +244,7 @@ class Syncing:
         listener = self._listener = socket.socket(self._family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if settings.interface:
-            listener.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, settings.interface.encode() + b"\0")
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, settings.interface.encode() + b"\0")
         listener.bind((self._own or everywhere, settings.port))
         listener.listen(8)
         listener.settimeout(0.2)
@@ -444,7 +442,9 @@ class Syncing:
                 if self._own:
                     sock.bind((self._own, 0))
                 if self._settings.interface:
-                    sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, self._settings.interface.encode() + b"\0")
+                    sock.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._settings.interface.encode() + b"\0"
+                    )
                 sock.connect((peer.address, self._settings.port))
                 resync.take(sock, self._key, self._enter)
         except (OSError, ValueError) as error:

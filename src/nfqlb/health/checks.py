@@ -24,6 +24,7 @@ from nfqlb.health.files import Files
 from nfqlb.health.scripts import Scripts
 from nfqlb.health.stream import READ_MAX, Failed, Stream, Unknown, compiled, context, opened, short
 from nfqlb.health.web import http as ask_http
+from nfqlb.kernel.announce import checksum
 from nfqlb.model import DIALOGUES, Check, Key, command
 
 REFUSAL_SECONDS = 0.2  # that an ICMP error has to come, where no answer is expected
@@ -237,7 +238,5 @@ async def _datagram(target: Target, payload: bytes, *, wait: bool) -> bytes:
 
 
 def _summed(message: bytes) -> bytes:
-    """An ICMP message of even length with its checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{len(message) // 2}H", message))
-    total = (total >> 16) + (total & 0xFFFF)
-    return message[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + message[4:]
+    """An ICMP message with its checksum."""
+    return message[:2] + struct.pack("!H", checksum(message)) + message[4:]

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from nfqlb.health.stream import Failed, Unknown
 from nfqlb.kernel import neighbours
+from nfqlb.kernel.announce import checksum
 from nfqlb.model import family
 
 ETHERTYPE = {4: 0x0800, 6: 0x86DD}
@@ -154,7 +155,7 @@ class Direct:
         version = 4 if len(question.vip) == 4 else 6
         message = _ICMP.pack(ECHO[version][0], 0, 0, self._port, 0) + question.number.to_bytes(4)
         pseudo = b"" if version == 4 else _pseudo(question, len(message), ICMP[6])
-        message = message[:2] + _sum(pseudo + message) + message[4:]
+        message = message[:2] + checksum(pseudo + message).to_bytes(2) + message[4:]
         return _headed(question, ICMP[version], message)
 
     def _hear(self, version: int, listener: socket.socket) -> None:
@@ -191,7 +192,7 @@ def _segment(question: Question, port: int, number: int, acknowledged: int, flag
     words = 5 + len(options) // 4
     segment = _TCP.pack(port, question.port, number, acknowledged, words << 4, flags, 65535 if flags & SYN else 0, 0, 0)
     segment += options
-    total = _sum(_pseudo(question, len(segment), TCP) + segment)
+    total = checksum(_pseudo(question, len(segment), TCP) + segment).to_bytes(2)
     return _headed(question, TCP, segment[:16] + total + segment[18:])
 
 
@@ -201,20 +202,13 @@ def _headed(question: Question, protocol: int, body: bytes) -> bytes:
     if len(question.vip) == 16:
         return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + ends + body
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0x4000, 64, protocol, 0) + ends
-    return header[:10] + _sum(header) + header[12:] + body
+    return header[:10] + checksum(header).to_bytes(2) + header[12:] + body
 
 
 def _pseudo(question: Question, length: int, protocol: int) -> bytes:
     """What a checksum is over beside the body (RFC 9293, 3.1; RFC 8200, 8.1)."""
     rest = struct.pack("!II", length, protocol) if len(question.vip) == 16 else struct.pack("!HH", protocol, length)
     return question.source + question.vip + rest
-
-
-def _sum(data: bytes) -> bytes:
-    """The checksum of RFC 1071 over an even number of bytes."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return (~(total + (total >> 16)) & 0xFFFF).to_bytes(2)
 
 
 def _filter(version: int, port: int) -> bytes:

@@ -45,11 +45,22 @@ def frames(mac: bytes, address: str) -> Iterator[bytes]:
 
 
 def _advertisement(mac: bytes, ip: bytes) -> bytes:
-    everybody = socket.inet_pton(socket.AF_INET6, "ff02::1")
     body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + ip + b"\x02\x01" + mac  # type, code, checksum, override flag
-    total = sum(struct.unpack(f"!{(40 + len(body)) // 2}H", ip + everybody + struct.pack("!II", len(body), 58) + body))
+    return discovery(mac, ip, socket.inet_pton(socket.AF_INET6, "ff02::1"), body)
+
+
+def discovery(mac: bytes, source: bytes, group: bytes, body: bytes) -> bytes:
+    """An Ethernet frame with a message of neighbour discovery (RFC 4861), its checksum filled in, to a group."""
+    total = checksum(source + group + struct.pack("!II", len(body), 58) + body)
+    header = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + source + group
+    message = body[:2] + struct.pack("!H", total) + body[4:]
+    return b"\x33\x33" + group[12:] + mac + struct.pack("!H", IPV6) + header + message
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071."""
+    data += bytes(len(data) % 2)
+    total = int(sum(struct.unpack(f"!{len(data) // 2}H", data)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    body = body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:]
-    header = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + ip + everybody
-    return bytes.fromhex("333300000001") + mac + struct.pack("!H", IPV6) + header + body
+    return ~total & 0xFFFF

@@ -5,32 +5,43 @@ Formats: include/uapi/linux/xfrm.h; net/xfrm/xfrm_user.c (xfrm_get_spdinfo).
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 
 from nfqlb.kernel import netlink
 
-NETLINK_XFRM = 6
-GET_SPD_INFO, SPD_INFO = 0x25, 1
+GET_SPD_INFO, SPD_INFO, GET_DEFAULT, BLOCK = 0x25, 1, 0x28, 1
 POLICY_GROUP = 1 << 3  # XFRMNLGRP_POLICY
 
 
 def policies() -> bool:
-    """Whether a policy of this network namespace is about packets that are forwarded or sent; those of single sockets
-    are not. OSError where this process may not ask.
+    """Whether a policy of this network namespace is about packets that are forwarded or sent, or they are blocked where
+    none is; policies of single sockets are not. OSError where this process may not ask.
     """
     try:
         sock = _open(0)
     except OSError:  # a kernel without IPsec
         return False
     with sock:
-        sock.send(netlink.pack(GET_SPD_INFO, netlink.REQUEST, 1, bytes(4)))
-        for kind, _, _, payload in netlink.received(sock):
-            if kind == netlink.NLMSG_ERROR:
-                raise OSError(-int(struct.unpack_from("=i", payload)[0]), "cannot ask for IPsec policies")
-            _, sent, forwarded = struct.unpack_from("=3I", dict(netlink.attributes(payload[4:]))[SPD_INFO])
-            return bool(sent or forwarded)
-    return False
+        about = dict(netlink.attributes(_asked(sock, GET_SPD_INFO)[4:]))
+        _, sent, forwarded = struct.unpack_from("=3I", about[SPD_INFO])
+        if sent or forwarded:
+            return True
+        try:
+            _, *defaults = _asked(sock, GET_DEFAULT)[:3]  # in, fwd, out
+        except OSError:  # Linux before 5.14
+            return False
+        return BLOCK in defaults
+
+
+def _asked(sock: socket.socket, question: int) -> bytes:
+    sock.send(netlink.pack(question, netlink.REQUEST, 1, bytes(4)))
+    for kind, _, _, payload in netlink.received(sock):
+        if kind == netlink.NLMSG_ERROR:
+            raise OSError(-int(struct.unpack_from("=i", payload)[0]), "cannot ask for IPsec policies")
+        return payload
+    raise OSError(errno.EIO, "no answer about IPsec policies")
 
 
 class Events:
@@ -54,7 +65,9 @@ class Events:
 
 
 def _open(groups: int) -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_XFRM)
+    sock = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_XFRM
+    )
     try:
         sock.bind((0, groups))
     except OSError:

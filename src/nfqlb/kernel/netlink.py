@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
+FORCED = {socket.SO_SNDBUF: 32, socket.SO_RCVBUF: 33}  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 REQUEST, ACK, DUMP, DUMP_INTERRUPTED = 0x1, 0x4, 0x300, 0x10
 CREATE, APPEND, EMPTY_ONLY = 0x400, 0x800, 0x100  # EMPTY_ONLY (NLM_F_NONREC) with a delete: refuse while it is in use
@@ -179,13 +180,17 @@ def _open(size: int = 0) -> socket.socket:
     sock.bind((0, 0))
     sock.setblocking(False)
     sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # errors come back without a copy of the request
-    for option, plain in ((32, socket.SO_SNDBUF), (33, socket.SO_RCVBUF)):  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
-        wanted = max(1 << 20, 2 * size) if plain == socket.SO_SNDBUF else 1 << 20
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, option, wanted)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, plain, wanted)
+    widen(sock, socket.SO_SNDBUF, max(1 << 20, 2 * size))
+    widen(sock, socket.SO_RCVBUF, 1 << 20)
     return sock
+
+
+def widen(sock: socket.socket, option: int, size: int) -> None:
+    """Give a buffer of a socket so many bytes, or as many as the machine lets everybody have."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, FORCED[option], size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 
 def received(sock: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:

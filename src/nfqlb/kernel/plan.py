@@ -59,6 +59,8 @@ class Members(NamedTuple):
 
     def with_(self, other: Members) -> Members:
         """These and those of another; a packet that is whole goes either way, so heads are what both have."""
+        if self is other:
+            return self
         return Members(
             self.services | other.services,
             self.reals | other.reals,

@@ -15,6 +15,11 @@ SHARDS = 256
 T_co = TypeVar("T_co", covariant=True)
 Shard = frozenset[Any]
 
+
+def _as_it_is(one: Shard) -> Shard:
+    return one
+
+
 _NONE: Shard = frozenset()
 _EMPTY = (_NONE,) * SHARDS
 
@@ -58,9 +63,11 @@ class Pool(Set[T_co]):
         return f"Pool({set(self)!r})"
 
     def _with(
-        self, other: Set[Any], both: Callable[[Shard, Shard], Shard], same: Callable[[Shard], Shard] = lambda one: one
+        self, other: Set[Any], both: Callable[[Shard, Shard], Shard], same: Callable[[Shard], Shard] = _as_it_is
     ) -> Pool[Any]:
         theirs = other._shards if isinstance(other, Pool) else Pool(other)._shards
+        if theirs == self._shards:  # most sets, in most changes
+            return self if same is _as_it_is else Pool()
         pairs = zip(self._shards, theirs, strict=True)
         return _pool(tuple([same(one) if one is more else both(one, more) for one, more in pairs]))
 

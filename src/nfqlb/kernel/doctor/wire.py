@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 
-from nfqlb.kernel.announce import ARP, ARPHRD_ETHER, IPV6
+from nfqlb.kernel.announce import ARP, ARPHRD_ETHER, IPV6, checksum, discovery
 from nfqlb.model import family
 
 PATIENCE = 0.25  # seconds
@@ -90,11 +90,7 @@ def _question(mac: bytes, address: str) -> bytes:
         return b"\xff" * 6 + mac + struct.pack("!H", ARP) + body
     target = socket.inet_pton(socket.AF_INET6, address)
     group = socket.inet_pton(socket.AF_INET6, "ff02::1:ff00:0")[:13] + target[13:]
-    body = struct.pack("!BBHI", 135, 0, 0, 0) + target
-    sum_ = checksum(bytes(16) + group + struct.pack("!II", len(body), 58) + body)
-    body = body[:2] + struct.pack("!H", sum_) + body[4:]
-    header = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + bytes(16) + group
-    return b"\x33\x33" + group[12:] + mac + struct.pack("!H", IPV6) + header + body
+    return discovery(mac, bytes(16), group, struct.pack("!BBHI", 135, 0, 0, 0) + target)
 
 
 def _answer(frame: bytes) -> tuple[str, bytes] | None:
@@ -133,12 +129,3 @@ def _reply(version: socket.AddressFamily | int, packet: bytes, identifier: int) 
         packet = packet[(packet[0] & 15) * 4 :]
     kind, _, _, whose, size = struct.unpack_from("!BBHHH", packet)
     return int(size) if kind in (0, 129) and whose == identifier else 0
-
-
-def checksum(data: bytes) -> int:
-    """RFC 1071."""
-    data += bytes(len(data) % 2)
-    total = int(sum(struct.unpack(f"!{len(data) // 2}H", data)))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
