@@ -86,7 +86,7 @@ class Aiming:
         VIPs are this machine's where there is a `vip_dev`.
         """
         before = self._kept, self._routes
-        direct = [service for service in intent.services if service.mode == "dr" and not service.fwmark]
+        direct = [service for service in intent.direct if not service.fwmark]
         vips = {service.address for service in direct} if self.mask else set()
         try:
             ruled, found = (neighbours.ruled(), neighbours.routes(vips)) if vips else (set(), {})

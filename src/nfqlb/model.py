@@ -966,6 +966,11 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
         return {service.key: service for service in self.services}
 
     @cached_property
+    def direct(self) -> tuple[Service, ...]:
+        """The services of direct routing."""
+        return tuple(service for service in self.services if service.mode == "dr")
+
+    @cached_property
     def furnished(self) -> Intent:
         """The same with every sorry server as a real server."""
         if not any(service.quorum for service in self.services):

@@ -12,6 +12,7 @@ import pytest
 
 from nfqlb import worker
 from nfqlb.errors import TakenError
+from nfqlb.kernel import netlink
 from nfqlb.kernel.queues import Queue as Listener
 from nfqlb.worker import Queue, Worker, assign
 
@@ -76,7 +77,7 @@ def test_a_taken_queue_is_refused_with_its_number() -> None:
 
 
 def test_the_reader_of_a_queue_is_named_by_who_holds_its_socket() -> None:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, worker.NETLINK_NETFILTER) as reader:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER) as reader:
         reader.bind((0, 0))
         with pytest.raises(TakenError, match=rf"\(pid {os.getpid()}\)"):
             assign(sockets(0, 0, 0, 0), 7, taken(7, portid=reader.getsockname()[0]))

@@ -32,6 +32,7 @@ class Planner:
     def __init__(self, frame: Plan) -> None:
         self._frame = frame
         self._intent, self._left = Intent(), Slots()
+        self._longest = longest(self._intent)
         self._tallies = {4: _Tally(), 6: _Tally()}
 
     def plan(
@@ -55,6 +56,8 @@ class Planner:
             gone, come = changed[family(key.address)]
             gone += entries(key, self._intent.by_key.get(key), self._left.services.get(key, ()))
             come += entries(key, intent.by_key.get(key), left.services.get(key, ()))
+        if intent is not self._intent:  # it is asked for again and again, for very many services
+            self._longest = longest(intent)
         self._intent, self._left = intent, left
         for number, (gone, come) in changed.items():
             self._tallies[number].change(gone, come)
@@ -66,11 +69,11 @@ class Planner:
             self._frame,
             v4=v4,
             v6=v6,
-            idle=longest(intent),
+            idle=self._longest,
             vip_dev=vip_dev,
             withheld=frozenset(withheld),
             ways=frozenset(ways),
-            mask=mask if any(service.mode == "dr" for service in intent.services) else 0,
+            mask=mask if intent.direct else 0,
         )
 
     def _differing(self, intent: Intent, left: Slots) -> Iterable[Key]:
@@ -170,9 +173,8 @@ def steered(intent: Intent, by: str, kept: Collection[str], room: int) -> list[S
     """
     found: list[Service] = []
     servers: set[str] = set()
-    direct = [service for service in intent.services if service.mode == "dr"]
-    marked = {family(service.address) for service in intent.services if service.fwmark} if direct else ()
-    for service in direct:
+    marked = {family(service.address) for service in intent.services if service.fwmark} if intent.direct else ()
+    for service in intent.direct:
         fits = by == "route" or (by == "auto" and service.protocol == "tcp")
         fits = fits and not (service.mss or service.key.wide or family(service.address) in marked)
         fits = fits and not (service.persistence and service.persistence.engine)

@@ -83,7 +83,8 @@ def has_quorum(service: Service, out: Mapping[End, Out], before: bool) -> bool:
 
 def withheld(intent: Intent, lost: Set[Key]) -> frozenset[str]:
     """The VIPs that a service without its quorum does not want announced."""
-    return frozenset(service.address for service in intent.services if announces(service) and service.key in lost)
+    services = (intent.by_key.get(key) for key in lost)
+    return frozenset(service.address for service in services if service and announces(service))
 
 
 def announces(service: Service) -> bool:
