@@ -75,7 +75,8 @@ class Applier:
         """What applying would do; refused as that would be for what this machine lacks."""
         now = self._host.state
         check_revision(now, revision)
-        await asyncio.to_thread(self._host.require, intent)
+        if intent != now.intent:
+            await asyncio.to_thread(self._host.require, intent)
         return Outcome(now.revision, await asyncio.to_thread(steps, now.intent, intent), self._notes(director))
 
     async def apply(

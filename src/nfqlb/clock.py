@@ -1,24 +1,42 @@
-"""What deadlines go by: seconds since 1970 that a step of the wall clock does not move while a process lives.
+"""What deadlines go by: seconds since 1970 that a step of the wall clock does not move.
 
 Strategy: a deadline has to mean something to the next director, so it is a time of day; but machines boot with the
-wrong one, and NTP then puts it right at once. So the wall clock is read when the process begins, and counted on from
+wrong one, and NTP then puts it right at once. So the wall clock is read once, and counted on from
 there by CLOCK_BOOTTIME, which nobody sets. People are told what the wall clock will say.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def _boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-_AHEAD = time.time() - _boottime()
+_ahead = time.time() - _boottime()
+
+
+def keep(file: Path) -> None:
+    """Go on by the clock of who wrote the file since the machine booted, or write it."""
+    global _ahead
+    boot = BOOT.read_text().strip()
+    with suppress(OSError, ValueError):
+        known, _, ahead = file.read_text().partition(" ")
+        if known == boot:
+            _ahead = float(ahead)
+            return
+    with suppress(OSError):  # it will be another one's clock after a crash
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.write_text(f"{boot} {_ahead!r}")
 
 
 def now() -> float:
-    return _AHEAD + _boottime()
+    return _ahead + _boottime()
 
 
 def wall(moment: float) -> float:

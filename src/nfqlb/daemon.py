@@ -197,6 +197,7 @@ class Director:
 
     def start(self) -> None:
         """Take the packets; NfqlbError leaves the kernel as it was."""
+        clock.keep(self._state_file.with_suffix(".clock"))
         saved = self._store.load()
         given = self.config.intent
         self.state, restored, remark = state.choose(
@@ -478,10 +479,10 @@ class Director:
         drain = drains.Drain(str(key), str(real), clock.now() + seconds, keep)
 
         def added(before: State) -> tuple[Drain, ...]:
+            self._drained.pop((drain.service, drain.real), None)
             return *(one for one in before.drains if not _same(one, drain)), drain
 
         await self.change(lambda intent: drains.quiesce(intent, key, real), revision, drains=added)
-        self._drained.pop((drain.service, drain.real), None)
         return self._drain_view(drain, Phase.DRAINING)
 
     def drains(self) -> list[DrainView]:

@@ -141,7 +141,7 @@ def parse_time(field: str, text: str, fix: str = "write 2, 1.5s, 500ms or 5m") -
 def parse_seconds(field: str, text: str) -> int:
     """A whole number of them."""
     fix = "write 90, 90s, 5m, 2h or 1d"
-    seconds = parse_time(field, text, fix)
+    seconds = round(parse_time(field, text, fix), 6)
     if seconds % 1:
         raise ConfigError(field, text, "is not a time", fix)
     return int(seconds)

@@ -220,8 +220,10 @@ INLINE int find_hop(struct __sk_buff *skb, const struct offload_control *now, co
 	}
 	if (look_up_route(skb, &route, sizeof(route), 0))
 		return 0;
-	if (!has(now->ethernet, route.ifindex))
+	if (route.ifindex / 32 < OFFLOAD_WORDS && !has(now->ethernet, route.ifindex))
 		return 0;
+	if (!(route.dmac[0] | route.dmac[1] | route.dmac[2] | route.dmac[3] | route.dmac[4] | route.dmac[5]))
+		return 0;      /* no link address: of what is beyond the bits that is all that is known */
 	direction->link[0] = route.dmac[0] | route.dmac[1] << 8;
 	direction->link[1] = route.dmac[2] | route.dmac[3] << 8;
 	direction->link[2] = route.dmac[4] | route.dmac[5] << 8;
