@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from nfqlb import clock, state
 from nfqlb.control.reconcile import Step, steps
@@ -24,6 +24,7 @@ from nfqlb.runconfig import SETTINGS, Ha, RunConfig
 from nfqlb.state import Pending, State
 
 CONFIRM_MAX = 86400  # seconds
+T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
@@ -167,6 +168,16 @@ class Applier:
             for key, wanted, running in pairs
             if wanted != running
         ]
+
+
+async def whole(tasks: set[asyncio.Task[Any]], step: Coroutine[Any, Any, T]) -> T:
+    """Do it to its end, although whoever asked may go away: a thread that it waits for cannot be called back. It is
+    among the `tasks` meanwhile.
+    """
+    task = asyncio.create_task(step)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return await asyncio.shield(task)
 
 
 def check_revision(now: State, wanted: int | None) -> None:

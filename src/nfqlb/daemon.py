@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import msgspec
 
@@ -45,7 +45,7 @@ from nfqlb._core.mirror import Mirror
 from nfqlb.advising import Advisors, Ran, UnrunError, Use
 from nfqlb.aiming import Aiming
 from nfqlb.api.director import Choosing, DrainView
-from nfqlb.applying import Applier, check_revision, refuse_while_waiting
+from nfqlb.applying import Applier, check_revision, refuse_while_waiting, whole
 from nfqlb.control import drains, registry
 from nfqlb.control.compile import Compiler, Slots, packed
 from nfqlb.control.drains import Drain, Phase
@@ -105,7 +105,6 @@ STATE_TRIES = 5  # to read the state that another one writes
 PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger("nfqlb")
-Result = TypeVar("Result")
 
 
 class Kernel(Protocol):
@@ -465,14 +464,7 @@ class Director:
         ConflictError where there is another revision than the one that is named, or one waits to be confirmed. `kept`
         are further fields of the state, which change with it: values, or what makes one of the state before.
         """
-        return await self._through(self._change(edit, revision, kept))
-
-    async def _through(self, step: Coroutine[Any, Any, Result]) -> Result:
-        """Do it to its end, although whoever asked may go away: a thread that it waits for cannot be called back."""
-        task = asyncio.create_task(step)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return await whole(self._tasks, self._change(edit, revision, kept))
 
     async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
         """Give the real server weight 0, and remove it when it is empty or time is up, unless it is kept."""
@@ -806,7 +798,7 @@ class Director:
 
     async def maintain(self, key: Key, real: Real, on: bool, why: str = "") -> None:
         """Take a real server out, or back in; it stays so through restarts. NotFoundError where there is none."""
-        await self._through(self._maintain(key, real, on, why))
+        await whole(self._tasks, self._maintain(key, real, on, why))
 
     async def _maintain(self, key: Key, real: Real, on: bool, why: str) -> None:
         async with self._lock:

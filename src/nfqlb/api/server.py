@@ -17,7 +17,7 @@ import re
 import socket
 import stat
 import struct
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from aiohttp.typedefs import Handler, Middleware
 from nfqlb import clock
 from nfqlb.api import openapi, schema
 from nfqlb.api.director import Director
-from nfqlb.applying import CONFIRM_MAX, Outcome
+from nfqlb.applying import CONFIRM_MAX, Outcome, whole
 from nfqlb.control import registry
 from nfqlb.errors import (
     ConfigError,
@@ -244,16 +244,16 @@ class _Routes:
             return _applied(await applier.plan(wanted.director, intent, revision), done=False)
         file = request.query.get("file", "")
         step = applier.apply(wanted.director, intent, file=file, confirm_within=within, revision=revision)
-        return _applied(await self._whole(step))
+        return _applied(await whole(self._tasks, step))
 
     async def confirm(self, request: web.Request) -> web.Response:
-        return _changed_to(await self._whole(self.director.applier.confirm(_revision(request))))
+        return _changed_to(await whole(self._tasks, self.director.applier.confirm(_revision(request))))
 
     async def rollback(self, request: web.Request) -> web.Response:
-        return _changed_to(await self._whole(self.director.applier.rollback(_revision(request))))
+        return _changed_to(await whole(self._tasks, self.director.applier.rollback(_revision(request))))
 
     async def reload(self, request: web.Request) -> web.Response:
-        return _applied(await self._whole(self.director.applier.reload(_revision(request))))
+        return _applied(await whole(self._tasks, self.director.applier.reload(_revision(request))))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """A line for each; `follow` ends it, or who asked by going away."""
@@ -272,13 +272,6 @@ class _Routes:
 
     async def openapi(self, _: web.Request) -> web.Response:
         return _json(openapi.document())
-
-    async def _whole(self, step: Coroutine[Any, Any, T]) -> T:
-        """Do it to its end, and say so in the events, although whoever asked may go away."""
-        task = asyncio.create_task(step)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
 
     async def _change(self, request: web.Request, edit: Callable[[Intent], Intent], status: int = 200) -> web.Response:
         return _changed_to(await self.director.change(edit, _revision(request)), status)
