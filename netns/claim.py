@@ -63,7 +63,10 @@ def sweep() -> list[str]:
         for path in sorted(CLAIMS.iterdir()):
             if path.name == ".lock":
                 continue
-            owner = json.loads(path.read_text())
+            try:
+                owner = json.loads(path.read_text())
+            except FileNotFoundError:
+                continue  # its owner has just given it back
             if _start_time(owner["pid"]) != owner["start"]:
                 release(Claim(path.name, Path(owner["folder"])))
                 swept.append(path.name)
