@@ -5,6 +5,7 @@ Nothing here waits for a time to pass; threads meet at barriers and end when the
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import itertools
 import threading
@@ -43,8 +44,10 @@ def together(*work: Callable[[], None]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+        thread.join(120)
+        if thread.is_alive():
+            faulthandler.dump_traceback()  # of all threads: where each of them stands
+            pytest.fail("a thread does not end")
     if errors:
         raise errors[0]
 
