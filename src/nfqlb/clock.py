@@ -1,8 +1,8 @@
 """What deadlines go by: seconds since 1970 that a step of the wall clock does not move.
 
 Strategy: a deadline has to mean something to the next director, so it is a time of day; but machines boot with the
-wrong one, and NTP then puts it right at once. So the wall clock is read once, and counted on from
-there by CLOCK_BOOTTIME, which nobody sets. People are told what the wall clock will say.
+wrong one, and NTP then puts it right at once. So the wall clock is read once, and counted on from there by
+CLOCK_BOOTTIME, which nobody sets, and by which the data path goes. People are told what the wall clock will say.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from pathlib import Path
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+NANOSECONDS = 1_000_000_000
 
 
-_ahead = time.time() - _boottime()
+def boottime() -> int:
+    """What the data path goes by: nanoseconds since the machine booted, with those that it slept."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+_ahead = time.time() - boottime() / NANOSECONDS
 
 
 def keep(file: Path) -> None:
@@ -36,7 +40,7 @@ def keep(file: Path) -> None:
 
 
 def now() -> float:
-    return _ahead + _boottime()
+    return _ahead + boottime() / NANOSECONDS
 
 
 def wall(moment: float) -> float:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nfqlb.kernel.capabilities import SETGID, SETUID, keep_only
+from nfqlb.waiting import within
 
 AT_ONCE = 64  # scripts; further ones wait
 OUTPUT_MAX = 4096  # bytes that are told; a script may write more
@@ -127,22 +128,16 @@ async def _end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
         raise
     try:
         with _watched(pidfd, ended.set):
-            await _within(seconds, ended)
+            await within(seconds, ended)
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # before it is waited for: the number is not another's yet
         late = not ended.is_set()
         with _watched(pidfd, ended.set):
-            await _within(STUBBORN_SECONDS, ended)  # one that even SIGKILL does not end is left behind
+            await within(STUBBORN_SECONDS, ended)  # one that even SIGKILL does not end is left behind
         os.close(pidfd)
         code = process.poll()
     return None if late else code
-
-
-async def _within(seconds: float, event: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ LOOK_AROUND = {  # commands about the machine that they run on
     "nfqlb.cli.doctor": {"nfqlb.kernel.doctor", "nfqlb.kernel.queues"},
 }
 HOLDER = {"nfqlb.errors", "nfqlb.handover", "nfqlb.kernel.capabilities", "nfqlb.logs", "nfqlb.paths"}
-USERS_OF_THE_CORE = {"nfqlb.advising", "nfqlb.aiming", "nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.offloading"}
-USERS_OF_THE_CORE |= {"nfqlb.reference", "nfqlb.testing", "nfqlb.worker", "nfqlb.ha"}
+USERS_OF_THE_CORE = {"nfqlb.advising", "nfqlb.aiming", "nfqlb.api", "nfqlb.control", "nfqlb.daemon", "nfqlb.director"}
+USERS_OF_THE_CORE |= {"nfqlb.ha", "nfqlb.offloading", "nfqlb.reference", "nfqlb.testing", "nfqlb.upkeep"}
+USERS_OF_THE_CORE |= {"nfqlb.worker"}
 
 
 def module_of(path: Path) -> str:

@@ -14,13 +14,14 @@ import pytest
 from msgspec.structs import replace
 
 from nfqlb.api.client import Client
-from nfqlb.api.director import Choosing, Connection, DrainView
+from nfqlb.api.director import Choosing, Connection
 from nfqlb.api.server import serve
 from nfqlb.applying import Applier, check_revision, refuse_while_waiting
 from nfqlb.cli import main
 from nfqlb.cli.env import Env
 from nfqlb.control import drains
 from nfqlb.control.rates import Meter
+from nfqlb.draining import Draining, DrainView
 from nfqlb.feed import Feed
 from nfqlb.health.runner import Runner
 from nfqlb.model import Intent, Key, Real, Service
@@ -44,6 +45,24 @@ class Drained(NamedTuple):
     packets: int
 
 
+class FakeDraining(Draining):
+    """One connection less each time somebody looks; then the drain ends as `end` says."""
+
+    end = "empty"
+    shown: list[DrainView]
+
+    async def begin(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
+        await self._host.change(lambda intent: drains.quiesce(intent, key, real), revision)
+        self.shown = [DrainView(str(key), str(real), "draining", 1, 2, int(seconds), keep)]
+        return self.shown[0]
+
+    def views(self) -> list[DrainView]:
+        self.shown = [
+            replace(one, active=one.active - 1) if one.active else replace(one, phase=self.end) for one in self.shown
+        ]
+        return self.shown
+
+
 class FakeDirector:
     """Begins with WEB and DNS, slots from 0 in their order; the last server of WEB has not been counted yet."""
 
@@ -56,8 +75,7 @@ class FakeDirector:
         self.maintained: list[tuple[str, str, bool, str]] = []
         self.failure: Exception | None = None
         self.rows: list[Connection] = []
-        self.draining: list[DrainView] = []
-        self.end = "empty"
+        self.draining = FakeDraining(self)
         self.meter = Meter()
         self.chosen: dict[Key, Choosing] = {}
 
@@ -87,20 +105,14 @@ class FakeDirector:
         if self.failure:
             raise self.failure
 
+    async def keep(self, **kept: Any) -> None:
+        self.state = msgspec.structs.replace(self.state, **kept)
+
+    def load(self, key: Key, real: Real) -> tuple[int, int]:
+        return 1, 2
+
     async def maintain(self, key: Key, real: Real, on: bool, why: str = "") -> None:
         self.maintained.append((str(key), str(real), on, why))
-
-    async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
-        await self.change(lambda intent: drains.quiesce(intent, key, real), revision)
-        self.draining = [DrainView(str(key), str(real), "draining", 1, 2, int(seconds), keep)]
-        return self.draining[0]
-
-    def drains(self) -> Sequence[DrainView]:
-        """One connection less each time somebody looks; then it ends as `end` says."""
-        self.draining = [
-            replace(one, active=one.active - 1) if one.active else replace(one, phase=self.end) for one in self.draining
-        ]
-        return self.draining
 
     def drained(self) -> Drained:
         slots: dict[int, tuple[int, ...]] = {0: (7, 60, 50, 6000, 50000, 2, 5), 3: (4, 8, 8, 400, 800, 0, 4)}

@@ -154,7 +154,7 @@ def test_a_drain_is_waited_for(
     last: str,
 ) -> None:
     monkeypatch.setattr("nfqlb.cli.drain.POLL", 0.0)
-    director.end = end
+    director.draining.end = end
     ended = live("drain", VIP, REAL, *args)
     seconds = 120 if args[:1] == ["--timeout"] else 300
     assert ended.out.splitlines() == [

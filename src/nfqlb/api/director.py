@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import msgspec
-
 from nfqlb.applying import Applier
 from nfqlb.control.rates import Meter
+from nfqlb.draining import Draining
 from nfqlb.feed import Feed
 from nfqlb.health.runner import Runner
 from nfqlb.model import Intent, Key, Real
@@ -36,18 +35,6 @@ class Choosing(NamedTuple):
     shadow: Advice | None = None
 
 
-class DrainView(msgspec.Struct, frozen=True):
-    """A drain as it is now, or was when it ended: `phase` is one of control.drains.Phase."""
-
-    service: str
-    real: str
-    phase: str
-    active: int
-    inactive: int
-    seconds_left: int
-    keep: bool
-
-
 class Director(Protocol):
     meter: Meter
     """Rates, and what the counters were when they were zeroed."""
@@ -57,6 +44,9 @@ class Director(Protocol):
 
     applier: Applier
     """Whole configurations."""
+
+    draining: Draining
+    """Real servers on their way out."""
 
     @property
     def health(self) -> Runner:
@@ -78,14 +68,8 @@ class Director(Protocol):
         ConflictError: there is another revision than the one that is named.
         """
 
-    async def drain(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
-        """Take a real server out when its connections have ended, or after `seconds`; it goes on without who asked."""
-
     async def maintain(self, key: Key, real: Real, on: bool, why: str = "") -> None:
         """Take a real server out, or back in; it stays so through restarts. NotFoundError where there is none."""
-
-    def drains(self) -> Sequence[DrainView]:
-        """Those that go on, and how the others ended."""
 
     def drained(self) -> Drained:
         """Totals since the start, over all workers."""

@@ -13,7 +13,7 @@ import msgspec
 
 import nfqlb
 from nfqlb.api import schema
-from nfqlb.api.director import DrainView
+from nfqlb.draining import DrainView
 from nfqlb.feed import Event
 from nfqlb.model import Answers, Options, Real, Service, Sync, Timeouts
 

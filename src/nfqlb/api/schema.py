@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from nfqlb.api.director import Choosing, Connection, DrainView, Slots
+from nfqlb.api.director import Choosing, Connection, Slots
 from nfqlb.control.compile import SlotKey, unpacked
 from nfqlb.control.rates import Meter
 from nfqlb.control.reconcile import Step
 from nfqlb.control.standing import Cause
+from nfqlb.draining import DrainView
 from nfqlb.health.runner import Asked
 from nfqlb.model import (
     PROTOCOLS,

@@ -152,7 +152,7 @@ class _Routes:
         key, real, order = _key(request), _endpoint(request), await _body(request, schema.DrainOrder)
         if not 0 <= order.timeout <= DRAIN_MAX:
             raise ConfigError("timeout", order.timeout, "out of range", f"use 0 to {DRAIN_MAX} seconds")
-        return _json(await self.director.drain(key, real, order.timeout, order.keep, _revision(request)), 202)
+        return _json(await self.director.draining.begin(key, real, order.timeout, order.keep, _revision(request)), 202)
 
     async def maintenance(self, request: web.Request) -> web.Response:
         key, real, order = _key(request), _endpoint(request), await _body(request, schema.MaintenanceOrder)
@@ -169,7 +169,7 @@ class _Routes:
         return _json(schema.schedulers(director.choosing(), director.intent(), director.slots()))
 
     async def drains(self, _: web.Request) -> web.Response:
-        return _json(schema.Drains([*self.director.drains()]))
+        return _json(schema.Drains(self.director.draining.views()))
 
     async def connections(self, request: web.Request) -> web.Response:
         rows = self.director.connections(int(_number(request, "limit", 2**32)))
