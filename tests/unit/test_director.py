@@ -101,6 +101,9 @@ class Fakes:
         self.step("publish")
         self.published = snapshot
 
+    def announce(self, *_: int, spares_children: bool) -> None: ...
+    def fall_silent(self) -> None: ...
+
     def stand_by(self, on: bool) -> None:
         self.standby = on
 
@@ -860,6 +863,37 @@ def test_who_cannot_sync_may_be_master_after_a_while_and_who_is_not_in_step_yet_
 
     asyncio.run(minded())
     assert [lacks in line for line in caplog.messages] == [True] * bool(lacks)
+
+
+def test_sync_that_an_error_of_ours_ended_begins_anew(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Sync] = []
+
+    class Ends:
+        failed, obstacle, ready = True, "", True
+
+        def __init__(self, mirror: object, capacity: int, sync: Sync, clock: object) -> None:
+            begun.append(sync)
+            self.failed = len(begun) < 3
+
+        def start(self) -> None: ...
+        def stop(self) -> None: ...
+        def look(self) -> None: ...
+
+    monkeypatch.setattr(director, "Syncing", Ends)
+    monkeypatch.setattr(director, "Mirror", lambda _: None)
+    monkeypatch.setattr(director, "require", lambda _: None)
+    monkeypatch.setattr(director, "RESYNC_SECONDS", 0.001)
+    sync = Sync(interface="lo")
+
+    async def minded() -> None:
+        await made.director.change(lambda intent: msgspec.structs.replace(intent, sync=sync))
+        minding = asyncio.ensure_future(made.director._mind_sync())
+        await until(lambda: len(begun) == 3)
+        await asyncio.sleep(0.02)
+        minding.cancel()
+
+    asyncio.run(minded())
+    assert begun == [sync] * 3  # and the third goes on
 
 
 # --- between changes and end ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The VIPs on the interface that `--vip-dev` names.
+"""The VIPs on the interface that `vip_dev` names.
 
 Strategy: a VIP is added as a host address without a prefix route, ready at once (no duplicate address detection: the
 VIP may just have left another machine), and announced. One of IPv6 is deprecated from the start (RFC 4862, 5.5.4): it

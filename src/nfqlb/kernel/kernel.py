@@ -64,11 +64,11 @@ class Kernel:
         return self._plan.diverter if self._plan else ""
 
     def require(self, plan: Plan) -> None:
-        """MissingError, or ConfigError for --vip-dev, naming the first thing without which `plan` cannot be applied."""
+        """MissingError, or ConfigError for vip_dev, naming the first thing without which `plan` cannot be applied."""
         if not capable(NET_ADMIN):
             raise MissingError("nfqlb needs CAP_NET_ADMIN to divert packets: run it as root")
         if plan.vip_dev and not capable(NET_RAW):
-            raise MissingError("nfqlb needs CAP_NET_RAW to announce the VIPs of --vip-dev: run it as root")
+            raise MissingError("nfqlb needs CAP_NET_RAW to announce the VIPs of vip_dev: run it as root")
         plan = _diverted(plan)
         if plan.firewall == "accept" or plan.diverter == "iptables":
             for program in PROGRAMS:
@@ -76,7 +76,7 @@ class Kernel:
                     raise MissingError(f"the program {program} is not there: {programs.APT}")
             self._sets.require()
         if plan.vip_dev and not interface_exists(plan.vip_dev):
-            raise ConfigError("--vip-dev", plan.vip_dev, "is not an interface", "see `ip link` for their names")
+            raise ConfigError("vip_dev", plan.vip_dev, "is not an interface", "see `ip link` for their names")
         with _told():
             self._diverters[plan.diverter].require(plan)
 
