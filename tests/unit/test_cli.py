@@ -245,7 +245,7 @@ def test_the_director_is_found_by_option_then_environment_then_name(
             ["service", "edit", VIP, "--mss", "1400", "--if-revision", "1"],
             (msgspec.structs.replace(WEB, mss=1400), DNS),
         ),
-        (["service", "edit", VIP, "--slow-start", "30"], (msgspec.structs.replace(WEB, slow_start=30), DNS)),
+        (["service", "edit", VIP, "--slow-start", "5m"], (msgspec.structs.replace(WEB, slow_start=300), DNS)),
         (["service", "add", "[::9]:53", "--slow-start", "9"], (WEB, DNS, Service("::9", 53, slow_start=9))),
         (
             ["service", "edit", VIP, "--scheduler", "mh", "--maglev-size", "65537"],
@@ -310,7 +310,7 @@ def test_an_edit_of_persistence_changes_what_it_names(
 @pytest.mark.parametrize("verb", ["edit", "add"])
 @pytest.mark.parametrize(("option", "value"), [("netmask", "24"), ("persistence-engine", "sip"), ("quiescent", "move")])
 def test_without_persistence_nothing_of_it_can_be_said(live: Command, verb: str, option: str, value: str) -> None:
-    sentence = f"{option} '{value}': means nothing without persistence; give --persistent SECONDS, too"
+    sentence = f"{option} '{value}': means nothing without persistence; give --persistent TIME, too"
     for more in ((), ("--scheduler", "rr")) if verb == "add" else ((), ("--scheduler", "rr"), ("--persistent", "0")):
         assert live("service", verb, VIP, f"--{option}", value, *more) == (2, "", f"nfqlb: {sentence}\n")
 

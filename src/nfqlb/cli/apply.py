@@ -8,7 +8,7 @@ import time
 import click
 
 from nfqlb.cli import steps
-from nfqlb.cli.env import Env, change_options, client
+from nfqlb.cli.env import Env, change_options, client, seconds
 from nfqlb.errors import ConfigError
 
 
@@ -16,13 +16,16 @@ from nfqlb.errors import ConfigError
 @click.argument("file")
 @click.option("--plan", is_flag=True, help="Only say what would change.")
 @click.option(
-    "--confirm-within", metavar="TIME", help="90s, 5m: go back then, unless `nfqlb confirm` was called meanwhile."
+    "--confirm-within",
+    callback=seconds,
+    metavar="TIME",
+    help="90s, 5m: go back then, unless `nfqlb confirm` was called meanwhile.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON with stable keys.")
 @change_options
 @click.pass_obj
 def command(
-    env: Env, file: str, plan: bool, confirm_within: str | None, as_json: bool, api: str | None, name: str | None
+    env: Env, file: str, plan: bool, confirm_within: int | None, as_json: bool, api: str | None, name: str | None
 ) -> None:
     """Make a running director do what FILE says: services that are not in it go, all in one step or not at all.
 
@@ -34,11 +37,9 @@ def command(
     import msgspec
 
     from nfqlb.config.file import STDIN, read
-    from nfqlb.model import parse_seconds
 
     director, intent = read(file, whole=True, stdin=True)
-    within = parse_seconds("--confirm-within", confirm_within) if confirm_within is not None else 0
-    if confirm_within is not None and not within:
+    if confirm_within == 0:
         fix = "give it some, as in 90s or 5m; leave it out to apply for good"
         raise ConfigError("--confirm-within", confirm_within, "leaves no time to confirm", fix)
     if "api" in director:
@@ -46,7 +47,7 @@ def command(
     wanted = {"director": msgspec.to_builtins(director), **msgspec.to_builtins(intent)}
     chosen = client(env, api, name, director)
     origin = "" if file == STDIN else os.path.abspath(file)
-    answer = chosen.apply(wanted, plan=plan, confirm_within=within, file=origin)
+    answer = chosen.apply(wanted, plan=plan, confirm_within=confirm_within or 0, file=origin)
     steps.tell(answer, as_json)
     if answer["confirm_by"] and not as_json:
         left = max(0, round(answer["confirm_by"] - time.time()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nfqlb.cli.env import Env, change_options, client, known_reals, known_vips
+from nfqlb.cli.env import Env, change_options, client, known_reals, known_vips, seconds
 
 if TYPE_CHECKING:
     from nfqlb.api.client import Client
@@ -26,7 +26,11 @@ ENDS = {
 @click.argument("vip", shell_complete=known_vips)
 @click.argument("real", shell_complete=known_reals)
 @click.option(
-    "--timeout", default="5m", metavar="TIME", help="90s, 5m, 2h: take it out then at the latest [default: 5m]."
+    "--timeout",
+    callback=seconds,
+    default="5m",
+    metavar="TIME",
+    help="90s, 5m, 2h: take it out then at the latest [default: 5m].",
 )
 @click.option("--keep", is_flag=True, help="Leave it there in the end, with weight 0.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the end.")
@@ -36,7 +40,7 @@ def command(
     context: click.Context,
     vip: str,
     real: str,
-    timeout: str,
+    timeout: int,
     keep: bool,
     no_wait: bool,
     api: str | None,
@@ -47,12 +51,12 @@ def command(
     The director does it: it goes on after Ctrl-C here, and after a crash of the director. Giving the server a weight
     calls it off. Ends with 0 when the server is empty, with 1 when time was up before that or it was called off.
     """
-    from nfqlb.model import parse_real, parse_seconds, parse_vip
+    from nfqlb.model import parse_real, parse_vip
 
     env: Env = context.obj
     key = parse_vip(vip)
     director = client(env, api, name)
-    drain = director.drain(str(key), str(parse_real(real, key)), parse_seconds("--timeout", timeout), keep)
+    drain = director.drain(str(key), str(parse_real(real, key)), timeout, keep)
     if no_wait:
         click.echo(_progress(drain))
         return

@@ -33,6 +33,13 @@ def check_text(word: str) -> None:
             raise ConfigError("argument", word.encode(errors="replace").decode(), "is not UTF-8 text") from None
 
 
+def seconds(_: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    """Read the value of an option as a time, with its unit or without, as in the file: 90, 90s, 5m, 2h, 1d."""
+    from nfqlb.model import parse_seconds
+
+    return None if text is None else parse_seconds(option.opts[0], text)
+
+
 def director_options(function: F) -> F:
     """--api and --name, for every command that speaks to a director."""
     api = click.option("--api", metavar="SOCKET", help="The API socket of the director [default: from --name].")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nfqlb.cli.env import Env, director_name, director_options, socket_path
+from nfqlb.cli.env import Env, director_name, director_options, seconds, socket_path
 from nfqlb.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     "--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server of every --vip; repeats."
 )
 @click.option("--scheduler", metavar="NAME", help="How connections are spread, as in IPVS [default: wlc].")
-@click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its real server for so long.")
+@click.option(
+    "--persistent", callback=seconds, metavar="TIME", help="5m, 2h: how long a client stays with its real server."
+)
 @click.option(
     "--no-server", metavar="icmp|reset|drop", help="The answer where no real server takes connections [default: icmp]."
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nfqlb.cli.env import Env, change_options, client, known_vips
+from nfqlb.cli.env import Env, change_options, client, known_vips, seconds
 
 
 @click.group("service")
@@ -27,7 +27,7 @@ def command() -> None:
 @click.option(
     "--flag", "flags", multiple=True, metavar="FLAG", help="count-total, sh-fallback, sh-port and so on; repeats."
 )
-@click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server for so long.")
+@click.option("--persistent", callback=seconds, metavar="TIME", help="5m, 2h: how long a client stays with its server.")
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @click.option("--persistence-engine", metavar="NAME", help="With it: sip keeps calls together, not clients.")
 @click.option(
@@ -37,10 +37,12 @@ def command() -> None:
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything [default: 0].")
 @click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established [default: yes].")
 @click.option(
-    "--timeout", "timeouts", multiple=True, metavar="NAME=SECONDS", help="Of its own, as in [timeouts]; repeats."
+    "--timeout", "timeouts", multiple=True, metavar="NAME=TIME", help="Of its own, as in [timeouts]; repeats."
 )
 @click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
-@click.option("--slow-start", type=int, metavar="SECONDS", help="In which a server works up to its weight; 0: none.")
+@click.option(
+    "--slow-start", callback=seconds, metavar="TIME", help="30s, 2m: in which a server works up to its weight."
+)
 @click.option("--maglev-size", type=int, metavar="PRIME", help="Places of mh's table, 251 to 655373 [4093].")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
 @change_options
@@ -96,7 +98,9 @@ def add(
 @click.option(
     "--flag", "flags", multiple=True, metavar="FLAG", help="All the flags that it is to have; repeats; '' for none."
 )
-@click.option("--persistent", type=int, metavar="SECONDS", help="A client stays with its server so long; 0 ends it.")
+@click.option(
+    "--persistent", callback=seconds, metavar="TIME", help="5m, 2h: how long a client stays with its server; 0 ends it."
+)
 @click.option("--netmask", type=int, metavar="LENGTH", help="With it: clients of one prefix are one client.")
 @click.option("--persistence-engine", metavar="NAME", help="With it: sip keeps calls together; '': clients.")
 @click.option("--quiescent", metavar="keep|move", help="With it: at weight 0 its clients stay, or leave.")
@@ -104,10 +108,12 @@ def add(
 @click.option("--mss", type=int, metavar="BYTES", help="What a SYN may announce at most; 0: anything.")
 @click.option("--offload/--no-offload", default=None, help="The kernel may forward what is established.")
 @click.option(
-    "--timeout", "timeouts", multiple=True, metavar="NAME=SECONDS", help="All that it is to have of its own; repeats."
+    "--timeout", "timeouts", multiple=True, metavar="NAME=TIME", help="All that it is to have of its own; repeats."
 )
 @click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
-@click.option("--slow-start", type=int, metavar="SECONDS", help="In which a server works up to its weight; 0: none.")
+@click.option(
+    "--slow-start", callback=seconds, metavar="TIME", help="30s, 2m: in which a server works up to its weight."
+)
 @click.option("--maglev-size", type=int, metavar="PRIME", help="Places of mh's table, 251 to 655373 [4093].")
 @change_options
 @click.pass_obj

@@ -30,14 +30,14 @@ def persistence(
     if seconds is None and before is None:
         for field, value in chosen.items():
             name = "persistence-engine" if field == "engine" else field
-            raise ConfigError(name, value, "means nothing without persistence", "give --persistent SECONDS, too")
+            raise ConfigError(name, value, "means nothing without persistence", "give --persistent TIME, too")
         return None
     timeout = {} if seconds is None else {"timeout": seconds}
     return Persistence(**{**(before or {}), **timeout, **chosen})
 
 
 def own_timeouts(texts: Sequence[str]) -> OwnTimeouts | None:
-    """Read NAME=SECONDS, as often as it is there."""
+    """Read NAME=TIME, as often as it is there."""
     found: dict[str, int] = {}
     for text in texts:
         name, _, value = text.partition("=")
