@@ -39,7 +39,7 @@ def take() -> Claim:
     sweep()
     claim = Claim(f"t{os.getpid()}-{next(_numbers)}", Path(tempfile.mkdtemp(prefix="nfqlb-netns-")))
     owner = {"pid": os.getpid(), "start": _start_time(os.getpid()), "folder": str(claim.folder)}
-    with _locked():
+    with locked():
         (CLAIMS / claim.tag).write_text(json.dumps(owner))
     return claim
 
@@ -59,7 +59,7 @@ def release(claim: Claim) -> None:
 def sweep() -> list[str]:
     """Release every claim whose owner is gone; the tags."""
     swept = []
-    with _locked():
+    with locked():
         for path in sorted(CLAIMS.iterdir()):
             if path.name == ".lock":
                 continue
@@ -79,7 +79,8 @@ def namespaces() -> list[str]:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
+def locked() -> Iterator[None]:
+    """Nobody takes or sweeps a claim meanwhile, in whatever process."""
     CLAIMS.mkdir(exist_ok=True)
     with (CLAIMS / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -7,9 +7,6 @@ connections in a row go to every server, in any order.
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,17 +18,18 @@ from netns.host import alive
 from netns.tiers import Tiers
 from netns.topology import Net
 from tests import sizes
+from tests.netns.test_topology import crashed
 from tests.netns.watch import Watch
 
 ROUND = {"s1": 3, "s2": 2, "s3": 1}
 ROUNDS = sum(ROUND.values())
 
 CRASH = """
-import os, signal
+import signal
 from netns.tiers import Tiers
 net = Tiers(servers=1).__enter__()
 print(net.claim.tag, net.claim.folder, *(p.pid for host in net.hosts for p in host.processes), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+signal.pause()
 """
 
 
@@ -117,10 +115,8 @@ def test_all_servers_serve_what_is_on_the_storage(
 
 
 def test_a_crash_leaves_no_mount_and_no_process() -> None:
-    done = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, timeout=60)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    tag, folder, *pids = done.stdout.split()
-    assert all(alive(int(pid)) for pid in pids)
+    with crashed(CRASH) as (tag, folder, *pids):
+        assert all(alive(int(pid)) for pid in pids)
     with Net(servers=1, web=False):
         pass
     assert not any(alive(int(pid)) for pid in pids)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,28 @@ from netns.topology import Net
 from netns.wiring import endpoint
 
 CRASH = """
-import os, signal
+import signal
 from netns.topology import Net
 net = Net(servers=2, echo=True).__enter__()
-print(net.claim.tag, net.claim.folder, net.servers[0].nginx.pid, flush=True)
 open(f"/dev/shm/nfqlb-{net.claim.tag}", "w").close()
-os.kill(os.getpid(), signal.SIGKILL)
+print(net.claim.tag, net.claim.folder, net.servers[0].nginx.pid, flush=True)
+signal.pause()
 """
+
+
+@contextmanager
+def crashed(script: str) -> Iterator[list[str]]:
+    """Kill the script once it has said a line: its words. Until the block ends no test beside this one sweeps up."""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            words = process.stdout.readline().split()
+            with claim.locked():
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+                yield words
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -78,11 +94,9 @@ def test_a_changed_sysctl_and_rule_are_seen_in_the_state(make_net: Callable[...,
 
 
 def test_a_crash_leaves_nothing_after_the_next_start() -> None:
-    done = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, timeout=30)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    tag, folder, nginx = done.stdout.split()
-    assert any(name.startswith(f"{tag}-") for name in claim.namespaces())
-    assert alive(int(nginx))
+    with crashed(CRASH) as (tag, folder, nginx):
+        assert any(name.startswith(f"{tag}-") for name in claim.namespaces())
+        assert alive(int(nginx))
     with Net(servers=1, web=False):
         pass
     assert not any(name.startswith(f"{tag}-") for name in claim.namespaces())
