@@ -128,7 +128,7 @@ class Director(Host):
     def director_pid(self) -> int:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        found = [int(pid) for pid in children if b"nfqlb.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        found = [int(pid) for pid in children if b"nfqlb.daemon" in _command(pid)]
         if len(found) != 1:
             raise CommandError(f"the holder {self.process.pid} has {len(found)} directors:\n{self.process.text}")
         return found[0]
@@ -148,3 +148,11 @@ class Director(Host):
             if time.monotonic() > end:
                 raise CommandError(f"process {pid} still runs {timeout} s after it should have ended")
             time.sleep(0.01)
+
+
+def _command(pid: str) -> bytes:
+    """Nothing where it has ended meanwhile, as what a holder starts for a moment does."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

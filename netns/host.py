@@ -24,12 +24,17 @@ class CommandError(RuntimeError):
     """A command in a namespace failed: which, where, and what it said."""
 
 
+def state(pid: int) -> str:
+    """R where it has something to do, S where it waits, and so on (proc(5)); X where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
 def alive(pid: int) -> bool:
     """Whether the process still runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    return state(pid) not in "ZX"
 
 
 def until(reached: Callable[[], bool], timeout: float, otherwise: Callable[[], str]) -> None:
@@ -73,10 +78,13 @@ class Process:
     def says(self, line: str, timeout: float = 30.0) -> None:
         """Wait until the program prints a line that begins so; fail when it ends or takes longer."""
         end = time.monotonic() + timeout
-        while not any(text.startswith(line) for text in self.text.splitlines()):
-            if not self.running or time.monotonic() > end:
-                state = f"ended with {self.wait()}" if not self.running else f"took more than {timeout} s"
-                raise CommandError(f"{' '.join(self.argv)}\n{state} and never said {line!r}:\n{self.text}")
+        while True:
+            running = self.running  # looked at first: all that was said before the end is there after it
+            if any(text.startswith(line) for text in self.text.splitlines()):
+                return
+            if not running or time.monotonic() > end:
+                how = f"took more than {timeout} s" if running else f"ended with {self.wait()}"
+                raise CommandError(f"{' '.join(self.argv)}\n{how} and never said {line!r}:\n{self.text}")
             time.sleep(0.01)
 
     def wait(self, timeout: float = 10.0) -> int:
@@ -224,6 +232,8 @@ class Host:
         try:
             process.says("tcpdump: listening on")
             yield path
-            time.sleep(0.1)  # tcpdump drops what it has not read yet when it is told to end
+            time.sleep(0.1)
+            # tcpdump drops what it has not read yet when it is told to end
+            until(lambda: state(process.pid) in "SZX", 10, lambda: "tcpdump goes on and on")
         finally:
             process.end(signal.SIGINT)
