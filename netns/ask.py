@@ -2,7 +2,8 @@
 
 hold ADDRESS PORT COUNT      opens connections to netns.echo and prints a list of [server, client address]; then, for
                              every line on standard input, sends it on all of them and prints how many repeated it
-probe URL INTERVAL           one request on a new connection every INTERVAL seconds, until ended: [monotonic time, ok]
+probe URL INTERVAL PATIENCE  one request on a new connection every INTERVAL seconds, until ended: [monotonic time, ok];
+                             no step of one may take more than PATIENCE seconds
 udp ADDRESS PORT SIZE SOURCE,...  a datagram from each of these ports: [server, client address] or null
 again ADDRESS PORT COUNT SOURCE  that many requests of a page from one source port, each on a new connection that the
                              server closes: [server, client address, seconds that it took to connect]
@@ -54,13 +55,14 @@ def hold(address: str, port: str, count: str) -> None:
         say(len(all_say(line)))
 
 
-def probe(url: str, interval: str) -> None:
+def probe(url: str, interval: str, patience: str) -> None:
     parts = urlsplit(url)
     request = f"GET {parts.path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n".encode()
+    end = parts.hostname or "", parts.port or 80
     while True:
         started = time.monotonic()
         answer = b""
-        with suppress(OSError), socket.create_connection((parts.hostname or "", parts.port or 80), 0.25) as connection:
+        with suppress(OSError), socket.create_connection(end, float(patience)) as connection:
             connection.sendall(request)
             while data := connection.recv(65536):
                 answer += data

@@ -143,10 +143,15 @@ class Held:
 
 
 class Probe:
-    """A request on a new connection every `interval` seconds, with its time, so that an outage can be measured."""
+    """A request on a new connection every `interval` seconds, with its time, so that an outage can be measured.
 
-    def __init__(self, client: Host, url: str, interval: float = 0.05) -> None:
-        self.process = client.spawn([*ASK, "probe", url, str(interval)], log="probe.log")
+    PATIENCE is for tests: a machine may pause, but a SYN that was lost comes again after a second.
+    """
+
+    PATIENCE = 0.9
+
+    def __init__(self, client: Host, url: str, interval: float = 0.05, patience: float = 0.25) -> None:
+        self.process = client.spawn([*ASK, "probe", url, str(interval), str(patience)], log="probe.log")
 
     def wait(self, count: int = 5, timeout: float = 10.0) -> None:
         """Return when that many requests are over."""
