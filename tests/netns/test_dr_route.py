@@ -145,9 +145,12 @@ def test_a_vip_that_becomes_local_gets_frames(net: Net, diverter: list[str]) -> 
     assert reasons(net)["routed"] > 0
     net.director.ip(f"address delete {net.vip()}/32 dev lo")
     until(lambda: len(rules(net)) == 3)
-    time.sleep(0.1)
-    spread(net, 4)
-    assert reasons(net)["marked"] > before["marked"]
+
+    def marked() -> bool:
+        spread(net, 4)
+        return reasons(net)["marked"] > before["marked"]
+
+    until(marked)
 
 
 def test_servers_come_and_go_while_packets_flow(net: Net) -> None:
@@ -159,7 +162,7 @@ def test_servers_come_and_go_while_packets_flow(net: Net) -> None:
     wrk = load.Wrk(net.client, net.url(), connections=20, seconds=3, keepalive=False)
     for port in ("80/tcp", "7/udp"):
         net.director.cli("real", "edit", service(net, 4, port), first, "--weight", "0")
-    time.sleep(0.2)
+    until(lambda: net.director.real(f"{first}:80")["active"] == 0)
     for port in ("80/tcp", "7/udp"):
         net.director.cli("real", "delete", service(net, 4, port), first)
         net.director.cli("real", "add", service(net, 4, port), third)
@@ -222,7 +225,7 @@ def test_rules_and_routes_that_somebody_removes_come_back(net: Net) -> None:
         net.director.run(["ip", f"-{family}", "rule", "delete", "pref", "900"])
         net.director.run(["ip", f"-{family}", "route", "delete", "default", "table", str(110_000 + LAST[family])])
     until(lambda: rules(net) == made)
-    assert "were not routed to the real server" in net.director.process.text  # type: ignore[union-attr]
+    until(lambda: "were not routed to the real server" in net.director.process.text)  # type: ignore[union-attr]
     for family in FAMILIES:
         until(lambda: len(rules(net, 6)) == 3)
         spread(net, family)
@@ -250,7 +253,7 @@ def test_a_server_that_is_gone_is_told_to_the_client_by_the_kernel(make_net: Cal
     server = net.servers[0]
     spread(net, 4, "1")
     server.ip("link set eth0 down")
-    until(lambda: "no answer to ARP or ND" in net.director.process.text, 10)  # type: ignore[union-attr]
+    until(lambda: "no answer to ARP or ND" in net.director.process.text)  # type: ignore[union-attr]
     until(lambda: "EHOSTUNREACH" in attempt(net.client, "SOCK_STREAM", net.vip(), 80))
     assert "no_neighbour" not in reasons(net)
     server.ip("link set eth0 up", f"route replace default via {INSIDE.at(254).v4}")
