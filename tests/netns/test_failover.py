@@ -53,10 +53,11 @@ def test_the_master_is_cut_off_and_comes_back(mode: str) -> None:
 
 SYNC = '[sync]\nrole = "both"\ninterface = "eth0"\nid = 7\n'
 BOTH = 40  # connections to two directors
-SLOWLY = 4  # seconds that a download takes
+SLOWLY = 8  # seconds that a download takes
 
 
 DELAY = 2  # seconds that who comes back leaves the VIPs where they are
+UNHURRIED = "0.5"  # seconds between adverts: a machine that pauses for one is not taken for dead
 
 
 def link_local(director: Director) -> str:
@@ -120,8 +121,8 @@ def everywhere(net: Pair, count: int) -> None:
 def test_a_director_dies_and_is_back_in_time_or_is_not() -> None:
     with Pair() as net:
         first, second = net.directors
-        net.start_one(first, net.services(), priority="150", patience="20")
-        net.start_one(second, net.services(), patience="0.3")
+        net.start_one(first, net.services(), priority="150", interval=UNHURRIED, patience="20")
+        net.start_one(second, net.services(), interval=UNHURRIED, patience="0.3")
         net.role(first, "master")
         net.role(second, "backup")
         as_it_was = second.show("daemon")["ha"]["changes"]
@@ -150,7 +151,7 @@ def test_a_director_dies_and_is_back_in_time_or_is_not() -> None:
         assert keepalived.read_text() == kept, "the VIPs went with the director that handed over"
         has_alone(net, "d2")
         serves(net)
-        net.start_one(first, net.services(), priority="150", preempt="false")
+        net.start_one(first, net.services(), priority="150", interval=UNHURRIED, preempt="false")
         net.role(first, "backup")
         has_alone(net, "d2")
         second.kill_both()
@@ -191,7 +192,7 @@ def test_without_named_peers_one_joins_its_machines_keepalived_and_who_is_back_w
         has_alone(net, "d")
         serves(net)
         back, master = [at for at, what in turns(first) if what != "fault"][-2:]
-        assert master - back >= DELAY
+        assert master - back > DELAY - 0.5, "at once, but for when each was heard of"
 
         assert second.stop() == 0
         assert not net.has_vip(second)
