@@ -30,7 +30,7 @@ def test_a_scheduler_in_python_is_chosen_exchanged_refused_and_watched(net: Net,
     vip = net.service()
     script.write_text(PICK.format("servers[1]"))
     net.director.nfqlb("--mode", net.mode, "--vip", vip, *net.reals(), "--scheduler", "rr")
-    service = ("service", "edit", vip, "--scheduler", str(script))
+    service = ("service", "edit", vip, "--budget", "100000", "--scheduler", str(script))
 
     net.director.cli(*service, "--shadow", "rr")
     assert served(net) == {"s2": 6}

@@ -56,7 +56,7 @@ def start(net: Net, *args: str, wrapper: Sequence[str] = (), **env: str) -> None
 def check_traffic(net: Net) -> None:
     """Soon: a neighbour that was not there is asked for again when the last question has failed."""
     expected, seen = [(name, "10.1.1.2") for name in ("s1", "s1", "s2", "s2")], list[tuple[str, str]]()
-    end = time.monotonic() + 5
+    end = time.monotonic() + 20
     while seen != expected and time.monotonic() < end:
         with suppress(CommandError):
             seen = sorted(load.whoami(net.client, net.url(), 4))
