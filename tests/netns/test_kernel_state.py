@@ -365,7 +365,7 @@ def test_require(host: Host, plan: Plan, tmp_path: Path) -> None:
         said = run_require(host, ["env", f"PATH={folder}"], plan)
         assert said == f"MissingError the program {name} is not there: apt install iptables ipset"
     said = run_require(host, [], replace(plan, vip_dev="nosuch"))
-    assert said.startswith("ConfigError --vip-dev 'nosuch': is not an interface")
+    assert said.startswith("ConfigError vip_dev 'nosuch': is not an interface")
 
 
 def test_read_only_sysctls_are_named(host: Host, plan: Plan) -> None:
