@@ -245,7 +245,9 @@ def _reached(servers: set[str]) -> tuple[dict[bytes, str], set[str]]:
     """The link-layer addresses of the servers on our links, and which answer nothing."""
     end = time.monotonic() + PATIENCE
     found = neighbours.hops(servers)
-    while servers - found.keys() and time.monotonic() < end:
+    late = False
+    while servers - found.keys() and not late:
+        late = time.monotonic() >= end  # and what came meanwhile counts, where this process was
         time.sleep(0.02)
         found = neighbours.hops(servers)
     return {hop.destination: server for server, hop in found.items() if hop.destination}, servers - found.keys()

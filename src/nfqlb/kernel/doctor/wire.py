@@ -14,13 +14,14 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 
 from nfqlb.kernel.announce import ARP, ARPHRD_ETHER, IPV6, checksum, discovery
 from nfqlb.model import family
 
 PATIENCE = 0.25  # seconds
+LATE = 1000  # packets of a socket that may wait after that
 KINDS = {4: ARP, 6: IPV6}
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PROBE = 10, 23, 3  # IP_PMTUDISC_PROBE: DF, whatever is known of the path
 SIZES = (9000, 4000, 1500, 1492, 1480, 1476, 1460, 1450, 1420, 1400, 1350, 1280)
@@ -41,13 +42,11 @@ def who_has(places: Collection[tuple[str, str]]) -> dict[str, set[bytes]]:
                 asked[sock] = {address for on, address in places if on == device and family(address) == version}
                 for address in asked[sock]:
                     sock.send(_question(mac, address))
-        end = time.monotonic() + PATIENCE
-        while asked and (left := end - time.monotonic()) > 0:
-            for sock in select.select(list(asked), [], [], left)[0]:
-                frame, about = sock.recvfrom(2048)
-                claim = _answer(frame) if about[2] != socket.PACKET_OUTGOING else None
-                if claim and claim[0] in asked[sock]:
-                    answers.setdefault(claim[0], set()).add(claim[1])
+        for sock in _hearing(asked):
+            frame, about = sock.recvfrom(2048)
+            claim = _answer(frame) if about[2] != socket.PACKET_OUTGOING else None
+            if claim and claim[0] in asked[sock]:
+                answers.setdefault(claim[0], set()).add(claim[1])
     return answers
 
 
@@ -73,15 +72,25 @@ def _echoes(sizes: Mapping[str, int]) -> dict[str, int]:
                     sockets[family(server)].sendto(_echo(family(server), size, identifier), (server, 0))
                 except OSError:
                     break  # longer than the device takes, or no way there
-        end = time.monotonic() + PATIENCE
-        while (left := end - time.monotonic()) > 0:
-            for sock in select.select(list(sockets.values()), [], [], left)[0]:
-                packet, peer = sock.recvfrom(65535)
-                size = _reply(sock.family, packet, identifier)
-                if size:
-                    server = str(ipaddress.ip_address(peer[0]))
-                    heard[server] = max(size, heard.get(server, 0))
+        for sock in _hearing(sockets.values()):
+            packet, peer = sock.recvfrom(65535)
+            size = _reply(sock.family, packet, identifier)
+            if size:
+                server = str(ipaddress.ip_address(peer[0]))
+                heard[server] = max(size, heard.get(server, 0))
     return heard
+
+
+def _hearing(sockets: Collection[socket.socket]) -> Iterator[socket.socket]:
+    """A socket for each packet that comes within PATIENCE; then for those that wait, where this process was late."""
+    end, late = time.monotonic() + PATIENCE, 0
+    while sockets and late < LATE:
+        left = max(0.0, end - time.monotonic())
+        ready = select.select(list(sockets), [], [], left)[0]
+        yield from ready
+        if not left and not ready:
+            return
+        late += not left
 
 
 def _question(mac: bytes, address: str) -> bytes:
