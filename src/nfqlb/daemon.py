@@ -7,6 +7,11 @@ to the next one, so this process must not run destructors that unbind queues: `o
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # what is loaded stays: until the director is ready, there is nothing to find
+
 import argparse
 import asyncio
 import contextlib
@@ -234,6 +239,8 @@ def main(argv: Sequence[str]) -> int:
             os.write(arguments.ready_fd, READY)
 
     def ready() -> None:
+        gc.freeze()
+        gc.enable()
         voice.ready()
         tell()
         if not watched:

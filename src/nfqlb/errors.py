@@ -39,6 +39,7 @@ OURS = {  # what ipvsadm, keepalived, HAProxy and Envoy call it
     "timeout": "connect_timeout",
     "fall": "retry",
     "sorry": "sorry_server",
+    "address": "ip host port",
     "upper": "u_threshold maxconn",
     "lower": "l_threshold",
     "slow_start": "slowstart",
@@ -73,13 +74,15 @@ def meant(word: str, known: Collection[str]) -> str:
 
 
 class ConfigErrors(NfqlbError):
-    """All that is wrong with one file, in the order of its lines; a line of text each."""
+    """All that is wrong with one file, in the order of its lines; a line of text each, of the first TOLD."""
 
+    TOLD = 100
     exit_code = 2
 
     def __init__(self, errors: Iterable[ConfigError]) -> None:
         self.errors = tuple(errors)
-        super().__init__("\n".join(map(str, self.errors)))
+        more = len(self.errors) - self.TOLD
+        super().__init__("\n".join([*map(str, self.errors[: self.TOLD]), *([f"and {more} more"] if more > 0 else [])]))
 
 
 class ConflictError(NfqlbError):

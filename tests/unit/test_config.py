@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import tomllib
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from nfqlb.config import file
 from nfqlb.config.schema import WORDS, schema
 from nfqlb.config.toml import (
     ANSWERS,
@@ -599,3 +602,27 @@ def test_what_is_wrong_with_sync_is_named(line: str, problem: str) -> None:
 def test_sync_is_written_as_it_was_read() -> None:
     text = '[sync]\nrole = "backup"\nid = 7\npeers = [\n    "192.0.2.1",\n]\n'
     assert dumps(loads(text, "f.toml")) == f"service = []\n\n{text}"
+
+
+def test_of_very_many_mistakes_the_first_are_told_and_how_many_more_there_are() -> None:
+    with pytest.raises(ConfigErrors) as refused:
+        loads("[[service]]\nvip = 'x'\n" * 150, "file.toml")
+    assert len(refused.value.errors) == 150
+    *told, last = str(refused.value).splitlines()
+    assert (len(told), last) == (100, "and 50 more")
+
+
+def test_a_file_is_read_without_a_look_for_garbage_which_goes_on_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def collecting(*_: object, **__: object) -> None:
+        seen.append(gc.isenabled())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(file, "loads", collecting)
+    (tmp_path / "nfqlb.toml").write_text("")
+    with pytest.raises(ZeroDivisionError):
+        file.read(str(tmp_path / "nfqlb.toml"))
+    assert (seen, gc.isenabled()) == ([False], True)
