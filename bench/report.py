@@ -36,6 +36,10 @@ BARS: list[tuple[str, str, str, float | None]] = [  # measure, way, its peer, at
     ("bulk", "nat-bpf", "nft", 1.05),
     ("bulk", "nat-bpf", "haproxy2", 2.1),
     ("connections", "nat-bpf", "haproxy2", 1.25),
+    # what the programs and the memory of a machine let any balancer reach
+    ("bulk", "ends", "haproxy2", None),
+    ("bulk", "nat-bpf", "ends", None),
+    ("connections", "nat-bpf", "ends", None),
     # every packet through the queue
     ("udp", "dr", "plain", None),
     ("udp", "dr-local", "plain", None),

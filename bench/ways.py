@@ -53,6 +53,16 @@ listen port-{port}
 """
 
 
+def ends(way: Way) -> list[int]:
+    """No director: a cable from the client to each real server."""
+    way.targets = []
+    for number, server in enumerate(way.servers, 1):
+        net = f"10.3.{number}"
+        cable(way.sender, f"end-s{number}", f"{net}.1", server, "end-c", f"{net}.2")
+        way.targets.append(f"{net}.2")
+    return []
+
+
 def plain(way: Way) -> list[int]:
     """The client addresses the real servers, the director's kernel forwards."""
     way.targets = way.reals
@@ -198,6 +208,7 @@ class Peer(NamedTuple):
 
 
 PEERS = {
+    "ends": Peer("no director, a cable", ends, "udp"),
     "plain": Peer("plain forwarding", plain),
     "nft": Peer("nftables DNAT", nft),
     "iptables": Peer("iptables DNAT", iptables),
