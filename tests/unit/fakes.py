@@ -49,18 +49,18 @@ class FakeDraining(Draining):
     """One connection less each time somebody looks; then the drain ends as `end` says."""
 
     end = "empty"
-    shown: list[DrainView]
+    shown: tuple[DrainView, ...] = ()
 
     async def begin(self, key: Key, real: Real, seconds: float, keep: bool, revision: int | None = None) -> DrainView:
         await self._host.change(lambda intent: drains.quiesce(intent, key, real), revision)
-        self.shown = [DrainView(str(key), str(real), "draining", 1, 2, int(seconds), keep)]
+        self.shown = (DrainView(str(key), str(real), "draining", 1, 2, int(seconds), keep),)
         return self.shown[0]
 
     def views(self) -> list[DrainView]:
-        self.shown = [
+        self.shown = tuple(
             replace(one, active=one.active - 1) if one.active else replace(one, phase=self.end) for one in self.shown
-        ]
-        return self.shown
+        )
+        return [*self.shown]
 
 
 class FakeDirector:
