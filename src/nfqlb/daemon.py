@@ -223,6 +223,7 @@ def main(argv: Sequence[str]) -> int:
         os.set_blocking(arguments.ready_fd, False)
         if arguments.go_fd is not None:
             rehearse(config, arguments)
+            gc.collect()  # what only the rehearsal had; the predecessor serves meanwhile
             os.write(arguments.ready_fd, PREPARED)
             if not os.read(arguments.go_fd, 16):  # the predecessor goes on
                 return 1

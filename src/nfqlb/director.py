@@ -85,7 +85,6 @@ SWITCH_SECONDS = 0.0005  # that the data path waits for Python at most, where it
 HANDSHAKE_SECONDS = 0.05  # between looks at how clients fare
 HANDSHAKE_PAUSE = 9  # times as long as a look took, at least: ten thousand servers do not take a CPU
 OBSTACLE_SECONDS = 30.0  # after which a director may be master although sync cannot begin: better broken than gone
-RESYNC_SECONDS = 10.0  # between looks whether sync has failed
 STEP_SECONDS = 0.1  # between looks whether sync has brought all connections
 BEAT_SECONDS = 1.0  # between signs of life
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -289,14 +288,6 @@ class Director:
         self._syncing = Syncing(self._mirror, self._table.capacity, sync, clock.boottime)
         self._syncing.start()
 
-    async def _mind_sync(self) -> NoReturn:
-        """Begin sync anew where an error of ours ended it."""
-        while True:
-            await asyncio.sleep(RESYNC_SECONDS)
-            async with self._lock:
-                if self._syncing and self._syncing.failed:
-                    await asyncio.to_thread(self._sync, None, self.state.intent)
-
     def syncing(self) -> dict[str, object] | None:
         """How sync fares; None where there is none."""
         return self._syncing.status() if self._syncing else None
@@ -340,7 +331,7 @@ class Director:
         self.notices.start()
         minding = [self._mind_kernel(), self._mind_neighbours(), self._mind_health(), self._mind_handshakes()]
         minding += [self._mind_rates(), self._mind_slots(), self._mind_state(), self._mind_pending()]
-        minding += [self._mind_advisors(), self._mind_sync(), self.draining.mind(), *self._upkeep.minding()]
+        minding += [self._mind_advisors(), self.draining.mind(), *self._upkeep.minding()]
         minding += [self._beat(alive)] if alive else []
         minding += [self._mind_next_hops(self._offloading)] if self._offloading else []
         minders: list[asyncio.Task[None]] = [asyncio.create_task(one) for one in minding]

@@ -70,7 +70,8 @@ class Draining:
 
     def views(self) -> list[DrainView]:
         """Those that go on, and how the others ended."""
-        return [*self._ended.values(), *(self._view(one, Phase.DRAINING) for one in self._host.state.drains)]
+        going = {(one.service, one.real): self._view(one, Phase.DRAINING) for one in self._host.state.drains}
+        return [*(view for end, view in self._ended.items() if end not in going), *going.values()]
 
     async def mind(self) -> NoReturn:
         while True:
@@ -95,6 +96,8 @@ class Draining:
         def without(before: State) -> tuple[Drain, ...]:
             nonlocal found
             found = drain in before.drains
+            if found:  # shown once the drain is out of the state
+                self._ended[drain.service, drain.real] = view
             return tuple(one for one in before.drains if one != drain)
 
         if phase in (Phase.EMPTY, Phase.DEADLINE) and not drain.keep:
@@ -103,7 +106,6 @@ class Draining:
             await host.keep(drains=without)
         if not found:
             return
-        self._ended[drain.service, drain.real] = view
         while len(self._ended) > ENDS:
             del self._ended[next(iter(self._ended))]
         log.info("drain of %s, a real server of %s: %s", drain.real, drain.service, phase)

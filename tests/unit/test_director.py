@@ -23,6 +23,7 @@ from nfqlb import clock, director, state
 from nfqlb.advising import Advisors
 from nfqlb.control import compile, registry
 from nfqlb.control.compile import Compiler, unpacked
+from nfqlb.control.reconcile import Step
 from nfqlb.director import Director
 from nfqlb.errors import ConfigError, KernelError, MissingError, NotFoundError, UnreachableError
 from nfqlb.handover import LETS_GO
@@ -100,9 +101,6 @@ class Fakes:
     def publish(self, snapshot: object) -> None:
         self.step("publish")
         self.published = snapshot
-
-    def announce(self, *_: int, spares_children: bool) -> None: ...
-    def fall_silent(self) -> None: ...
 
     def stand_by(self, on: bool) -> None:
         self.standby = on
@@ -738,6 +736,19 @@ def test_a_drained_server_leaves_with_its_last_connection(made: Made, keep: bool
     assert made.saved().intent == made.director.intent()
 
 
+def test_who_asks_while_a_drain_ends_hears_how(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[list[str]] = []
+
+    def steps(*_: object) -> list[Step]:  # of the change that takes the server out, when it is done
+        heard.append([one.phase for one in made.director.draining.views()])
+        return []
+
+    drain(made)
+    monkeypatch.setattr(director, "steps", steps)
+    assert look(made) == ("empty", -1)
+    assert heard == [["empty"]]
+
+
 def test_a_drain_ends_when_time_is_up(made: Made) -> None:
     made.fakes.loads = {11: (1, 2)}
     drain(made, seconds=0)
@@ -863,37 +874,6 @@ def test_who_cannot_sync_may_be_master_after_a_while_and_who_is_not_in_step_yet_
 
     asyncio.run(minded())
     assert [lacks in line for line in caplog.messages] == [True] * bool(lacks)
-
-
-def test_sync_that_an_error_of_ours_ended_begins_anew(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[Sync] = []
-
-    class Ends:
-        failed, obstacle, ready = True, "", True
-
-        def __init__(self, mirror: object, capacity: int, sync: Sync, clock: object) -> None:
-            begun.append(sync)
-            self.failed = len(begun) < 3
-
-        def start(self) -> None: ...
-        def stop(self) -> None: ...
-        def look(self) -> None: ...
-
-    monkeypatch.setattr(director, "Syncing", Ends)
-    monkeypatch.setattr(director, "Mirror", lambda _: None)
-    monkeypatch.setattr(director, "require", lambda _: None)
-    monkeypatch.setattr(director, "RESYNC_SECONDS", 0.001)
-    sync = Sync(interface="lo")
-
-    async def minded() -> None:
-        await made.director.change(lambda intent: msgspec.structs.replace(intent, sync=sync))
-        minding = asyncio.ensure_future(made.director._mind_sync())
-        await until(lambda: len(begun) == 3)
-        await asyncio.sleep(0.02)
-        minding.cancel()
-
-    asyncio.run(minded())
-    assert begun == [sync] * 3  # and the third goes on
 
 
 # --- between changes and end ------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def command() -> None:
 )
 @click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
 @click.option(
-    "--slow-start", callback=seconds, metavar="TIME", help="30s, 2m: in which a server works up to its weight."
+    "--slow-start", callback=seconds, metavar="TIME", help="30s, 2m: in which a server works up to its weight; 0: none."
 )
 @click.option("--maglev-size", type=int, metavar="PRIME", help="Places of mh's table, 251 to 655373 [4093].")
 @click.option("--real", "reals", multiple=True, metavar="ADDR[:PORT][,weight=N]", help="A real server; repeats.")
@@ -112,7 +112,7 @@ def add(
 )
 @click.option("--connections-max", type=int, metavar="N", help="Connections that it may have; 0: any number.")
 @click.option(
-    "--slow-start", callback=seconds, metavar="TIME", help="30s, 2m: in which a server works up to its weight."
+    "--slow-start", callback=seconds, metavar="TIME", help="30s, 2m: in which a server works up to its weight; 0: none."
 )
 @click.option("--maglev-size", type=int, metavar="PRIME", help="Places of mh's table, 251 to 655373 [4093].")
 @change_options

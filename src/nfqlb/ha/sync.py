@@ -144,11 +144,6 @@ class Syncing:
         return self._failure if self._state in ("shut", "failed") else ""
 
     @property
-    def failed(self) -> bool:
-        """Whether an error of ours ended it; another one has to begin in its place."""
-        return self._state == "failed"
-
-    @property
     def ready(self) -> bool:
         """Whether it knows all connections that its peers know: one gave its whole table, or none is there."""
         return self._state in ("whole", "alone")
