@@ -470,6 +470,11 @@ class Director:
     def slots(self) -> Mapping[tuple[Key, str, int], int]:
         return self._compiler.slots
 
+    def load(self, key: Key, real: Real) -> tuple[int, int]:
+        """The connections that a real server has, active and inactive."""
+        slot = self._compiler.slots.get((key, real.address, real.port))
+        return (0, 0) if slot is None else self._table.load(slot)
+
     def info(self) -> dict[str, object]:
         config, seen = self.config, listeners()
         return {
@@ -869,11 +874,6 @@ class Director:
             except NfqlbError as error:
                 log.error("going back to what was before: %s", error)
                 await asyncio.sleep(REPAIR_SECONDS)
-
-    def load(self, key: Key, real: Real) -> tuple[int, int]:
-        """The connections that a real server has, active and inactive."""
-        slot = self._compiler.slots.get((key, real.address, real.port))
-        return (0, 0) if slot is None else self._table.load(slot)
 
     # --- where packets go ---------------------------------------------------------------------------------------------
 

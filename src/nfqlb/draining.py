@@ -62,15 +62,15 @@ class Draining:
         drain = Drain(str(key), str(real), clock.now() + seconds, keep)
 
         def added(before: State) -> tuple[Drain, ...]:
-            self._ended.pop((drain.service, drain.real), None)
-            return *(one for one in before.drains if not _same(one, drain)), drain
+            self._ended.pop(drain.end, None)
+            return *(one for one in before.drains if one.end != drain.end), drain
 
         await self._host.change(lambda intent: drains.quiesce(intent, key, real), revision, drains=added)
         return self._view(drain, Phase.DRAINING)
 
     def views(self) -> list[DrainView]:
         """Those that go on, and how the others ended."""
-        going = {(one.service, one.real): self._view(one, Phase.DRAINING) for one in self._host.state.drains}
+        going = {one.end: self._view(one, Phase.DRAINING) for one in self._host.state.drains}
         return [*(view for end, view in self._ended.items() if end not in going), *going.values()]
 
     async def mind(self) -> NoReturn:
@@ -97,7 +97,7 @@ class Draining:
             nonlocal found
             found = drain in before.drains
             if found:  # shown once the drain is out of the state
-                self._ended[drain.service, drain.real] = view
+                self._ended[drain.end] = view
             return tuple(one for one in before.drains if one != drain)
 
         if phase in (Phase.EMPTY, Phase.DEADLINE) and not drain.keep:
@@ -115,7 +115,3 @@ class Draining:
         left = max(0, round(drain.until - clock.now()))
         load = self._host.load(drain.key, drain.server)
         return DrainView(drain.service, drain.real, str(phase), *load, left, drain.keep)
-
-
-def _same(one: Drain, other: Drain) -> bool:
-    return (one.service, one.real) == (other.service, other.real)

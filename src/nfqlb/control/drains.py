@@ -35,6 +35,11 @@ class Drain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep: bool = False  # with weight 0, instead of being removed
 
     @property
+    def end(self) -> tuple[str, str]:
+        """Whose drain it is: a real server of a service has one at most."""
+        return self.service, self.real
+
+    @property
     def key(self) -> Key:
         return parse_vip(self.service)
 
